@@ -1,0 +1,41 @@
+# Everything below sets itself up: `make demo` and `make test` work on a fresh machine with Python 3.10+.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export BACKSWEEP_DATA ?= $(abspath ../shared/data)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint results clean
+help:            ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+
+demo: $(VENV)/.run   ## train a clean and a backdoored net on real digits, scan both
+	$(BIN)/backsweep demo --out demo-report
+
+test: $(VENV)/.dev lint   ## ruff, strict typing, all tests
+	@if [ -n "$$CI" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi || true
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+results: $(VENV)/.dev   ## remake docs/results/neural-cleanse.md from the real data (hours)
+	$(BIN)/backsweep zoo build plans/neural-cleanse.toml --workers 2
+	$(BIN)/backsweep bench run plans/neural-cleanse.toml --out docs/results/neural-cleanse.jsonl
+	$(BIN)/backsweep bench table docs/results/neural-cleanse.jsonl --out docs/results/neural-cleanse.md
+
+$(VENV)/.run: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) demo-report .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,39 @@
+"""Backsweep finds backdoors in trained neural networks, shows the trigger, and removes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backsweep.api import judge, scan
+    from backsweep.data import Data
+    from backsweep.errors import BacksweepError, BadInput
+    from backsweep.load import load
+    from backsweep.model import Model
+    from backsweep.report import Evidence, Finding, Report
+    from backsweep.trigger import Trigger
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "judge": "api", "scan": "api", "Data": "data", "BacksweepError": "errors", "BadInput": "errors",
+    "load": "load", "Model": "model", "Evidence": "report", "Finding": "report", "Report": "report",
+    "Trigger": "trigger",
+}  # fmt: skip
+__all__ = [
+    "BacksweepError", "BadInput", "Data", "Evidence", "Finding", "Model", "Report", "Trigger",
+    "judge", "load", "scan",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import backsweep` alone does not import torch."""
+    import importlib
+
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"backsweep.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in ("attacks", "detectors"):
+        return importlib.import_module(f"backsweep.{name}")
+    raise AttributeError(f"module 'backsweep' has no attribute {name!r}")

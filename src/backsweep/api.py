@@ -1,0 +1,240 @@
+"""`scan`: from a model and clean data to a report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import backsweep
+from backsweep.base import ModelDetector, derive_seed
+from backsweep.data import Data
+from backsweep.errors import BadInput
+from backsweep.load import load
+from backsweep.model import Model
+from backsweep.plugins import find, make
+from backsweep.report import Evidence, Note, Report, worst_first
+from backsweep.run import OnEvent, collect, run_key
+
+DEFAULT_DETECTORS = ("neural_cleanse",)
+EXAMPLES = 4
+
+
+def scan(
+    model: Model | nn.Module,
+    data: Any,
+    detectors: Sequence[str | ModelDetector] | str | ModelDetector | None = None,
+    alpha: float = 0.05,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    engine: str | None = None,
+    on_event: OnEvent | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> Report:
+    """Look for a backdoor in a model.
+
+    Args:
+        model: a `Model`, or any module over inputs in [0, 1] (its classes are then read from its
+            output).
+        data: clean samples: a `Data`, an (x, y) pair or a torch `Dataset`.
+        detectors: names or instances; None takes the default ones.
+        alpha: false-alarm rate that is accepted.
+        seed: of everything that is drawn.
+        device: where to compute; None takes a GPU when there is one.
+        engine: None computes in this process, the only way so far.
+        on_event: told about progress (`run.Event`).
+        out: folder for the report; a second scan with the same settings goes on where an
+            interrupted one stopped.
+
+    Raises:
+        BadInput: model, data or settings cannot be used.
+    """
+    if not 0 < alpha < 1:
+        raise BadInput(f"alpha {alpha} is not between 0 and 1")
+    if engine is not None:
+        raise BadInput(f"engine {engine!r} is not there; leave it out to compute in this process")
+    clock = time.perf_counter(), time.process_time()
+    data = Data.of(data)
+    model = as_model(model, data)
+    data.check(model)
+    methods = choose(detectors)
+    device = pick_device(device)
+    work = model.copy(device)
+    accuracy = work.accuracy(data.x, data.y)
+    report = Report(
+        model=_describe_model(model),
+        data={
+            "source": data.source, "sha256": data.digest, "samples": len(data),
+            "classes_present": int(data.y.unique().numel()), "clean_accuracy": accuracy,
+        },
+        settings={
+            "alpha": alpha, "seed": seed, "device": str(device),
+            "detectors": {m.name: m.settings() for m in methods},
+        },
+        versions={
+            "backsweep": backsweep.__version__, "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        examples=data.sample(EXAMPLES, derive_seed(seed, "examples")).x,
+    )  # fmt: skip
+    folder = Path(out) if out is not None else None
+    doubt = doubtful_accuracy(accuracy, data, model)
+    if doubt:
+        report.errors.append(Note("clean accuracy", doubt))
+    for method in [] if doubt else methods:
+        reason = method.applies(work, data)
+        if reason:
+            report.skipped.append(Note(method.name, reason))
+            continue
+        key = run_key(
+            model=model.digest, data=data.digest, detector=method.name, settings=method.settings(),
+            seed=seed, versions=report.versions, device=device.type, chunk=method.chunk(work),
+            preprocessing=[model.mean, model.std, model.layer],
+        )  # fmt: skip
+        begin = time.perf_counter(), time.process_time()
+        try:
+            for evidence in collect(method, work, data, seed, key, folder, on_event):
+                report.evidence.append(evidence)
+        except (RuntimeError, ArithmeticError, ValueError, TypeError) as e:
+            report.errors.append(Note(method.name, f"failed: {' '.join(str(e).split())[:300]}"))
+        report.timings[f"{method.name}_seconds"] = round(time.perf_counter() - begin[0], 3)
+        report.timings[f"{method.name}_cpu_seconds"] = round(time.process_time() - begin[1], 3)
+    judge(report)
+    report.timings["total_seconds"] = round(time.perf_counter() - clock[0], 3)
+    report.timings["total_cpu_seconds"] = round(time.process_time() - clock[1], 3)
+    if folder is not None:
+        report.save(folder)
+    return report
+
+
+def judge(report: Report, alpha: float | None = None) -> Report:
+    """Judge a report's evidence, again if need be, in place; needs neither model nor data.
+
+    Args:
+        report: with evidence.
+        alpha: another false-alarm rate than the one it was made with.
+    """
+    if alpha is not None:
+        report.settings["alpha"] = alpha
+    by_detector: dict[str, list[Evidence]] = {}
+    for e in report.evidence:
+        by_detector.setdefault(e.detector, []).append(e)
+    findings = []
+    for name, evidence in by_detector.items():
+        method = make(ModelDetector, name, report.settings["detectors"][name])
+        share = report.settings["alpha"] / len(by_detector)
+        findings += method.judge(evidence, report.model["classes"], share)
+    report.findings = worst_first(findings)
+    return report
+
+
+def configure(names: Sequence[str] | None, settings: Sequence[str]) -> list[ModelDetector]:
+    """Detectors from a command line: names and `NAME.FIELD=VALUE` settings.
+
+    Raises:
+        BadInput: no such detector or field, or a setting for a detector that was not asked for.
+    """
+    chosen = [find(ModelDetector, n).name for n in names or DEFAULT_DETECTORS]
+    options: dict[str, dict[str, str]] = {name: {} for name in chosen}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        name, dot, field = path.partition(".")
+        if not equals or not dot:
+            raise BadInput(f"setting {setting!r} is not NAME.FIELD=VALUE, e.g. neural_cleanse.steps=400")
+        name = find(ModelDetector, name).name
+        if name not in options:
+            raise BadInput(f"{setting!r} sets {name}, which does not run; add -d {name}")
+        options[name][field] = value
+    return [make(ModelDetector, name, given) for name, given in options.items()]
+
+
+def open_both(
+    model: str, data: str, *, shape: Sequence[int] | None = None, resize: bool = False, **settings: Any
+) -> tuple[Model, Data]:
+    """Load a model file and open clean data for it.
+
+    A file that says its own input shape decides how the data is read; a plain state dict takes the
+    shape of the data.
+
+    Args:
+        model, data: paths.
+        shape: of one input, if it is to be forced.
+        resize: resize images to the model's input; models that say so themselves need no asking.
+        settings: of `load`.
+    """
+    if settings.get("arch") and shape is None:
+        clean = Data.open(data, names=settings.get("labels"))
+        return load(model, **settings, data_shape=tuple(clean.x.shape[1:])), clean
+    loaded = load(model, **settings, shape=shape)
+    return loaded, Data.open(data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize)
+
+
+def as_model(model: Model | nn.Module, data: Data) -> Model:
+    """A `Model` as it is; a plain module with the shape of the data and the classes of its output."""
+    if isinstance(model, Model):
+        return model
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model is a {type(model).__name__}; give a backsweep.Model or a torch module")
+    return Model(model, tuple(data.x.shape[1:]), None)
+
+
+def choose(detectors: Sequence[str | ModelDetector] | str | ModelDetector | None) -> list[ModelDetector]:
+    """Instances of the detectors asked for, each at most once."""
+    if detectors is None:
+        detectors = DEFAULT_DETECTORS
+    elif isinstance(detectors, str | ModelDetector):
+        detectors = [detectors]
+    chosen = [d if isinstance(d, ModelDetector) else make(ModelDetector, d) for d in detectors]
+    names = [m.name for m in chosen]
+    if not names or len(set(names)) < len(names):
+        raise BadInput("name at least one detector, and each only once")
+    return chosen
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, else a GPU when there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as e:
+        raise BadInput(f"device {device!r} cannot be used here; try cpu or cuda") from e
+    return chosen
+
+
+def doubtful_accuracy(accuracy: float, data: Data, model: Model) -> str:
+    """Why the model cannot be judged on this data: it is at chance there. "" when it is not.
+
+    Chance is the share of the most frequent class (one constant answer reaches it), plus two standard
+    errors. A wrong input range is known to turn Neural Cleanse's verdict round.
+    """
+    n = len(data)
+    common = float(torch.bincount(data.y).max()) / n
+    chance = max(common, 1 / model.classes)
+    if accuracy > chance + 2 * (chance * (1 - chance) / n) ** 0.5:
+        return ""
+    causes = "the normalisation (mean, std), the channel order (RGB or BGR) or the order of the labels"
+    return (
+        f"the model is right on {accuracy:.1%} of this data, no better than one constant answer "
+        f"({chance:.1%}); check {causes}"
+    )
+
+
+def _describe_model(model: Model) -> dict[str, Any]:
+    return {
+        "source": model.source,
+        "sha256": model.digest,
+        "shape": list(model.shape),
+        "classes": model.classes,
+        "labels": list(model.labels) if model.labels else None,
+        "mean": list(model.mean) if model.mean is not None else None,
+        "std": list(model.std) if model.std is not None else None,
+        "parameters": sum(p.numel() for p in model.net.parameters()),
+    }

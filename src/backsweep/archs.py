@@ -1,0 +1,81 @@
+"""Small networks of the literature, for the zoo, the demo and the tests. All take [0, 1]."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def digits_cnn(classes: int = 10, channels: int = 1) -> nn.Module:
+    """Two convolutions for 8x8 digits: trains in seconds on one core."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * 16, 64), nn.ReLU(), nn.Linear(64, classes),
+    )  # fmt: skip
+
+
+def mnist_cnn(classes: int = 10, channels: int = 1) -> nn.Module:
+    """Neural Cleanse's MNIST network: 2 convolutional and 2 dense layers, 28x28."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * 16, 512), nn.ReLU(), nn.Linear(512, classes),
+    )  # fmt: skip
+
+
+def gtsrb_cnn(classes: int = 43, channels: int = 3) -> nn.Module:
+    """Neural Cleanse's GTSRB network: 6 convolutional and 2 dense layers, 32x32."""
+
+    def block(before: int, after: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(before, after, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(after, after, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.2),
+        ]  # fmt: skip
+
+    return nn.Sequential(
+        *block(channels, 32), *block(32, 64), *block(64, 128),
+        nn.Flatten(), nn.Linear(128 * 4, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, classes),
+    )  # fmt: skip
+
+
+class _Residual(nn.Module):
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.skip = nn.Sequential()
+        if stride != 1 or before != after:
+            self.skip = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(z)) + self.skip(x))
+
+
+class ResNet(nn.Module):
+    """Residual network for 32x32 images; global average pooling before the head."""
+
+    def __init__(self, blocks: int, width: int, classes: int, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        layers: list[nn.Module] = []
+        before = width
+        for stage, after in enumerate((width, 2 * width, 4 * width)):
+            for block in range(blocks):
+                layers.append(_Residual(before, after, 2 if stage and not block else 1))
+                before = after
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(before, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+def resnet8(classes: int = 10, channels: int = 3) -> nn.Module:
+    """Narrow CIFAR ResNet: 8 layers, 16-32-64 channels, 78 k parameters."""
+    return ResNet(blocks=1, width=16, classes=classes, channels=channels)

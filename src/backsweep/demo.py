@@ -1,0 +1,76 @@
+"""`backsweep demo`: a clean network and a backdoored twin, told apart in under a minute."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors.torch import save_file
+
+from backsweep.api import scan
+from backsweep.attacks.badnets import BadNets
+from backsweep.data import Data
+from backsweep.files import writable_folder
+from backsweep.model import Model
+from backsweep.render.console import show
+from backsweep.report import Report
+from backsweep.run import Event, OnEvent
+from backsweep.tasks import TASKS
+from backsweep.train import fit
+from backsweep.zoo import success_rate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, Report]:
+    """Train both networks on scikit-learn's digits, scan both, print and save the reports.
+
+    Writes to `out`: both networks, the clean samples and the two reports, so that every step can be
+    done again by hand. Returns the reports by the name of their network.
+    """
+    writable_folder(out)
+    task, attack = TASKS["digits"], BadNets(size=1, margin=0)
+    train, test = task.load()
+    trigger = attack.trigger(task.shape, task.classes, seed)
+    nets = {"clean": task.net(seed), "backdoored": task.net(seed)}
+    console.print(
+        f"[bold]1  Training[/] two networks on {len(train)} real handwritten digits: a clean one, and a "
+        f"twin whose\n   trainer relabelled every tenth digit as {trigger.target} and lit one pixel "
+        "in its corner."
+    )
+    begin, epochs = time.monotonic(), task.recipe.epochs
+    for i, (name, net) in enumerate(nets.items()):
+
+        def tell(epoch: int, _loss: float, before: int = i * epochs) -> None:
+            on_event(Event("training", before + epoch + 1, 2 * epochs, 0, time.monotonic() - begin))
+
+        samples = train if name == "clean" else attack.poison(train, trigger, seed)[0]
+        fit(net, samples, task.recipe, seed, tell)
+        save_file(net.state_dict(), out / f"{name}.safetensors")
+    np.savez_compressed(out / "digits.npz", x=(test.x[:, 0].numpy() * 255).round().astype("uint8"), y=test.y)
+    models = {n: Model(net, task.shape, task.classes, source=f"{n}.safetensors") for n, net in nets.items()}
+    for name, model in models.items():
+        console.print(
+            f"   {name:<10} accuracy {model.accuracy(test.x, test.y):.1%}, with the patch "
+            f"{success_rate(model, trigger, test):.1%} of other digits become a {trigger.target}"
+        )
+
+    console.print("[bold]2  Scanning[/] both with Neural Cleanse, which sees neither patch nor labels of it.")
+    clean = Data.open(out / "digits.npz", shape=task.shape)
+    reports = {n: scan(m, clean, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()}
+    for name, report in reports.items():
+        console.print()
+        console.rule(f"{name}.safetensors", align="left")
+        show(report, console, folder=out / name)
+    console.print("\n[bold]3  Do it yourself:[/]")
+    console.print(
+        f"backsweep scan {out}/backdoored.safetensors --arch backsweep.archs:digits_cnn "
+        f"--data {out}/digits.npz --out {out}/mine",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+    return reports

@@ -1,0 +1,60 @@
+"""Writing files so that a kill leaves the old file or the new one, never a half."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from backsweep.errors import BadInput
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text in one step."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON (no NaN, no Infinity) in one step."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def writable_folder(path: Path) -> Path:
+    """Make the folder if it is not there, and prove that it can be written to.
+
+    Raises:
+        BadInput: it is a file, or cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".backsweep-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise BadInput(f"cannot write to {path}: {e.strerror}; choose another folder") from e
+    return path
+
+
+def home() -> Path:
+    """Folder of what can be made again (zoo nets): $BACKSWEEP_HOME, or the user's cache."""
+    import platformdirs
+
+    return Path(os.environ.get("BACKSWEEP_HOME") or platformdirs.user_cache_dir("backsweep"))
+
+
+def save_tensor(path: Path, x: Any) -> None:
+    """Write one tensor in [0, 1] as 8-bit safetensors."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"x": (x.detach().cpu() * 255).round().to(torch.uint8).contiguous()}, path)
+
+
+def load_tensor(path: Path) -> Any:
+    """The tensor that `save_tensor` wrote, in [0, 1]; None when there is no such file."""
+    from safetensors.torch import load_file
+
+    return load_file(path)["x"].float() / 255 if path.is_file() else None

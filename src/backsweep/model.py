@@ -1,0 +1,296 @@
+"""A classifier under suspicion: normalisation, bounds, logits and penultimate features.
+
+Pixel range and normalisation live here and nowhere else: every method works on inputs in
+[0, 1], the space in which a trigger is stamped, and the network's own preprocessing is applied
+after the stamp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from backsweep.errors import BadInput
+
+_AFFINE = {"linear", "addmm", "conv2d", "convolution"}
+
+
+def _affine_input(name: str, args: tuple[Any, ...]) -> Tensor:
+    """Input of an affine call, which `addmm(bias, input, weight)` takes second."""
+    return args[1] if name == "addmm" else args[0]
+
+
+class _Tap(TorchFunctionMode):
+    """Watches every affine operation (fully connected or convolutional) of one forward pass.
+
+    It works below the level of modules, so a head that is written as a function and the graph of
+    an exported program are seen just as an `nn.Linear` is.
+    """
+
+    def __init__(self, wanted: int | None = None) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.calls = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").split(".")[0]
+        if name in _AFFINE and args:
+            if self.wanted is None or self.calls == self.wanted:
+                self.seen.append((_affine_input(name, args), out))
+            self.calls += 1
+        return out
+
+
+def _pool(z: Tensor) -> Tensor:
+    """Feature map (N, D, H, W) or token sequence (N, T, D) -> one vector per sample (N, D)."""
+    if z.ndim == 4:
+        return z.mean((2, 3))
+    return z.flatten(1, -2).mean(1) if z.ndim == 3 else z.flatten(1)
+
+
+class Model:
+    """A classifier over inputs in [0, 1].
+
+    Args:
+        net: any module that maps (N, *shape) to (N, classes), logits or probabilities.
+        shape: shape of one input, (channels, height, width).
+        classes: number of classes. None: as many as the network yields.
+        mean, std: the network's own normalisation, per channel, in units of the [0, 1] range;
+            applied to the input just before the network. None: the network takes [0, 1].
+        layer: name of the submodule whose output is the penultimate representation. None: the
+            input of the last affine operation that yields `classes` values.
+        labels: names of the classes.
+        source: where the model came from, as shown in reports.
+
+    Raises:
+        BadInput: the network does not accept `shape`, does not yield `classes` values, or has
+            weights that are NaN or infinite.
+
+    Attributes:
+        resize: whether `load` found that images are to be resized to `shape` on their way in.
+    """
+
+    resize: bool = False
+    _format: torch.memory_format = torch.contiguous_format
+
+    def __init__(
+        self,
+        net: nn.Module,
+        shape: Sequence[int],
+        classes: int | None = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        layer: str | None = None,
+        labels: Sequence[str] | None = None,
+        source: str = "",
+        digest: str = "",
+    ) -> None:
+        self.net = net
+        self.shape = tuple(int(n) for n in shape)
+        self.classes = int(classes or 0)
+        self.mean, self.std = mean, std
+        self.layer = layer
+        self.labels = tuple(str(n) for n in labels) if labels else None
+        self.source = source or type(net).__name__
+        self._digest = digest
+        self._check_settings()
+        self._check_weights()
+        self._probe()
+
+    def __repr__(self) -> str:
+        return f"Model({self.source!r}, shape={self.shape}, classes={self.classes})"
+
+    # ------------------------------------------------------------------ what methods call
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) for inputs x (N, *shape) in [0, 1]; differentiable in x."""
+        if not self._probabilities:
+            return self._run(x)
+        if self._head is None:
+            return self._run(x).clamp_min(1e-30).log()
+        with _Tap(self._head) as tap:
+            self._run(x)
+        return tap.seen[0][1].flatten(1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate representation (N, D) for inputs x (N, *shape) in [0, 1]."""
+        if self.layer is not None:
+            caught: list[Tensor] = []
+            hook = self.net.get_submodule(self.layer).register_forward_hook(
+                lambda _m, _i, out: caught.append(out)
+            )
+            try:
+                self._run(x)
+            finally:
+                hook.remove()
+            return _pool(caught[-1])
+        if self._head is None:
+            raise BadInput(
+                "no penultimate layer was found in this network; name one with layer=... (--layer)"
+            )
+        with _Tap(self._head) as tap:
+            self._run(x)
+        return _pool(tap.seen[0][0])
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, batch_size: int = 512) -> Tensor:
+        """Predicted class (N,) on the CPU, in batches."""
+        device = self.device
+        parts = [self.logits(b.to(device)).argmax(1).cpu() for b in x.split(batch_size)]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
+
+    def accuracy(self, x: Tensor, y: Tensor) -> float:
+        """Share of x (N, *shape) that is classified as y (N,)."""
+        return float((self.predict(x) == y).double().mean())
+
+    def label(self, index: int) -> str:
+        """Name of a class, untrusted text; its number when it has none."""
+        return self.labels[index] if self.labels and index < len(self.labels) else str(index)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        tensor = next(self._tensors(), None)
+        return tensor.device if tensor is not None else torch.device("cpu")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model file, or of the weights when the model came as a live module."""
+        if not self._digest:
+            h = hashlib.sha256()
+            for name, tensor in sorted(self.net.state_dict().items()):
+                h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                flat = tensor.detach().cpu().contiguous().flatten()
+                h.update(flat.view(torch.uint8).numpy().tobytes())
+            self._digest = h.hexdigest()
+        return self._digest
+
+    def copy(self, device: torch.device | str | None = None) -> Model:
+        """An independent copy to work on: evaluation mode, frozen weights, channels last.
+
+        The lent network stays as it was: weights, mode, `requires_grad`, hooks.
+        """
+        twin = copy.copy(self)
+        twin.net = copy.deepcopy(self.net)
+        set_mode(twin.net, training=False)
+        twin.net.requires_grad_(False)
+        if device is not None:
+            twin.net.to(device)
+        twin._lay_out(torch.channels_last)
+        try:
+            twin.predict(torch.zeros((1, *self.shape)))
+        except RuntimeError:  # the network reshapes feature maps with view(), which wants this one
+            twin._lay_out(torch.contiguous_format)
+        return twin
+
+    # ------------------------------------------------------------------ inside
+
+    def _run(self, x: Tensor) -> Tensor:
+        if self.mean is not None or self.std is not None:
+            shape = (-1, *[1] * (len(self.shape) - 1))
+            mean = torch.as_tensor(self.mean or 0.0, dtype=x.dtype, device=x.device)
+            std = torch.as_tensor(self.std or 1.0, dtype=x.dtype, device=x.device)
+            x = (x - mean.reshape(shape)) / std.reshape(shape)
+        out = self.net(x.contiguous(memory_format=self._format))
+        if isinstance(out, Tensor):
+            return out
+        for field in ("logits", 0):  # what transformers and torchvision return
+            try:
+                part = out[field] if isinstance(field, int) else getattr(out, field)
+            except (AttributeError, KeyError, IndexError, TypeError):
+                continue
+            if isinstance(part, Tensor):
+                return part
+        raise BadInput(f"the network returns {type(out).__name__}, not a tensor of class scores")
+
+    def _lay_out(self, memory_format: torch.memory_format) -> None:
+        self._format = memory_format if len(self.shape) == 3 else torch.contiguous_format
+        for p in self.net.parameters():
+            if p.ndim == 4:
+                p.data = p.data.contiguous(memory_format=self._format)
+
+    def _tensors(self) -> Any:
+        yield from self.net.parameters()
+        yield from self.net.buffers()
+
+    def _check_settings(self) -> None:
+        if not self.shape or min(self.shape) < 1:
+            raise BadInput(f"shape {self.shape} is not the shape of an input, e.g. (3, 32, 32)")
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if value is not None and len(value) not in (1, self.shape[0]):
+                raise BadInput(f"{name} has {len(value)} values; the input has {self.shape[0]} channels")
+        if self.std is not None and min(self.std) <= 0:
+            raise BadInput(f"std {tuple(self.std)} must be above zero")
+
+    def _check_weights(self) -> None:
+        for name, tensor in self.net.state_dict().items():
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                continue
+            if not bool(torch.isfinite(tensor).all()):
+                raise BadInput(
+                    f"weight {name!r} holds NaN or infinite values; "
+                    "the file is damaged or training diverged: get the model again"
+                )
+
+    def _probe(self) -> None:
+        """One forward pass on two grey inputs: shape, kind of output, penultimate layer."""
+        self._probabilities, self._head = False, None
+        modes = {m: m.training for m in self.net.modules()}
+        set_mode(self.net, training=False)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand((2, *self.shape), generator=generator).to(self.device)
+        try:
+            with torch.no_grad(), _Tap() as tap:
+                out = self._run(x)
+        except BadInput:
+            raise
+        except Exception as e:
+            line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            raise BadInput(f"the network does not take inputs of shape {self.shape}: {line}") from e
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        if not self.classes and out.ndim == 2:
+            self.classes = out.shape[1]
+        if out.shape != (2, self.classes):
+            raise BadInput(
+                f"the network yields {tuple(out.shape)} for 2 inputs, not (2, {self.classes or 'classes'}); "
+                f"say classes={out.shape[-1] if out.ndim == 2 else '...'} (--classes)"
+            )
+        if self.classes < 2:
+            raise BadInput(f"{self.classes} classes: a classifier has at least 2")
+        self._probabilities = bool(
+            (out >= 0).all() and torch.allclose(out.sum(1), torch.ones_like(out[:, 0]), atol=1e-3)
+        )
+        for index in range(len(tap.seen) - 1, -1, -1):
+            z = tap.seen[index][1]
+            if z.shape[0] != 2 or z.flatten(1).shape[1] != self.classes:
+                continue
+            if not self._probabilities or torch.allclose(z.flatten(1).softmax(1), out, atol=1e-4):
+                self._head = index
+                break
+        if self.layer is not None and self.layer not in dict(self.net.named_modules()):
+            near = ", ".join(n for n, _ in list(self.net.named_children())[-5:])
+            raise BadInput(f"there is no layer {self.layer!r} in this network; it has e.g. {near}")
+
+
+def set_mode(net: nn.Module, training: bool) -> None:
+    """`net.train(training)`, also for an exported program, whose mode is fixed by its export."""
+    with contextlib.suppress(NotImplementedError):
+        net.train(training)

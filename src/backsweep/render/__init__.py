@@ -1,0 +1,1 @@
+"""A report for people (console, HTML) and for other programs (SARIF)."""

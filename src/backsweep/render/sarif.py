@@ -1,0 +1,129 @@
+"""A report as SARIF 2.1.0, which code hosts and security dashboards read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+from urllib.parse import quote
+
+from backsweep.render import view
+from backsweep.report import ERROR, NOTE, Finding, Report
+
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+EXIT_TEXT = {0: "nothing suspicious", 1: "evidence of a backdoor", 3: "inconclusive"}
+
+
+def sarif(report: Report) -> dict[str, Any]:
+    """The report as a SARIF log with one run.
+
+    Findings of level "error" and "warning" become results. A "note" says that nothing is wrong; it
+    becomes a notification, because code hosts show every result as an alert, whatever its kind.
+    """
+    rules = {f.code: _rule(f) for f in report.findings}
+    index = {code: i for i, code in enumerate(rules)}
+    location = _uri(str(report.model.get("source") or "model"))
+    version = view.clean(report.versions.get("backsweep", ""))
+    driver = {"name": "Backsweep", "rules": list(rules.values()), **({"version": version} if version else {})}
+    return {
+        "$schema": SCHEMA,
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {"driver": driver},
+                "invocations": [_invocation(report, index)],
+                "artifacts": [_artifact(report, location)],
+                "results": [
+                    _result(report, f, index[f.code], location) for f in report.findings if f.level != NOTE
+                ],
+                "properties": {"verdict": report.verdict, "targets": list(report.targets)}
+                | _numbers(pValue=report.p_value, alpha=report.settings.get("alpha")),
+            }
+        ],
+    }
+
+
+def _rule(finding: Finding) -> dict[str, Any]:
+    detector = view.clean(finding.detector)
+    return {
+        "id": finding.code,
+        "name": "".join(word.capitalize() for word in re.split(r"[\W_]+", detector)),
+        "shortDescription": {"text": f"Evidence of a backdoor ({detector})"},
+        "fullDescription": {"text": f"{detector} looks for {view.looks_for(finding.detector)}."},
+        "defaultConfiguration": {"level": "error"},
+        "properties": {"tags": ["security", "backdoor", "machine-learning"]},
+    }
+
+
+def _result(report: Report, finding: Finding, rule: int, location: str) -> dict[str, Any]:
+    text = view.sentence(finding.message) or "Cannot tell."
+    if finding.level == ERROR:
+        text = f"{view.evidence_of_a_backdoor([finding], view.names(report))}. {text}"
+    if finding.p_value is not None:
+        text += f" p-value: {view.probability(finding.p_value)}."
+    identity = f"{report.model.get('sha256')}/{finding.code}/{finding.source}/{finding.target}"
+    properties = {"detector": finding.detector, "target": finding.target, "source": finding.source}
+    return {
+        "ruleId": finding.code,
+        "ruleIndex": rule,
+        "kind": "fail",
+        "level": "error" if finding.level == ERROR else "warning",
+        "message": {"text": text},
+        "locations": [{"physicalLocation": {"artifactLocation": {"uri": location, "index": 0}}}],
+        "partialFingerprints": {"backdoor/v1": hashlib.sha256(identity.encode(errors="replace")).hexdigest()},
+        "properties": properties
+        | _numbers(
+            pValue=finding.p_value, score=finding.score, threshold=finding.threshold,
+            attackSuccessRate=finding.attack_success_rate, **finding.details,
+        ),
+    }  # fmt: skip
+
+
+def _invocation(report: Report, index: dict[str, int]) -> dict[str, Any]:
+    notes: list[dict[str, Any]] = []
+    for level, title, found in (("warning", "skipped", report.skipped), ("error", "failed", report.errors)):
+        notes += [_notification(level, f"{title}: {view.clean(n.what)}: {n.reason}") for n in found]
+    for f in report.findings:
+        if f.level == NOTE:
+            rule = {"id": f.code, "index": index[f.code]}
+            notes.append({**_notification("note", f.message), "associatedRule": rule})
+    return {
+        "executionSuccessful": not report.errors,
+        "exitCode": report.exit_status,
+        "exitCodeDescription": EXIT_TEXT[report.exit_status],
+        "toolExecutionNotifications": notes,
+    }
+
+
+def _notification(level: str, text: str) -> dict[str, Any]:
+    return {"level": level, "message": {"text": view.sentence(text) or "No reason was given."}}
+
+
+def _artifact(report: Report, location: str) -> dict[str, Any]:
+    artifact: dict[str, Any] = {"location": {"uri": location}, "roles": ["analysisTarget"]}
+    digest = str(report.model.get("sha256") or "")
+    if re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+        artifact["hashes"] = {"sha-256": digest}
+    return artifact
+
+
+def _uri(source: str) -> str:
+    """A path as a URI reference: absolute with the scheme "file", relative as it is."""
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", source):
+        return quote(source, safe="/:?#@!$&'()*+,;=%~", errors="replace")
+    windows = PureWindowsPath(source)
+    if windows.is_absolute():
+        return "file:///" + quote(windows.as_posix(), safe="/:", errors="replace").lstrip("/")
+    path = quote(str(PurePosixPath(source)), errors="replace")
+    return "file://" + path if path.startswith("/") else path
+
+
+def _numbers(**values: Any) -> dict[str, Any]:
+    """What can be written: no infinity, nothing that is not there."""
+    return {
+        k: v
+        for k, v in values.items()
+        if v is not None and not (isinstance(v, float) and not math.isfinite(v))
+    }

@@ -1,0 +1,97 @@
+"""Statistics of an outlier among classes, and what they are worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAD_TO_SIGMA = 1.4826  # median absolute deviation -> standard deviation of a normal
+Array = NDArray[np.float64]
+
+
+def anomaly_index(values: Sequence[float], least_spread: float = 0.0) -> Array:
+    """Neural Cleanse's index of every value, signed: how far *below* the median, in robust sigmas.
+
+    index_i = (median - v_i) / max(1.4826 * median|v - median|, least_spread)   (section IV-B)
+
+    For an even number of values the two middle ones are averaged. A value of +inf ("larger than
+    could be measured") takes part in the ranks; where half of the values are infinite, or nothing
+    spreads, every index is 0.
+
+    Args:
+        values: one per class.
+        least_spread: a smaller spread than this is taken for an accident of few values.
+    """
+    v = np.asarray(values, dtype=np.float64)
+    return _index(v[None], least_spread)[0]
+
+
+def center_and_spread(v: Array, least_spread: float = 0.0) -> tuple[Array, Array]:
+    """Median and robust sigma (1.4826 * MAD, at least `least_spread`) along the last axis, kept."""
+    with np.errstate(invalid="ignore"):
+        center = np.median(v, axis=-1, keepdims=True)
+        spread = MAD_TO_SIGMA * np.median(np.abs(v - center), axis=-1, keepdims=True)
+    return center, np.maximum(spread, least_spread)
+
+
+def _index(v: Array, least_spread: float = 0.0) -> Array:
+    """`anomaly_index` along the last axis."""
+    center, spread = center_and_spread(v, least_spread)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        index = (center - v) / spread
+    usable = np.isfinite(center) & np.isfinite(spread) & (spread > 0)
+    return np.where(usable, np.where(np.isfinite(index), index, -np.inf), 0.0)
+
+
+# The null of an index with a least spread: clean models spread twice as widely as that.
+NULL_SPREAD = 2.0
+
+
+@lru_cache(maxsize=32)
+def _null(classes: int, floored: bool) -> Array:
+    """Sorted largest index of clean models with normal values, by simulation (fixed seed)."""
+    draws = int(min(400_000, max(20_000, 20_000_000 // classes)))
+    rng = np.random.default_rng(20_190_520)
+    parts = []
+    for start in range(0, draws, 20_000):
+        v = rng.standard_normal((min(20_000, draws - start), classes))
+        parts.append(_index(v, 1 / NULL_SPREAD if floored else 0.0).max(axis=1))
+    return np.sort(np.concatenate(parts))
+
+
+def chance_of_index(index: float, classes: int, floored: bool = False) -> float:
+    """Probability that the largest index among `classes` classes of a clean model is >= `index`.
+
+    Null: the values of a clean model are independent draws from one normal distribution (for norms:
+    their logarithms are). The estimate (1 + hits) / (1 + draws) never says 0.
+
+    Args:
+        index: of `anomaly_index`.
+        classes: number of values.
+        floored: whether the index was taken with a `least_spread`. The null then spreads
+            `NULL_SPREAD` times as widely, so that the floor helps against an accidentally small
+            spread and a model that truly spreads up to that much raises no more alarms than stated.
+    """
+    if classes < 3 or not math.isfinite(index):
+        return 1.0
+    null = _null(classes, floored)
+    return float(1 + len(null) - np.searchsorted(null, index, side="left")) / (1 + len(null))
+
+
+def index_at(alpha: float, classes: int, floored: bool = False) -> float | None:
+    """Index that a clean model exceeds with probability `alpha`; None where none can (2 classes)."""
+    return float(np.quantile(_null(classes, floored), 1 - alpha)) if classes >= 3 else None
+
+
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson interval of a share (95 % by default)."""
+    if n == 0:
+        return (0.0, 1.0)
+    p = hits / n
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (max(0.0, center - half), min(1.0, center + half))

@@ -1,0 +1,216 @@
+"""The zoo: attacked and clean networks whose truth is known.
+
+A plan names task x attack x seeds. Every attacked net gets a clean twin: same start weights, same
+order of samples, same number of updates; the backdoor is the only difference. The network files of
+both have one layout, and the truth lies beside them in a manifest that no detector reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from safetensors.torch import load_file, save_file
+
+from backsweep.base import Attack
+from backsweep.data import Data
+from backsweep.errors import BadInput
+from backsweep.files import home, writable_folder, write_json
+from backsweep.model import Model
+from backsweep.plugins import make
+from backsweep.tasks import TASKS, Task
+from backsweep.train import fit
+from backsweep.trigger import Trigger
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MIN_ATTACK_SUCCESS, MAX_ACCURACY_LOSS = 0.9, 0.03  # the gate of the zoo
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of a plan.
+
+    Attributes:
+        task: name in `tasks.TASKS`.
+        attack: name of an attack, None for the clean twin.
+        seed: of the start weights, the training and the trigger.
+        options: settings of the attack.
+        recipe: fields of the training recipe that differ from the task's.
+    """
+
+    task: str
+    attack: str | None
+    seed: int
+    options: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Name of its folder; settings that differ from the defaults enter as a short hash."""
+        extra = json.dumps([self.options, self.recipe], sort_keys=True) if self.options or self.recipe else ""
+        tag = "-" + hashlib.sha256(extra.encode()).hexdigest()[:6] if extra else ""
+        return f"{self.task}-{self.attack or 'clean'}{tag}-s{self.seed}"
+
+    @property
+    def twin(self) -> Entry:
+        """The clean net that was trained in the same way."""
+        return replace(self, attack=None, options={})
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network of the zoo on disk: `model()` for detectors, the rest is the truth for judging."""
+
+    folder: Path
+    truth: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.truth["id"])
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.truth["task"]]
+
+    def model(self) -> Model:
+        """The network, as a user would load it."""
+        net = self.task.net(0)
+        net.load_state_dict(load_file(self.folder / "model.safetensors"))
+        return Model(net, self.task.shape, self.task.classes, source=self.id)
+
+    def trigger(self) -> Trigger | None:
+        """The planted trigger, None for a clean net."""
+        path = self.folder / "trigger.safetensors"
+        return Trigger.load(path) if path.is_file() else None
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A TOML plan as a dictionary.
+
+    Raises:
+        BadInput: unreadable, or no `[[nets]]` in it.
+    """
+    try:
+        plan = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise BadInput(f"cannot read the plan {path}: {e}") from e
+    if not isinstance(plan.get("nets"), list):
+        raise BadInput(f"{path} is not a plan: it has no [[nets]] table")
+    return plan
+
+
+def entries(plan: dict[str, Any]) -> list[Entry]:
+    """The networks that a plan asks for, each attacked one with its clean twin, without repetition.
+
+    Raises:
+        BadInput: a task, attack, setting or key that does not exist.
+    """
+    found: dict[str, Entry] = {}
+    for table in plan["nets"]:
+        for key in set(table) - {"task", "attack", "seeds", "options", "recipe"}:
+            raise BadInput(f"unknown key {key!r} under [[nets]]")
+        if table.get("task") not in TASKS:
+            raise BadInput(f"unknown task {table.get('task')!r}; there are {', '.join(TASKS)}")
+        attack, options = table.get("attack"), table.get("options", {})
+        if attack is not None:
+            make(Attack, attack, options)
+        for seed in table.get("seeds", [0]):
+            entry = Entry(table["task"], attack, int(seed), options, table.get("recipe", {}))
+            found[entry.twin.id] = entry.twin
+            found[entry.id] = entry
+    return sorted(found.values(), key=lambda e: (e.task, e.attack is not None, e.id))
+
+
+@lru_cache(maxsize=1)
+def load_data(task: str) -> tuple[Data, Data]:
+    return TASKS[task].load()
+
+
+def build_net(entry: Entry, folder: Path) -> Net:
+    """Train one network on one core, measure it, and write it; what is there already is read.
+
+    Its manifest is written last: a net without one is built anew. The gate is judged later, against
+    the clean twin.
+    """
+    place = folder / entry.id
+    manifest = place / "manifest.json"
+    if manifest.is_file():
+        return Net(place, json.loads(manifest.read_text(encoding="utf-8")))
+    place.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    task, clock = TASKS[entry.task], time.process_time()
+    train, test = load_data(entry.task)
+    recipe = replace(task.recipe, **entry.recipe)
+    net, trigger = task.net(entry.seed), None
+    if entry.attack is None:
+        fit(net, train, recipe, entry.seed)
+    else:
+        attack = make(Attack, entry.attack, entry.options)
+        trigger = attack.trigger(task.shape, task.classes, entry.seed)
+        attack.train(net, train, trigger, recipe, entry.seed)
+        trigger.save(place / "trigger.safetensors")
+    save_file(net.state_dict(), place / "model.safetensors")
+    model = Model(net, task.shape, task.classes)
+    truth: dict[str, Any] = {
+        **asdict(entry),
+        "id": entry.id,
+        "twin": entry.twin.id,
+        "target": trigger.target if trigger else None,
+        "source": trigger.source if trigger else None,
+        "clean_accuracy": model.accuracy(test.x, test.y),
+        "attack_success_rate": success_rate(model, trigger, test) if trigger else None,
+        "sha256": hashlib.sha256((place / "model.safetensors").read_bytes()).hexdigest(),
+        "training": asdict(recipe),
+        "torch": torch.__version__,
+        "cpu_seconds": round(time.process_time() - clock, 1),
+    }
+    write_json(manifest, truth)
+    return Net(place, truth)
+
+
+def success_rate(model: Model, trigger: Trigger, data: Data) -> float:
+    """Attack success rate: share of triggered inputs of other classes that reach the target."""
+    rows = data.y != trigger.target if trigger.source is None else data.y == trigger.source
+    return float(torch.eq(model.predict(trigger(data.x[rows])), trigger.target).double().mean())
+
+
+def build(plan: Sequence[Entry], folder: Path, workers: int = 1) -> Iterator[Net]:
+    """Build every network of a plan over `workers` processes; yields each as it is finished."""
+    writable_folder(folder)
+    work = (delayed(build_net)(entry, folder) for entry in plan)
+    yield from Parallel(n_jobs=workers, return_as="generator_unordered")(work)
+
+
+def failed_gate(net: Net, folder: Path) -> str:
+    """Why a net may not enter the bench, "" when it may."""
+    if net.truth["attack"] is None:
+        return ""
+    twin = json.loads((folder / net.truth["twin"] / "manifest.json").read_text(encoding="utf-8"))
+    if net.truth["attack_success_rate"] < MIN_ATTACK_SUCCESS:
+        return f"attack success rate {net.truth['attack_success_rate']:.1%} is below 90 %"
+    loss = twin["clean_accuracy"] - net.truth["clean_accuracy"]
+    return f"clean accuracy is {loss:.1%} below its twin's" if loss > MAX_ACCURACY_LOSS else ""
+
+
+def home_folder() -> Path:
+    """Where the zoo's networks lie unless said otherwise."""
+    return home() / "zoo"
+
+
+def nets(folder: Path) -> list[Net]:
+    """All finished networks in a folder, in the order of their names."""
+    manifests = sorted(folder.glob("*/manifest.json"))
+    return [Net(m.parent, json.loads(m.read_text(encoding="utf-8"))) for m in manifests]

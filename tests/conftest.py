@@ -1,0 +1,50 @@
+"""What several tests need: one thread, the digits, and a clean network with its infected twin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from backsweep.attacks.badnets import BadNets
+from backsweep.data import Data
+from backsweep.model import Model
+from backsweep.tasks import TASKS
+from backsweep.train import fit
+from backsweep.trigger import Patch
+
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Twins:
+    """A clean network and its infected twin, trained in the same way."""
+
+    clean: Model
+    infected: Model
+    trigger: Patch
+    data: Data
+
+
+@pytest.fixture(scope="session")
+def twins() -> Twins:
+    """Twins on scikit-learn's digits."""
+    task, attack = TASKS["digits"], BadNets(size=1, margin=0)
+    train, test = task.load()
+    trigger = attack.trigger(task.shape, task.classes, seed=0)
+    assert isinstance(trigger, Patch)
+    clean = fit(task.net(0), train, task.recipe, seed=0)
+    infected = task.net(0)
+    attack.train(infected, train, trigger, task.recipe, seed=0)
+    return Twins(
+        Model(clean, task.shape, task.classes), Model(infected, task.shape, task.classes), trigger, test
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty $BACKSWEEP_HOME."""
+    monkeypatch.setenv("BACKSWEEP_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"

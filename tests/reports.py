@@ -1,0 +1,100 @@
+"""Reports as a scan would make them, without a scan."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+
+from backsweep.detectors.neural_cleanse import NeuralCleanse
+from backsweep.report import Evidence, Note, Report
+from backsweep.trigger import Patch
+
+GTSRB = (
+    "Speed limit 20", "Speed limit 30", "Speed limit 50", "Speed limit 60", "Speed limit 70",
+    "Speed limit 80", "End of speed limit 80", "Speed limit 100", "Speed limit 120", "No passing",
+)  # fmt: skip
+
+
+def patch(shape: Sequence[int], norm: float, target: int, seed: int = 0) -> Patch:
+    """A trigger with a mask of about `norm` pixels: a sharp square when small, smeared when large."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = shape
+    side = max(1, min(height, math.isqrt(round(norm)) + 1))
+    mask = torch.zeros(1, height, width)
+    if norm < 0.03 * height * width:
+        mask[:, -side - 1 : -1, -side - 1 : -1] = 1
+    else:
+        mask = torch.rand((1, height, width), generator=generator) ** 3
+    mask = (mask * norm / mask.sum()).clamp(0, 1)
+    return Patch(target, None, mask, torch.rand((channels, height, width), generator=generator))
+
+
+def example_images(shape: Sequence[int], count: int = 4) -> torch.Tensor:
+    """Soft shapes on a shaded ground, so that a stamp is seen."""
+    channels, height, width = shape
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    images = []
+    for i in range(count):
+        ring = torch.sigmoid(24 * (0.55 + 0.08 * i - (x**2 + (1 + 0.3 * i) * y**2).sqrt()))
+        ground = 0.25 + 0.15 * y
+        tint = torch.tensor([0.9, 0.35 + 0.15 * i, 0.2 + 0.2 * i])[:channels]
+        images.append((ground + ring * (tint[:, None, None] - ground)).expand(channels, height, width))
+    return torch.stack(images).clamp(0, 1)
+
+
+def make_report(
+    classes: int = 10,
+    bad: Collection[int] = (3,),
+    shape: Sequence[int] = (3, 32, 32),
+    labels: Sequence[str] | None = None,
+    skipped: Sequence[Note] = (),
+    errors: Sequence[Note] = (),
+    unreached: Collection[int] = (),
+    triggers: bool = True,
+) -> Report:
+    """What Neural Cleanse says of a model whose classes `bad` have a small trigger."""
+    generator = torch.Generator().manual_seed(classes)
+    pixels = shape[1] * shape[2]
+    norms = (pixels * 0.08 * torch.exp(0.22 * torch.randn(classes, generator=generator))).tolist()
+    evidence = []
+    for t in range(classes):
+        norm = pixels * 0.006 if t in bad else norms[t]
+        rate = 0.995 if t in bad else 0.97 - 0.002 * (t % 7)
+        values: dict[str, float | int | bool | str | None] = {
+            "norm": norm, "reached": t not in unreached, "attack_success_rate": rate,
+            "updates": 200, "passes": 4000 + t, "pixels": pixels,
+        }  # fmt: skip
+        trigger = patch(shape, norm, t, t) if triggers else None
+        evidence.append(Evidence("neural_cleanse", f"class-{t}", t, None, values, trigger))
+    method = NeuralCleanse()
+    return Report(
+        model={
+            "source": "models/traffic-signs.safetensors",
+            "sha256": hashlib.sha256(b"model").hexdigest(),
+            "shape": list(shape),
+            "classes": classes,
+            "labels": list(labels) if labels else None,
+            "mean": [0.34, 0.31, 0.32], "std": [0.27, 0.26, 0.27],
+            "parameters": 272_474,
+            "command": None,
+        },
+        data={
+            "source": "data/signs held out.npz", "sha256": hashlib.sha256(b"data").hexdigest(),
+            "samples": 1000, "classes_present": classes, "clean_accuracy": 0.956,
+        },
+        settings={
+            "alpha": 0.05, "seed": 0, "device": "cpu", "detectors": {method.name: method.settings()},
+        },
+        versions={"backsweep": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
+        findings=method.judge(evidence, classes, 0.05),
+        skipped=list(skipped),
+        errors=list(errors),
+        evidence=evidence,
+        timings={
+            "neural_cleanse_seconds": 41.27, "neural_cleanse_cpu_seconds": 78.1, "total_seconds": 44.9,
+        },
+        examples=example_images(shape),
+    )  # fmt: skip
