@@ -18,6 +18,11 @@ from backsweep.errors import BacksweepError, BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from backsweep.run import Event, OnEvent
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -64,7 +69,7 @@ def scan(
         model, data, arch=arch, shape=_numbers(shape, int), classes=classes, mean=_numbers(mean, float),
         std=_numbers(std, float), layer=layer, resize=resize,
     )  # fmt: skip
-    with _progress() as on_event:
+    with _Progress() as on_event:
         report = api.scan(
             loaded, clean, detectors, alpha=alpha, seed=seed, device=device, on_event=on_event, out=out
         )
@@ -80,7 +85,7 @@ def demo(
     from backsweep.demo import run
 
     console = _console()
-    with _progress() as on_event:
+    with _Progress() as on_event:
         run(console, out or Path("backsweep-demo"), seed, on_event)
 
 
@@ -110,7 +115,7 @@ def list_() -> None:
 
     for title, kind in (("Detectors", ModelDetector), ("Attacks", Attack)):
         table = Table("name", "what", "settings (-p name.field=value)", title=title, title_justify="left")
-        for name, cls in discover(kind).items():  # type: ignore[type-abstract]
+        for name, cls in discover(kind).items():
             settings = ", ".join(f"{k}={v}" for k, v in cls().settings().items())
             table.add_row(name, cls.summary, settings)
         _console(stderr=False).print(table)
@@ -127,7 +132,7 @@ def zoo_build(
     entries, folder = z.entries(z.read_plan(plan)), zoo or z.home_folder()
     nets: list[Any] = []
     begin = time.monotonic()
-    with _progress() as on_event:
+    with _Progress() as on_event:
         on_event(Event("zoo", 0, len(entries), 0, 0.0))
         for net in z.build(entries, folder, workers):
             nets.append(net)
@@ -168,7 +173,7 @@ def bench_run(
     from backsweep import bench
     from backsweep import zoo as z
 
-    with _progress() as on_event:
+    with _Progress() as on_event:
         count = bench.run(z.read_plan(plan), zoo or z.home_folder(), out, workers, on_event)
     _console().print(f"{count} cells in {out}")
 
@@ -226,31 +231,44 @@ def _numbers(text: str | None, kind: type) -> list[Any] | None:
         raise BadInput(f"{text!r} is not a list of numbers such as 3,32,32") from e
 
 
-class _progress:
-    """Shows events as a progress bar on stderr; silent where stderr is not a terminal."""
+class _Progress:
+    """Shows events on stderr: a bar in a terminal, elsewhere a line now and then."""
 
-    def __enter__(self) -> Any:
-        from rich.progress import BarColumn, Progress, TextColumn
+    EVERY = 30.0  # seconds between two lines
 
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"),
-            console=_console(), transient=True,
-        )  # fmt: skip
-        self.bar.start()
-        self.tasks: dict[str, Any] = {}
-
-        def on_event(event: Any) -> None:
-            left = event.seconds_left
-            text = f"{event.done:.0f}/{event.total}" + (f", {_duration(left)} left" if left else "")
-            text += f", {event.resumed} from an earlier run" if event.resumed else ""
-            if event.stage not in self.tasks:
-                self.tasks[event.stage] = self.bar.add_task(event.stage, total=event.total, text=text)
-            self.bar.update(self.tasks[event.stage], completed=event.done, text=text)
-
-        return on_event
+    def __enter__(self) -> OnEvent:
+        self._console = _console()
+        self._bar: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._last = time.monotonic()
+        return self._bar_event if self._console.is_terminal else self._line_event
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _bar_event(self, event: Event) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        if self._bar is None:
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.start()
+        text = self._text(event)
+        if event.stage not in self._tasks:
+            self._tasks[event.stage] = self._bar.add_task(event.stage, total=event.total, text=text)
+        self._bar.update(self._tasks[event.stage], completed=event.done, text=text)
+
+    def _line_event(self, event: Event) -> None:
+        if time.monotonic() - self._last >= self.EVERY:
+            self._last = time.monotonic()
+            self._console.print(f"{event.stage}: {self._text(event)}", markup=False)
+
+    @staticmethod
+    def _text(event: Event) -> str:
+        left = event.seconds_left
+        text = f"{event.done:.0f}/{event.total}" + (f", {_duration(left)} left" if left else "")
+        return text + (f", {event.resumed} from an earlier run" if event.resumed else "")
 
 
 def _duration(seconds: float) -> str:
@@ -266,8 +284,7 @@ def main() -> None:
         typer.echo("error: " + " ".join(str(e).split()), err=True)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("stopped; with --out, what is done is kept: the same command goes on there", err=True)
-        status = 130
+        status = INTERRUPTED
     except Exception as e:
         if hasattr(e, "show") and hasattr(e, "exit_code"):  # wrong usage, as the CLI library says it
             e.show()
@@ -276,4 +293,6 @@ def main() -> None:
             traceback.print_exc()
             typer.echo(f"error: a defect of Backsweep, please report it ({type(e).__name__})", err=True)
             status = 3
+    if status == INTERRUPTED:
+        typer.echo("stopped; with --out, what is done is kept: the same command goes on there", err=True)
     sys.exit(status or 0)

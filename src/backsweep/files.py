@@ -14,7 +14,7 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text in one step."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -183,6 +183,8 @@ def build_net(entry: Entry, folder: Path) -> Net:
 
 def success_rate(model: Model, trigger: Trigger, data: Data) -> float:
     """Attack success rate: share of triggered inputs of other classes that reach the target."""
+    if trigger.target is None:
+        raise ValueError("this trigger has no single target")
     rows = data.y != trigger.target if trigger.source is None else data.y == trigger.source
     return float(torch.eq(model.predict(trigger(data.x[rows])), trigger.target).double().mean())
 

@@ -96,9 +96,9 @@ class NeuralCleanse(ModelDetector):
             updates=updates, batch=batch, bf16=bf16, on_update=count,
         )  # fmt: skip
         found = []
-        for unit, result in zip(units, results, strict=True):
-            others = held_out.x[held_out.y != unit.target]
-            rate = float(torch.eq(model.predict(result.trigger(others)), unit.target or 0).double().mean())
+        for unit, job, result in zip(units, jobs, results, strict=True):
+            others = held_out.x[held_out.y != job.target]
+            rate = float(torch.eq(model.predict(result.trigger(others)), job.target).double().mean())
             values: dict[str, float | int | bool | str | None] = {
                 "norm": result.trigger.size,
                 "reached": result.reached,

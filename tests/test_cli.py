@@ -1,0 +1,210 @@
+"""The command line as a user meets it: exit status, one clear line, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from backsweep import cli
+from backsweep.trigger import to_image
+from conftest import Twins
+
+ARCH = "backsweep.archs:digits_cnn"
+
+
+class Shell:
+    """Runs the command line in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *words: object) -> tuple[int, str, str]:
+        """Exit status, stdout, stderr."""
+        self._monkeypatch.setattr(sys, "argv", ["backsweep", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = self._capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def files(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The twins in every format that needs no extra, and the samples in both."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, model in (("bad", twins.infected), ("good", twins.clean)):
+        save_file(model.net.state_dict(), folder / f"{name}.safetensors")
+        torch.save(model.net.state_dict(), folder / f"{name}.pth")
+        torch.save(model.net, folder / f"{name}-whole.pt")
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.export.export(
+            model.net.eval(), (twins.data.x[:4],), dynamic_shapes={"input": {0: batch}}
+        )
+        torch.export.save(program, folder / f"{name}.pt2")
+    np.savez(
+        folder / "digits.npz", x=(twins.data.x[:, 0].numpy() * 255).astype("uint8"), y=twins.data.y.numpy()
+    )
+    for i in range(300):
+        place = folder / "images" / str(int(twins.data.y[i]))
+        place.mkdir(parents=True, exist_ok=True)
+        to_image(twins.data.x[i]).save(place / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("format_", "data"),
+    [("safetensors", "digits.npz"), ("pth", "digits.npz"), ("pt2", "digits.npz"), ("pt2", "images")],
+)
+def test_every_format_gives_the_verdict(
+    shell: Shell, files: Path, twins: Twins, tmp_path: Path, format_: str, data: str
+) -> None:
+    arch = [] if format_ == "pt2" else ["--arch", ARCH]
+    for name, expected in (("bad", 1), ("good", 0)):
+        out = tmp_path / name
+        words = ["scan", files / f"{name}.{format_}", "--data", files / data, *arch, "--out", out]
+        status, stdout, stderr = shell(*words, "--device", "cpu")
+        assert status == expected, stderr
+        assert stdout == "", "results go to files, text to stderr"
+        report = json.loads((out / "report.json").read_text())
+        assert report["targets"] == ([twins.trigger.target] if expected else [])
+        assert {p.name for p in out.iterdir()} >= {"report.json", "report.html", "report.sarif", "triggers"}
+        sarif = json.loads((out / "report.sarif").read_text())
+        assert sarif["version"] == "2.1.0"
+
+
+def test_show_prints_a_saved_report_and_judges_it_again(
+    shell: Shell, files: Path, tmp_path: Path, twins: Twins
+) -> None:
+    words = ["scan", files / "bad.pth", "--data", files / "digits.npz", "--arch", ARCH, "--out", tmp_path]
+    assert shell(*words)[0] == 1
+    status, _, stderr = shell("show", tmp_path)
+    assert status == 1
+    assert f"sends every class to {twins.trigger.target}" in stderr
+    assert shell("show", tmp_path, "--alpha", "0.000000001")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["scan", "nowhere.safetensors", "--data", "{f}/digits.npz"], "nowhere.safetensors"),
+        (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz"], "--arch"),
+        (["scan", "{f}/bad-whole.pt", "--data", "{f}/digits.npz", "--arch", ARCH], "state_dict"),
+        (["scan", "{f}/bad.pth", "--data", "{f}/nowhere", "--arch", ARCH], "nowhere"),
+        (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz", "--arch", "no.such:thing"], "no"),
+        (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz", "--arch", "backsweep.archs:mnist_cnn"], "0."),
+        (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz", "--arch", ARCH, "-d", "nothing"], "no detector"),
+        (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz", "--arch", ARCH, "-p", "x=1"], "NAME.FIELD"),
+        (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz", "--arch", ARCH, "--shape", "big"], "big"),
+        (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz", "--arch", ARCH, "--alpha", "2"], "alpha"),
+        (["scan", "{f}/bad.pt2", "--data", "{f}/rgb"], "grey"),
+        (["show", "{f}"], "report.json"),
+        (["zoo", "build", "{f}/digits.npz"], "plan"),
+        (["bench", "table", "{f}/nowhere.jsonl"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_status_2(
+    shell: Shell, files: Path, tmp_path: Path, words: list[str], says: str
+) -> None:
+    if not (files / "rgb").is_dir():
+        for c in "01":
+            (files / "rgb" / c).mkdir(parents=True)
+            for i in range(15):
+                Image.new("RGB", (8, 8), (200, 10 * i, 30)).save(files / "rgb" / c / f"{i}.png")
+    out = ["--out", tmp_path / "out"] if words[0] == "scan" else []
+    status, _, stderr = shell(*(w.format(f=files) for w in words), *out)
+    assert status == 2, stderr
+    assert stderr.count("\n") == 1
+    assert stderr.startswith("error: ")
+    assert says in stderr
+    assert not (tmp_path / "out").exists(), "nothing half-written"
+
+
+def test_wrong_usage_is_status_2(shell: Shell) -> None:
+    assert shell("scan")[0] == 2
+    assert shell("scan", "x", "--no-such-option")[0] == 2
+    assert shell("nothing")[0] == 2
+
+
+def test_an_output_folder_that_cannot_be_written(shell: Shell, files: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    words = ["scan", files / "bad.pth", "--data", files / "digits.npz", "--arch", ARCH]
+    status, _, stderr = shell(*words, "--out", tmp_path / "file")
+    assert (status, stderr.count("\n")) == (2, 1)
+    assert "choose another folder" in stderr
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_an_internal_error_does_not_look_like_findings(
+    shell: Shell, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise AssertionError("a defect")
+
+    monkeypatch.setattr("backsweep.api.open_both", broken)
+    status, _, stderr = shell("scan", files / "bad.pth", "--data", files / "digits.npz", "--arch", ARCH)
+    assert status == 3
+    assert "please report" in stderr
+
+
+def test_ctrl_c_keeps_what_is_done_and_a_second_run_resumes(
+    shell: Shell, files: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["scan", files / "bad.pth", "--data", files / "digits.npz", "--arch", ARCH, "--out", out]
+    slow = [*map(str, words), "-p", "neural_cleanse.preset=paper", "-p", "neural_cleanse.steps=8"]
+    code = "import torch; torch.set_num_threads(1); from backsweep.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *slow], stderr=subprocess.PIPE, env={**os.environ}, text=True
+    )
+    log = out / "evidence.jsonl"
+    for _ in range(600):
+        if log.is_file() and log.read_text().count("\n") >= 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "stopped" in stderr
+    done = log.read_text().count("\n")
+    assert 2 <= done < 10
+    assert not (out / "report.json").exists()
+    status, _, stderr = shell(*slow)
+    assert status in (0, 1, 3), stderr
+    assert log.read_text().count("\n") == 10
+    assert json.loads((out / "report.json").read_text())["schema"] == 1
+
+
+def test_list_names_every_method(shell: Shell) -> None:
+    status, stdout, _ = shell("list")
+    assert status == 0
+    assert "neural_cleanse" in stdout
+    assert "badnets" in stdout
+
+
+def test_version(shell: Shell) -> None:
+    assert shell("--version")[1].startswith("backsweep 0.")
+
+
+def test_demo_tells_its_two_networks_apart(shell: Shell, tmp_path: Path) -> None:
+    status, _, stderr = shell("demo", "--out", tmp_path / "demo")
+    assert status == 0, stderr
+    reports = {
+        n: json.loads((tmp_path / "demo" / n / "report.json").read_text()) for n in ("clean", "backdoored")
+    }
+    assert {n: r["verdict"] for n, r in reports.items()} == {"clean": "clean", "backdoored": "backdoored"}
+    assert (tmp_path / "demo" / "backdoored" / "report.html").is_file()

@@ -1,0 +1,138 @@
+"""One contract for every plugin that is found; nothing is listed by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import backsweep
+from backsweep.base import Attack, Method, ModelDetector
+from backsweep.data import Data
+from backsweep.errors import BadInput
+from backsweep.plugins import discover, find, make
+from backsweep.report import ERROR, NOTE, WARNING, Evidence
+from backsweep.run import collect
+from backsweep.trigger import Trigger
+from conftest import Twins
+
+DETECTORS = discover(ModelDetector)
+ATTACKS = discover(Attack)
+METHODS: dict[str, type[Method]] = {**DETECTORS, **ATTACKS}
+
+
+def test_the_plugins_of_this_version_are_found() -> None:
+    assert "neural_cleanse" in DETECTORS
+    assert "badnets" in ATTACKS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_a_frozen_dataclass_with_a_name_and_a_page(name: str) -> None:
+    cls = METHODS[name]
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", cls.name)
+    assert cls.name == Path(inspect.getfile(cls)).stem
+    assert 10 < len(cls.summary) < 80
+    method = cls()
+    settings = method.settings()
+    assert settings == {f.name: getattr(method, f.name) for f in dataclasses.fields(cls)}
+    assert cls(**settings) == method
+    page = Path(__file__).parents[1] / "docs" / "methods" / f"{name.replace('_', '-')}.md"
+    assert page.is_file(), f"{name} has no page {page.name}"
+    assert len(inspect.getsource(inspect.getmodule(cls) or cls).splitlines()) <= 250
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(method, next(iter(settings)), None)
+
+
+def test_rule_ids_are_permanent_and_unique() -> None:
+    codes = {cls.name: cls.code for cls in DETECTORS.values()}
+    assert codes["neural_cleanse"] == "BSW101"
+    assert len(set(codes.values())) == len(codes)
+    assert all(re.fullmatch(r"BSW\d{3}", code) for code in codes.values())
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_gives_evidence_for_every_unit_and_judges_it_without_the_model(
+    name: str, twins: Twins
+) -> None:
+    detector = make(ModelDetector, name)
+    if "steps" in detector.settings():
+        detector = make(ModelDetector, name, {"steps": 5})
+    model = twins.clean.copy("cpu")
+    units = list(detector.units(model, twins.data))
+    assert len({u.key for u in units}) == len(units)
+    evidence = list(collect(detector, model, twins.data, seed=0, key="k"))
+    assert [e.unit for e in evidence] == [u.key for u in units]
+    for e in evidence:
+        assert e.detector == name
+        assert all(v is None or isinstance(v, int | float | bool | str) for v in e.values.values())
+    findings = detector.judge(evidence, model.classes, 0.05)
+    assert findings
+    for f in findings:
+        assert f.code == detector.code
+        assert f.level in (ERROR, WARNING, NOTE)
+        assert f.message
+        assert f.p_value is None or 0 <= f.p_value <= 1
+    # the same work in another order and in pieces gives the same evidence
+    again: dict[str, Evidence] = {}
+    for unit in reversed(units):
+        (e,) = detector.probe(model, twins.data, [unit], 0, lambda share: None)
+        again[e.unit] = e
+    assert all(dict(again[e.unit].values) == dict(e.values) for e in evidence)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_poisons_a_copy_and_saves_its_trigger(name: str, tmp_path: Path) -> None:
+    attack = make(Attack, name)
+    generator = torch.Generator().manual_seed(0)
+    data = Data(torch.rand((200, 3, 16, 16), generator=generator), torch.arange(200) % 10)
+    before = data.digest
+    trigger = attack.trigger((3, 16, 16), 10, seed=3)
+    poisoned, rows = attack.poison(data, trigger, seed=3)
+    data._digest = ""
+    assert data.digest == before
+    clean = torch.ones(200, dtype=torch.bool)
+    clean[rows] = False
+    assert torch.equal(poisoned.x[clean], data.x[clean])
+    assert torch.equal(poisoned.y[clean], data.y[clean])
+    assert float(poisoned.x.min()) >= 0
+    assert float(poisoned.x.max()) <= 1
+    trigger.save(tmp_path / "t.safetensors")
+    again = Trigger.load(tmp_path / "t.safetensors")
+    assert torch.equal(again(data.x), trigger(data.x))
+    assert (again.target, again.source, again.size) == (trigger.target, trigger.source, trigger.size)
+    assert again.picture().size == (16, 16)
+    same = attack.trigger((3, 16, 16), 10, seed=3)
+    assert torch.equal(same(data.x), trigger(data.x)), "a trigger follows its seed alone"
+
+
+def test_settings_come_as_text_too() -> None:
+    detector = make(ModelDetector, "Neural-Cleanse", {"preset": "paper", "steps": "7", "threshold": "0.9"})
+    assert detector.settings() == {"preset": "paper", "threshold": 0.9, "steps": 7, "batch": None}
+    assert make(ModelDetector, "neural_cleanse", {"steps": "none"}).settings()["steps"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("neural_clense", {}, "did you mean neural_cleanse"),
+        ("nothing-like-it", {}, "there are: "),
+        ("neural_cleanse", {"stepz": "1"}, "has no setting 'stepz'"),
+        ("neural_cleanse", {"steps": "many"}, "cannot be 'many'"),
+        ("neural_cleanse", {"preset": "quick"}, "none of standard, paper"),
+    ],
+)
+def test_wrong_names_and_settings_are_one_line(name: str, options: dict[str, str], says: str) -> None:
+    with pytest.raises(BadInput, match=says) as e:
+        make(ModelDetector, name, options)
+    assert "\n" not in str(e.value)
+
+
+def test_classes_can_be_imported_by_name() -> None:
+    assert backsweep.detectors.NeuralCleanse is find(ModelDetector, "neural_cleanse")
+    assert backsweep.attacks.BadNets is find(Attack, "badnets")
+    with pytest.raises(AttributeError):
+        _ = backsweep.detectors.Nothing

@@ -1,0 +1,153 @@
+"""The zoo and the bench on digits, and the real data sets where they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from backsweep import bench, zoo
+from backsweep.errors import BadInput
+from backsweep.tasks import TASKS, data_folder
+
+PLAN: dict[str, Any] = {
+    "nets": [{"task": "digits", "attack": "badnets", "seeds": [0, 1], "options": {"size": 1, "margin": 0}}],
+    "detectors": [
+        {"name": "neural_cleanse"},
+        {"name": "neural_cleanse", "settings": {"steps": 20}, "seeds": [1]},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo of two infected digits nets and their twins."""
+    folder = tmp_path_factory.mktemp("home") / "zoo"
+    assert len(list(zoo.build(zoo.entries(PLAN), folder))) == 4
+    return folder
+
+
+def test_every_attacked_net_has_its_twin(folder: Path) -> None:
+    nets = {n.id: n for n in zoo.nets(folder)}
+    bad = [n for n in nets.values() if n.truth["attack"]]
+    assert len(bad) == 2
+    for net in bad:
+        twin = nets[net.truth["twin"]]
+        assert twin.truth["seed"] == net.truth["seed"]
+        assert twin.truth["attack_success_rate"] is None
+        assert zoo.failed_gate(net, folder) == ""
+        assert zoo.success_rate(net.model(), net.trigger() or pytest.fail(), zoo.load_data("digits")[1]) > 0.9
+
+
+def test_nothing_but_the_weights_tells_a_clean_net_from_an_attacked_one(folder: Path) -> None:
+    """Same names, shapes, types and file size; the truth lies in other files."""
+    kinds = set()
+    for net in zoo.nets(folder):
+        state = load_file(net.folder / "model.safetensors")
+        layout = tuple((k, tuple(v.shape), str(v.dtype)) for k, v in sorted(state.items()))
+        kinds.add((layout, (net.folder / "model.safetensors").stat().st_size))
+    assert len(kinds) == 1
+
+
+def test_a_build_that_was_killed_gives_the_same_nets(folder: Path, tmp_path: Path) -> None:
+    entries = zoo.entries(PLAN)
+    whole = {n.id: n.truth["sha256"] for n in zoo.nets(folder)}
+    place = tmp_path / "zoo"
+    first = zoo.build(entries, place)
+    next(first)
+    first.close()  # type: ignore[attr-defined]
+    torn = place / entries[1].id
+    torn.mkdir(exist_ok=True)
+    (torn / "model.safetensors").write_bytes(b"half")
+    (torn / "manifest.json").unlink(missing_ok=True)
+    list(zoo.build(entries, place))
+    assert {n.id: n.truth["sha256"] for n in zoo.nets(place)} == whole
+
+
+def test_a_net_that_is_too_weak_does_not_pass_the_gate(folder: Path) -> None:
+    net = next(n for n in zoo.nets(folder) if n.truth["attack"])
+    weak = zoo.Net(net.folder, {**net.truth, "attack_success_rate": 0.5})
+    dull = zoo.Net(net.folder, {**net.truth, "clean_accuracy": 0.5})
+    assert "attack success rate" in zoo.failed_gate(weak, folder)
+    assert "clean accuracy" in zoo.failed_gate(dull, folder)
+
+
+def test_the_bench_runs_what_is_missing_and_makes_a_table(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lines.jsonl"
+    assert bench.run(PLAN, folder, out) == 6
+    lines = out.read_text().splitlines()
+    out.write_text("\n".join(lines[:4]) + "\n" + lines[4][:50] + "\n")
+    assert bench.run(PLAN, folder, out) == 6
+    found = bench.read(out)
+    assert len(found) == len({line["cell"] for line in found}) == 6
+    for line in found:
+        assert len(line["sha256"]) == len(line["data_sha256"]) == 64
+        assert line["torch"] == torch.__version__
+        if line["attack"] and line["settings"]["steps"] is None:
+            assert line["most_suspicious"] == line["target"]
+    text = bench.table(found)
+    assert "2/2 (34%-100%)" in text
+    assert "neural_cleanse steps=20" in text
+
+
+def test_a_bench_without_its_networks_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="zoo build"):
+        bench.run(PLAN, tmp_path / "empty", tmp_path / "lines.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("nets = 3", "no \\[\\[nets\\]\\]"),
+        ("[[nets]]\ntask = 'digits'\nattak = 'badnets'", "attak"),
+        ("[[nets]]\ntask = 'nothing'", "digits, mnist"),
+        ("[[nets]]\ntask = 'digits'\nattack = 'badnet'", "did you mean badnets"),
+        ("[[nets]]\ntask = 'digits'\nattack = 'badnets'\noptions = { siz = 3 }", "has no setting"),
+        ("[[nets", "cannot read the plan"),
+    ],
+)
+def test_a_wrong_plan_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=says):
+        zoo.entries(zoo.read_plan(path))
+
+
+def test_published_plans_are_valid_and_their_seeds_disjoint() -> None:
+    plans = Path(__file__).parents[1] / "plans"
+    ids = {p.stem: {e.id for e in zoo.entries(zoo.read_plan(p))} for p in plans.glob("*.toml")}
+    assert len(ids["neural-cleanse"]) == 30
+    assert not ids["neural-cleanse"] & ids["choosing"]
+    assert bench.cells(zoo.read_plan(plans / "neural-cleanse.toml"))
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.skipif(not data_folder().is_dir(), reason="the real data sets are not here (BACKSWEEP_DATA)")
+@pytest.mark.parametrize("task", ["mnist", "gtsrb", "cifar10"])
+def test_real_data_is_read_whole(task: str) -> None:
+    train, test = TASKS[task].load()
+    assert tuple(train.x.shape[1:]) == TASKS[task].shape
+    assert int(train.y.max()) + 1 == int(test.y.max()) + 1 == TASKS[task].classes
+    assert len(test) >= 10_000
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.skipif(not data_folder().is_dir(), reason="the real data sets are not here (BACKSWEEP_DATA)")
+def test_mnist_twins_are_told_apart(tmp_path: Path) -> None:
+    """The whole way on real data: build twins, scan both, compare with the truth."""
+    recipe = {"epochs": 1}
+    plan = {"nets": [{"task": "mnist", "attack": "badnets", "seeds": [100], "recipe": recipe}]}
+    list(zoo.build(zoo.entries(plan), tmp_path / "zoo"))
+    bench.run(plan, tmp_path / "zoo", tmp_path / "lines.jsonl")
+    by = {line["attack"]: line for line in bench.read(tmp_path / "lines.jsonl")}
+    assert by["badnets"]["verdict"] == "backdoored"
+    assert by["badnets"]["suspected"] == [by["badnets"]["target"]]
+    assert by["badnets"]["inside"] > 0.5
+    assert by[None]["verdict"] == "clean"
+    assert json.loads((tmp_path / "zoo" / by[None]["net"] / "manifest.json").read_text())["attack"] is None
