@@ -63,11 +63,13 @@ def test_same_seed_same_result_and_the_lent_model_is_unchanged(twins: Twins) -> 
     net.eval()
 
 
-def evidence(norms: list[float], reached: list[bool] | None = None, opacity: float = 1.0) -> list[Evidence]:
-    """Evidence of a scan with these norms, in masks of one opacity."""
+def evidence(
+    norms: list[float], reached: list[bool] | None = None, veiled: int | None = None
+) -> list[Evidence]:
+    """Evidence of a scan with these norms; the mask of class `veiled` is faint and wide."""
     found = []
     for t, (n, r) in enumerate(zip(norms, reached or [True] * len(norms), strict=True)):
-        mask = torch.zeros(1, 32, 32)
+        mask, opacity = torch.zeros(1, 32, 32), 0.1 if t == veiled else 1.0
         mask.view(-1)[: max(1, round(n / opacity))] = opacity
         patch = Patch(target=t, source=None, mask=mask, pattern=torch.ones(3, 32, 32))
         values = {"norm": n, "reached": r, "attack_success_rate": 0.99}
@@ -110,7 +112,7 @@ def test_most_classes_without_a_working_trigger_is_inconclusive() -> None:
 def test_a_faint_veil_is_no_patch() -> None:
     """Clean networks with global average pooling have such a class by nature."""
     norms = [50.0, 60, 5, 55, 48, 52, 61, 47, 58, 53]
-    (found,) = NeuralCleanse().judge(evidence(norms, opacity=0.2), 10, 0.05)
+    (found,) = NeuralCleanse().judge(evidence(norms, veiled=2), 10, 0.05)
     assert (found.level, found.target) == (WARNING, 2)
     assert "class 2 has an unusually small trigger" in found.message
 

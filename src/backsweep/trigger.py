@@ -113,9 +113,9 @@ class Patch(Trigger):
         return float(self.mask.sum())
 
     @property
-    def opacity(self) -> float:
-        """How opaque the mask is where it is: sum m^2 / sum m, 1 for a patch, near 0 for a veil."""
-        return float(self.mask.square().sum() / self.mask.sum().clamp_min(1e-12))
+    def area(self) -> float:
+        """Effective area, (sum m)^2 / sum m^2, in pixels: how far the mask spreads, however faint."""
+        return float(self.mask.sum() ** 2 / self.mask.square().sum().clamp_min(1e-12))
 
     def picture(self) -> Image.Image:
         return to_image(self.mask * self.pattern)

@@ -27,7 +27,7 @@ PRESETS = ("standard", "paper")
 # Chosen on the networks of plans/choosing.toml alone; docs/decisions/0004 shows the measurements.
 LEAST_SPREAD = 0.25  # no clean net's log norms spread more; less is an accident of few classes
 PLANTED_RATIO = 0.2  # norm of a planted patch over the median norm was at most this
-LEAST_OPACITY = 0.5  # planted patches 0.75 and more; unusually small natural triggers 0.28 and less
+PATCH_AREA = 0.4  # effective area over the median's: planted at most 0.30, natural outliers 0.62 and more
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class NeuralCleanse(ModelDetector):
             raise ValueError(f"preset {self.preset!r} is none of {', '.join(PRESETS)}")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold {self.threshold} is not in (0, 1]")
-        if min(self.steps or 1, self.batch or 1) < 1:
+        if any(n is not None and n < 1 for n in (self.steps, self.batch)):
             raise ValueError("steps and batch are at least 1")
 
     def chunk(self, model: Model) -> int:
@@ -155,10 +155,12 @@ class NeuralCleanse(ModelDetector):
             )
         if not math.isfinite(median):
             return "cannot tell: most classes have no working trigger at all"
-        if flagged and isinstance(e.trigger, Patch) and e.trigger.opacity < LEAST_OPACITY:
+        areas = [x.trigger.area for x in evidence if isinstance(x.trigger, Patch)]
+        if flagged and isinstance(e.trigger, Patch) and e.trigger.area > PATCH_AREA * np.median(areas):
             return (
-                f"cannot tell: class {e.target} has an unusually small trigger, but it is a faint veil "
-                f"(opacity {e.trigger.opacity:.2f}) and no patch; clean networks have such triggers by nature"
+                f"cannot tell: class {e.target} has an unusually small trigger, but it is a faint veil over "
+                f"{e.trigger.area:.0f} pixels (the median class: {np.median(areas):.0f}) and no patch; clean "
+                "networks have such triggers by nature"
             )
         if not flagged and math.exp(-threshold * spread) < PLANTED_RATIO:
             norms = [float(x.values["norm"] or 0) for x in evidence if x.values["reached"]]
