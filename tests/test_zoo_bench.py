@@ -151,3 +151,17 @@ def test_mnist_twins_are_told_apart(tmp_path: Path) -> None:
     assert by["badnets"]["inside"] > 0.5
     assert by[None]["verdict"] == "clean"
     assert json.loads((tmp_path / "zoo" / by[None]["net"] / "manifest.json").read_text())["attack"] is None
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.skipif(not data_folder().is_dir(), reason="the real data sets are not here (BACKSWEEP_DATA)")
+def test_a_natural_outlier_is_not_called_a_backdoor(tmp_path: Path) -> None:
+    """A clean net with BatchNorm and global average pooling has an unusually small trigger by nature."""
+    recipe = {"epochs": 1}
+    nets = [{"task": "mnist", "arch": "gap_cnn", "seeds": [100], "recipe": recipe}]
+    list(zoo.build(zoo.entries({"nets": nets}), tmp_path / "zoo"))
+    bench.run({"nets": nets}, tmp_path / "zoo", tmp_path / "lines.jsonl")
+    (line,) = bench.read(tmp_path / "lines.jsonl")
+    assert line["clean_accuracy"] > 0.9
+    assert line["verdict"] in ("clean", "inconclusive")

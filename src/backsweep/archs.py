@@ -39,6 +39,18 @@ def gtsrb_cnn(classes: int = 43, channels: int = 3) -> nn.Module:
     )  # fmt: skip
 
 
+def gap_cnn(classes: int = 10, channels: int = 1) -> nn.Module:
+    """Four convolutions with BatchNorm, and global average pooling before the head.
+
+    Clean networks of this kind have a class with an unusually small trigger by nature.
+    """
+    layers: list[nn.Module] = []
+    for after, stride in ((16, 1), (32, 2), (32, 1), (64, 2)):
+        layers += [nn.Conv2d(channels, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        channels = after
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
 class _Residual(nn.Module):
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()

@@ -37,11 +37,11 @@ class Task:
     arch: str
     recipe: Recipe
 
-    def net(self, seed: int) -> nn.Module:
-        """A fresh network, initialised from `seed`."""
+    def net(self, seed: int, arch: str | None = None) -> nn.Module:
+        """A fresh network, initialised from `seed`; `arch` names another than the default one."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return getattr(archs, self.arch)(classes=self.classes, channels=self.shape[0])
+            return getattr(archs, arch or self.arch)(classes=self.classes, channels=self.shape[0])
 
 
 def data_folder() -> Path:

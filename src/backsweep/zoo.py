@@ -21,6 +21,7 @@ import torch
 from joblib import Parallel, delayed
 from safetensors.torch import load_file, save_file
 
+from backsweep import archs
 from backsweep.base import Attack
 from backsweep.data import Data
 from backsweep.errors import BadInput
@@ -49,6 +50,7 @@ class Entry:
         seed: of the start weights, the training and the trigger.
         options: settings of the attack.
         recipe: fields of the training recipe that differ from the task's.
+        arch: name of a network in `archs`, None for the task's own.
     """
 
     task: str
@@ -56,13 +58,15 @@ class Entry:
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
+    arch: str | None = None
 
     @property
     def id(self) -> str:
         """Name of its folder; settings that differ from the defaults enter as a short hash."""
         extra = json.dumps([self.options, self.recipe], sort_keys=True) if self.options or self.recipe else ""
         tag = "-" + hashlib.sha256(extra.encode()).hexdigest()[:6] if extra else ""
-        return f"{self.task}-{self.attack or 'clean'}{tag}-s{self.seed}"
+        parts = [self.task, *([self.arch] if self.arch else []), self.attack or "clean"]
+        return f"{'-'.join(parts)}{tag}-s{self.seed}"
 
     @property
     def twin(self) -> Entry:
@@ -87,7 +91,7 @@ class Net:
 
     def model(self) -> Model:
         """The network, as a user would load it."""
-        net = self.task.net(0)
+        net = self.task.net(0, self.truth.get("arch"))
         net.load_state_dict(load_file(self.folder / "model.safetensors"))
         return Model(net, self.task.shape, self.task.classes, source=self.id)
 
@@ -120,15 +124,18 @@ def entries(plan: dict[str, Any]) -> list[Entry]:
     """
     found: dict[str, Entry] = {}
     for table in plan["nets"]:
-        for key in set(table) - {"task", "attack", "seeds", "options", "recipe"}:
+        for key in set(table) - {"task", "attack", "seeds", "options", "recipe", "arch"}:
             raise BadInput(f"unknown key {key!r} under [[nets]]")
         if table.get("task") not in TASKS:
             raise BadInput(f"unknown task {table.get('task')!r}; there are {', '.join(TASKS)}")
+        if table.get("arch") is not None and not hasattr(archs, str(table["arch"])):
+            raise BadInput(f"unknown arch {table['arch']!r}; see backsweep.archs")
         attack, options = table.get("attack"), table.get("options", {})
         if attack is not None:
             make(Attack, attack, options)
         for seed in table.get("seeds", [0]):
-            entry = Entry(table["task"], attack, int(seed), options, table.get("recipe", {}))
+            recipe, arch = table.get("recipe", {}), table.get("arch")
+            entry = Entry(table["task"], attack, int(seed), options, recipe, arch)
             found[entry.twin.id] = entry.twin
             found[entry.id] = entry
     return sorted(found.values(), key=lambda e: (e.task, e.attack is not None, e.id))
@@ -154,7 +161,7 @@ def build_net(entry: Entry, folder: Path) -> Net:
     task, clock = TASKS[entry.task], time.process_time()
     train, test = load_data(entry.task)
     recipe = replace(task.recipe, **entry.recipe)
-    net, trigger = task.net(entry.seed), None
+    net, trigger = task.net(entry.seed, entry.arch), None
     if entry.attack is None:
         fit(net, train, recipe, entry.seed)
     else:
