@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from backsweep.attacks.badnets import BadNets
 from backsweep.data import Data
@@ -16,6 +17,9 @@ from backsweep.train import fit
 from backsweep.trigger import Patch
 
 torch.set_num_threads(1)
+# A shared machine may stall at any moment: no test fails for being slow once.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,9 @@ def _describe_model(model: Model) -> dict[str, Any]:
     return {
         "source": model.source,
         "sha256": model.digest,
+        "sha256_of": "file" if Path(model.source).is_file() else "weights",
+        "arch": model.arch,
+        "layer": model.layer,
         "shape": list(model.shape),
         "classes": model.classes,
         "labels": list(model.labels) if model.labels else None,

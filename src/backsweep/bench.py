@@ -147,11 +147,20 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Markdown: a summary for each task and detector, the cost, and a row for every network."""
+    out = sorted({line["net"] + ": " + line["gate"] for line in lines if line["gate"]})
     lines = [line for line in lines if not line["gate"]]
-    parts = ["## Summary", _summary(lines), "## Cost on the same networks", _cost(lines), "## Networks"]
+    made = _unique(f"Backsweep {x['backsweep']}, torch {x['torch']}, Python {x['python']}" for x in lines)
+    parts = [
+        "# Results",
+        f"{len({x['net'] for x in lines})} networks, {len(lines)} scans; {'; '.join(made)}. Intervals are "
+        "Wilson's at 95 %, over networks. CPU seconds are of one core. How this was made and how to read "
+        "it: [README](README.md).",
+        "## Summary", _summary(lines), "## Cost on the same networks", _cost(lines), "## Networks",
+    ]  # fmt: skip
     for name in _unique(_detector(line) for line in lines):
         rows = [line for line in lines if _detector(line) == name]
         parts += [f"### {name}", _networks(rows)]
+    parts += ["## Not admitted by the gate of the zoo", "\n".join(f"- {reason}" for reason in out) or "None."]
     return "\n\n".join(parts) + "\n"
 
 

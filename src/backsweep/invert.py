@@ -250,6 +250,7 @@ def invert(
         on_update: called with the number of jobs still running.
     """
     device = model.device
+    x = x.to(device)
     starts = [family.init(x.shape[1:], torch.Generator().manual_seed(j.seed)) for j in jobs]
     theta = [torch.stack(parts).to(device) for parts in zip(*starts, strict=True)]
     kept = [t.clone() for t in theta]
@@ -262,7 +263,7 @@ def invert(
 
     for update in range(1, updates + 1):
         rows = torch.stack([next(orders[i]) for i in live.tolist()])
-        clean = x[rows.flatten()].to(device).unflatten(0, rows.shape)
+        clean = x[rows.flatten().to(device)].unflatten(0, rows.shape)
         params = [t[live].requires_grad_() for t in theta]
         stamped = family.apply(params, clean).flatten(0, 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,9 +84,11 @@ class Model:
 
     Attributes:
         resize: whether `load` found that images are to be resized to `shape` on their way in.
+        arch: name of the factory that `load` was given, for the record.
     """
 
     resize: bool = False
+    arch: str | None = None
     _format: torch.memory_format = torch.contiguous_format
 
     def __init__(
@@ -149,9 +152,10 @@ class Model:
         return _pool(tap.seen[0][0])
 
     @torch.no_grad()
-    def predict(self, x: Tensor, batch_size: int = 512) -> Tensor:
-        """Predicted class (N,) on the CPU, in batches."""
+    def predict(self, x: Tensor, batch_size: int | None = None) -> Tensor:
+        """Predicted class (N,) on the CPU, in batches; by default of about four million values."""
         device = self.device
+        batch_size = batch_size or max(1, min(512, 2**22 // math.prod(self.shape)))
         parts = [self.logits(b.to(device)).argmax(1).cpu() for b in x.split(batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
 

@@ -104,7 +104,8 @@ def _notification(level: str, text: str) -> dict[str, Any]:
 def _artifact(report: Report, location: str) -> dict[str, Any]:
     artifact: dict[str, Any] = {"location": {"uri": location}, "roles": ["analysisTarget"]}
     digest = str(report.model.get("sha256") or "")
-    if re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+    of_file = report.model.get("sha256_of", "file") == "file"
+    if of_file and re.fullmatch(r"[0-9a-fA-F]{64}", digest):
         artifact["hashes"] = {"sha-256": digest}
     return artifact
 

@@ -363,6 +363,8 @@ def command(report: Report) -> str:
     words = ["backsweep", "scan", _path(report.model, "MODEL"), "--data", _path(report.data, "DATA")]
     if report.model.get("arch"):
         words += ["--arch", str(report.model["arch"])]
+    if report.model.get("layer"):
+        words += ["--layer", str(report.model["layer"])]
     for key in ("mean", "std"):
         if report.model.get(key):
             words += [f"--{key}", ",".join(str(v) for v in report.model[key])]
