@@ -22,7 +22,7 @@ from backsweep.data import Data
 from backsweep.errors import BadInput
 from backsweep.model import Model
 
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def picture(path: Path, size: tuple[int, int] = (6, 4), mode: str = "RGB", value: int = 51) -> Path:

@@ -27,6 +27,13 @@ def test_lambda_waits_for_five_good_steps() -> None:
     assert drive(PaperControl(1), [1.0] * 4 + [0.5] + [1.0] * 4)[-1] == 0.0
 
 
+def test_the_step_that_sets_lambda_counts_as_the_first_good_one() -> None:
+    """The authors' code resets the counters and then goes on to count in the same step."""
+    weights = drive(PaperControl(1), [1.0] * 14)
+    changes = [i + 1 for i in range(14) if weights[i] != ([0.0, *weights])[i]]
+    assert changes == [5, 9, 14]
+
+
 def test_lambda_doubles_and_falls_by_the_power_of_one_and_a_half() -> None:
     control = PaperControl(1)
     drive(control, [1.0] * 10)

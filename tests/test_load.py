@@ -30,7 +30,7 @@ from backsweep.model import Model
 ARCH = "backsweep.archs:digits_cnn"
 SHAPE = (1, 8, 8)
 X = torch.rand((3, *SHAPE), generator=torch.Generator().manual_seed(0))
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def digits() -> nn.Module:

@@ -25,7 +25,7 @@ from backsweep.load import load
 from backsweep.model import Model
 
 X = torch.rand((4, 3, 8, 8), generator=torch.Generator().manual_seed(0))
-FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Net(nn.Module):

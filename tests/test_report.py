@@ -243,7 +243,7 @@ def test_lost_trigger(tmp_path: Path) -> None:
         Report.load(folder)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cut=st.floats(0, 0.999), junk=st.binary(max_size=4))
 def test_torn_file(tmp_path: Path, cut: float, junk: bytes) -> None:
     folder = tmp_path / "report"

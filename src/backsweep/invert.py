@@ -131,8 +131,8 @@ class PaperControl:
         self.weight = torch.where(begin, self.start, self.weight)
         self._set[begin] = 0
 
-        self._raise = torch.where(hit & ~begin, self._raise + 1, 0)
-        self._lower = torch.where(hit | begin, 0, self._lower + 1)
+        self._raise = torch.where(begin, 1, torch.where(hit, self._raise + 1, 0))  # counts this step
+        self._lower = torch.where(hit, 0, self._lower + 1)
         self._raised &= ~begin
         self._lowered &= ~begin
         rise, fall = self._raise >= self.patience, self._lower >= self.patience
@@ -148,8 +148,18 @@ class PaperControl:
 class SmoothControl:
     """lambda moves a few per cent at every update: up while the trigger works, else down.
 
-    The success rate is smoothed over the last updates. Near the end, the smallest trigger whose
-    smoothed success reaches the threshold is kept.
+    The success rate is smoothed over the last updates; the smallest trigger whose smoothed rate
+    reaches the threshold is kept. A mask oscillates around the threshold instead of waiting for
+    `patience` whole steps in either direction, so that some 200 updates are enough.
+
+    Args:
+        count: number of units.
+        threshold: attack success threshold, of the smoothed rate.
+        start: the first lambda.
+        rate: factor by which lambda moves at every update.
+        memory: weight of the past in the smoothed rate.
+        patience: updates without improvement before a unit stops.
+        tolerance: a smaller mask by less than this share is no improvement.
     """
 
     def __init__(
