@@ -1,4 +1,4 @@
-"""Backsweep finds backdoors in trained neural networks, shows the trigger, and removes it."""
+"""Backsweep finds backdoors in trained neural networks and shows the trigger."""
 
 from __future__ import annotations
 

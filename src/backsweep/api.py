@@ -23,7 +23,7 @@ from backsweep.report import Evidence, Note, Report, worst_first
 from backsweep.run import OnEvent, collect, run_key
 
 DEFAULT_DETECTORS = ("neural_cleanse",)
-EXAMPLES = 4
+EXAMPLES = 8
 
 
 def scan(
@@ -55,8 +55,7 @@ def scan(
     Raises:
         BadInput: model, data or settings cannot be used.
     """
-    if not 0 < alpha < 1:
-        raise BadInput(f"alpha {alpha} is not between 0 and 1")
+    _share(alpha)
     if engine is not None:
         raise BadInput(f"engine {engine!r} is not there; leave it out to compute in this process")
     clock = time.perf_counter(), time.process_time()
@@ -67,11 +66,14 @@ def scan(
     device = pick_device(device)
     work = model.copy(device)
     accuracy = work.accuracy(data.x, data.y)
+    examples = data.sample(EXAMPLES, derive_seed(seed, "examples"))
     report = Report(
         model=_describe_model(model),
         data={
-            "source": data.source, "sha256": data.digest, "samples": len(data),
+            "source": data.source, "is_path": Path(data.source).exists(),
+            "sha256": data.digest, "samples": len(data),
             "classes_present": int(data.y.unique().numel()), "clean_accuracy": accuracy,
+            "example_labels": examples.y.tolist(),
         },
         settings={
             "alpha": alpha, "seed": seed, "device": str(device),
@@ -81,7 +83,7 @@ def scan(
             "backsweep": backsweep.__version__, "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        examples=data.sample(EXAMPLES, derive_seed(seed, "examples")).x,
+        examples=examples.x,
     )  # fmt: skip
     folder = Path(out) if out is not None else None
     doubt = doubtful_accuracy(accuracy, data, model)
@@ -121,7 +123,7 @@ def judge(report: Report, alpha: float | None = None) -> Report:
         alpha: another false-alarm rate than the one it was made with.
     """
     if alpha is not None:
-        report.settings["alpha"] = alpha
+        report.settings["alpha"] = _share(alpha)
     by_detector: dict[str, list[Evidence]] = {}
     for e in report.evidence:
         by_detector.setdefault(e.detector, []).append(e)
@@ -132,6 +134,17 @@ def judge(report: Report, alpha: float | None = None) -> Report:
         findings += method.judge(evidence, report.model["classes"], share)
     report.findings = worst_first(findings)
     return report
+
+
+def _share(alpha: float) -> float:
+    """A false-alarm rate that can be.
+
+    Raises:
+        BadInput: not between 0 and 1.
+    """
+    if not 0 < alpha < 1:
+        raise BadInput(f"alpha {alpha} is not between 0 and 1")
+    return alpha
 
 
 def configure(names: Sequence[str] | None, settings: Sequence[str]) -> list[ModelDetector]:
@@ -168,10 +181,9 @@ def open_both(
         resize: resize images to the model's input; models that say so themselves need no asking.
         settings: of `load`.
     """
-    if settings.get("arch") and shape is None:
-        clean = Data.open(data, names=settings.get("labels"))
-        return load(model, **settings, data_shape=tuple(clean.x.shape[1:])), clean
-    loaded = load(model, **settings, shape=shape)
+    unknown = settings.get("arch") is not None and shape is None and not resize
+    data_shape = tuple(Data.open(data).x.shape[1:]) if unknown else None
+    loaded = load(model, **settings, shape=shape, data_shape=data_shape)
     return loaded, Data.open(data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize)
 
 
@@ -232,6 +244,7 @@ def _describe_model(model: Model) -> dict[str, Any]:
         "source": model.source,
         "sha256": model.digest,
         "sha256_of": "file" if Path(model.source).is_file() else "weights",
+        "is_path": Path(model.source).exists(),
         "arch": model.arch,
         "layer": model.layer,
         "shape": list(model.shape),

@@ -191,8 +191,8 @@ def _summary(lines: Sequence[dict[str, Any]]) -> str:
                 rows.append([
                     task, name, _share(len(caught), len(bad)), _share(len(right), len(caught)),
                     _share(sum(x["verdict"] == BACKDOORED for x in good), len(good)),
-                    _share(sum(x["detail_paper_index"] > 2 for x in bad), len(bad)),
-                    _share(sum(x["detail_paper_index"] > 2 for x in good), len(good)),
+                    _share(sum((x.get("detail_paper_index") or 0) > 2 for x in bad), len(bad)),
+                    _share(sum((x.get("detail_paper_index") or 0) > 2 for x in good), len(good)),
                     f"{sum(x['verdict'] == INCONCLUSIVE for x in bad)} / "
                     f"{sum(x['verdict'] == INCONCLUSIVE for x in good)}",
                 ])  # fmt: skip
@@ -229,7 +229,7 @@ def _networks(lines: Sequence[dict[str, Any]]) -> str:
         [
             x["net"], x["verdict"] if x["verdict"] != CLEAN else "clean",
             number(x["score"], ".2f"), number(x["p_value"], ".2g"),
-            number(x["detail_paper_index"], ".2f"), number(x["detail_paper_index_chance"], ".2g"),
+            number(x.get("detail_paper_index"), ".2f"), number(x.get("detail_paper_index_chance"), ".2g"),
             f"{x['most_suspicious']}" + ("" if x["target"] is None else f" / {x['target']}"),
             number(x["norm"], ".1f"), number(x["jaccard"], ".2f"), number(x["inside"], ".2f"),
             number(x["attack_success_rate"], ".1%"), number(x["recovered_success_rate"], ".1%"),

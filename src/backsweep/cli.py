@@ -26,7 +26,7 @@ INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
-    help="Finds backdoors in trained neural networks, shows the trigger, and removes it.",
+    help="Finds backdoors in trained neural networks and shows what the trigger looks like.",
     epilog="Exit status: 0 nothing suspicious, 1 findings, 2 wrong usage or unreadable input, "
     "3 inconclusive.",
 )  # fmt: skip

@@ -199,6 +199,9 @@ def _npz(path: Path, shape: Sequence[int] | None) -> tuple[Tensor, Tensor]:
     channels = (1, 3, 4) if shape is None else (1, 3, 4, shape[0])
     if x.ndim == 4 and x.shape[3] in channels and (shape is None or x.shape[1:] != tuple(shape)):
         x = x.permute(0, 3, 1, 2)
+    if shape is not None and shape[0] == 3:  # grey images for a model that takes colour
+        x = x[:, None] if x.ndim == 3 else x
+        x = x.expand(-1, 3, -1, -1) if x.ndim == 4 and x.shape[1] == 1 else x
     return x.contiguous(), y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
 
 

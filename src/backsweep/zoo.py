@@ -128,7 +128,8 @@ def entries(plan: dict[str, Any]) -> list[Entry]:
             raise BadInput(f"unknown key {key!r} under [[nets]]")
         if table.get("task") not in TASKS:
             raise BadInput(f"unknown task {table.get('task')!r}; there are {', '.join(TASKS)}")
-        if table.get("arch") is not None and not hasattr(archs, str(table["arch"])):
+        factory = getattr(archs, str(table.get("arch")), None)
+        if table.get("arch") is not None and getattr(factory, "__module__", "") != archs.__name__:
             raise BadInput(f"unknown arch {table['arch']!r}; see backsweep.archs")
         attack, options = table.get("attack"), table.get("options", {})
         if attack is not None:

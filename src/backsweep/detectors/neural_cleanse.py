@@ -25,9 +25,9 @@ from backsweep.trigger import Patch
 PRESETS = ("standard", "paper")
 
 # Chosen on the networks of plans/choosing.toml alone; docs/decisions/0004 shows the measurements.
-LEAST_SPREAD = 0.25  # no clean net's log norms spread more; less is an accident of few classes
-PLANTED_RATIO = 0.2  # norm of a planted patch over the median norm was at most this
-PATCH_AREA = 0.4  # effective area over the median's: planted at most 0.30, natural outliers 0.62 and more
+LEAST_SPREAD = 0.25  # log norms of clean nets spread about so much; less is an accident of few classes
+PLANTED_RATIO = 0.2  # norm of a planted patch over the median norm, as it is on most nets
+PATCH_AREA = 0.4  # effective area over the median's: planted patches at most 0.30, faint veils 0.62 and more
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class NeuralCleanse(ModelDetector):
         """Why this cannot be told either way; "" when it can."""
         if threshold is None:
             return (
-                "cannot tell: of 2 classes both norms are equally far from their median (the paper's "
+                "cannot tell: with 2 classes both norms are equally far from their median (the paper's "
                 "index is always 0.67), so this test can never fire"
             )
         if not math.isfinite(median):

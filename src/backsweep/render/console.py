@@ -55,8 +55,9 @@ def show(report: Report, console: Console, folder: str | Path | None = None) -> 
         caption = say(f"{view.title(group.detector)}: the classes that stand out most", "bold")
         console.print(Text(), caption, _table(report, group, say), sep="\n")
     width = min(WIDEST, max(8, (console.width - 2) // 2))
-    example = report.examples[0] if report.examples is not None and len(report.examples) else None
     for heading, trigger in _triggers(report):
+        found = view.examples(report, trigger, 1)
+        example = found[0] if found is not None else None
         console.print(Text(), say(heading, "bold"), pictures(trigger, example, width), sep="\n")
     _notes("Skipped", report.skipped, console, say)
     _notes("Failed", report.errors, console, say)

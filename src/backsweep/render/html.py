@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
-from backsweep.render import view
+from backsweep.render import repeat, view
 from backsweep.render.chart import chart
 from backsweep.report import NOTE, WARNING, Evidence, Finding, Report
 from backsweep.stats import chance_of_index
@@ -46,7 +46,7 @@ def html(report: Report) -> str:
         tables=[_table(report, g) for g in groups],
         skipped=[(view.clean(n.what), view.sentence(n.reason)) for n in report.skipped],
         errors=[(view.clean(n.what), view.sentence(n.reason)) for n in report.errors],
-        command=view.command(report),
+        command=repeat.command(report),
         typed=view.clean(report.model.get("command") or "", 4000),
         origin=_origin(report),
         timings=[_timing(k, v) for k, v in report.timings.items()],
@@ -203,8 +203,8 @@ def _card(
     note = "mask times pattern" if mask is not None else ""
     pictures.append(picture(trigger.picture(), "Trigger", note))
     pairs = []
-    if report.examples is not None and len(report.examples):
-        clean = report.examples[:MOST_EXAMPLES]
+    clean = view.examples(report, trigger, MOST_EXAMPLES)
+    if clean is not None:
         stamped = trigger(clean)
         pairs = [
             (picture(to_image(a), "clean"), picture(to_image(b), "stamped"))

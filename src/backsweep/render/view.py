@@ -7,12 +7,11 @@ passes them through it.
 from __future__ import annotations
 
 import math
-import shlex
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +30,11 @@ from backsweep.report import (
     Report,
     worst_first,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backsweep.trigger import Trigger
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn"}  # control, format (bidi overrides), surrogate, unassigned
 _JOINERS = "\u200c\u200d"  # format characters that Persian, Indic scripts and emoji need
@@ -229,6 +233,17 @@ def smallest(report: Report) -> Evidence | None:
     return min(working or having, key=lambda e: e.trigger.size if e.trigger else math.inf, default=None)
 
 
+def examples(report: Report, trigger: Trigger, most: int) -> Tensor | None:
+    """Clean inputs to stamp, of other classes than the target where there are any; None without."""
+    if report.examples is None or not len(report.examples):
+        return None
+    labels = report.data.get("example_labels") or []
+    labels = [*labels, *[None] * len(report.examples)][: len(report.examples)]
+    others = [i for i, label in enumerate(labels) if label is None or label != trigger.target]
+    rows = (others or list(range(len(labels))))[:most]
+    return report.examples[rows]
+
+
 # ---------------------------------------------------------------------- the verdict in words
 
 Name = Callable[[int | None], str]
@@ -353,36 +368,6 @@ def unit_name(report: Report, e: Evidence) -> str:
     if e.target is None:
         return clean(e.unit)
     return name(e.target) if e.source is None else f"{name(e.source)} to {name(e.target)}"
-
-
-# ---------------------------------------------------------------------- how to repeat it
-
-
-def command(report: Report) -> str:
-    """Command line that repeats the scan, quoted for a shell."""
-    words = ["backsweep", "scan", _path(report.model, "MODEL"), "--data", _path(report.data, "DATA")]
-    if report.model.get("arch"):
-        words += ["--arch", str(report.model["arch"])]
-    if report.model.get("layer"):
-        words += ["--layer", str(report.model["layer"])]
-    for key in ("mean", "std"):
-        if report.model.get(key):
-            words += [f"--{key}", ",".join(str(v) for v in report.model[key])]
-    for name, settings in report.settings.get("detectors", {}).items():
-        words += ["--detector", name]
-        for key, value in settings.items():
-            if value is not None:
-                words += ["-p", f"{name}.{key}={value}"]
-    for key in ("alpha", "seed", "device"):
-        if key in report.settings:
-            words += [f"--{key}", str(report.settings[key])]
-    return clean(shlex.join(words), 4000)
-
-
-def _path(facts: dict[str, Any], otherwise: str) -> str:
-    """Where a model or data came from, if that is a path; what was in memory has only a name."""
-    source = str(facts.get("source") or "")
-    return source if any(c in source for c in "/\\.") else otherwise
 
 
 def shape(report: Report) -> str:
