@@ -147,18 +147,19 @@ def zoo_build(
 @zoo_app.command("list")
 def zoo_list(zoo: Home = None) -> None:
     """The networks of the zoo with their truth."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from backsweep import zoo as z
 
     folder = zoo or z.home_folder()
-    table = Table("network", "attack", "target", "clean accuracy", "attack success rate", "gate")
+    name = Column("network", overflow="fold", min_width=30)
+    table = Table(name, "target", "clean\naccuracy", "attack\nsuccess rate", "gate")
     for net in z.nets(folder):
         t = net.truth
         rate = f"{t['attack_success_rate']:.1%}" if t["attack_success_rate"] is not None else ""
         target = str(t["target"]) if t["target"] is not None else ""
         gate = z.failed_gate(net, folder) or "ok"
-        table.add_row(net.id, t["attack"] or "clean", target, f"{t['clean_accuracy']:.1%}", rate, gate)
+        table.add_row(net.id, target, f"{t['clean_accuracy']:.1%}", rate, gate)
     _console(stderr=False).print(table)
 
 
