@@ -167,7 +167,10 @@ def test_ctrl_c_keeps_what_is_done_and_a_second_run_resumes(
     out = tmp_path / "out"
     words = ["scan", files / "bad.pth", "--data", files / "digits.npz", "--arch", ARCH, "--out", out]
     slow = [*map(str, words), "-p", "neural_cleanse.preset=paper", "-p", "neural_cleanse.steps=8"]
-    code = "import torch; torch.set_num_threads(1); from backsweep.cli import main; main()"
+    code = (  # a parent in the background may have had its interrupts ignored
+        "import signal, torch; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "torch.set_num_threads(1); from backsweep.cli import main; main()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *slow], stderr=subprocess.PIPE, env={**os.environ}, text=True
     )
