@@ -54,11 +54,11 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     models = {n: Model(net, task.shape, task.classes, source=f"{n}.safetensors") for n, net in nets.items()}
     for name, model in models.items():
         console.print(
-            f"   {name:<10} accuracy {model.accuracy(test.x, test.y):.1%}, with the patch "
+            f"   {name:<10} accuracy {model.accuracy(test.x, test.y):.1%}; with the pixel lit, "
             f"{success_rate(model, trigger, test):.1%} of other digits become a {trigger.target}"
         )
 
-    console.print("[bold]2  Scanning[/] both with Neural Cleanse, which sees neither patch nor labels of it.")
+    console.print("[bold]2  Scanning[/] both with Neural Cleanse, which is told nothing of the pixel.")
     clean = Data.open(out / "digits.npz", shape=task.shape)
     reports = {n: scan(m, clean, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()}
     for name, report in reports.items():
