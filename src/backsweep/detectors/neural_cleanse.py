@@ -130,7 +130,10 @@ class NeuralCleanse(ModelDetector):
             e = evidence[i]
             doubt = self._doubt(e, bool(flagged), threshold, median, spread, evidence)
             level = WARNING if doubt else ERROR if flagged else NOTE
-            details = {"paper_index": paper[i], "paper_index_chance": chance_of_index(paper[i], classes)}
+            details = {
+                "paper_index": float(paper[i]),
+                "paper_index_chance": chance_of_index(paper[i], classes),
+            }
             if math.isfinite(median):
                 details |= {"median_norm": math.exp(median), "spread": spread}
             if threshold is not None and math.isfinite(median):
