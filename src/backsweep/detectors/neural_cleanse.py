@@ -24,7 +24,7 @@ from backsweep.trigger import Patch
 
 PRESETS = ("standard", "paper")
 
-# Chosen on the networks of plans/choosing.toml alone; docs/decisions/0004 shows the measurements.
+# Chosen on networks that nothing is judged on; docs/decisions/0004 shows the measurements.
 LEAST_SPREAD = 0.25  # log norms of clean nets spread about so much; less is an accident of few classes
 PLANTED_RATIO = 0.2  # norm of a planted patch over the median norm, as it is on most nets
 PATCH_AREA = 0.4  # effective area over the median's: planted patches at most 0.30, faint veils 0.62 and more
