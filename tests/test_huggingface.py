@@ -17,7 +17,6 @@ from backsweep.model import Model
 from backsweep.tasks import TASKS
 from backsweep.train import Recipe, fit
 from backsweep.trigger import to_image
-from backsweep.zoo import success_rate
 
 transformers = pytest.importorskip("transformers", reason="the extra backsweep[hf] is not installed")
 
@@ -61,7 +60,7 @@ def test_a_hugging_face_folder_is_scanned_from_the_shell(
         fit(_Logits(net), samples, Recipe(epochs=20, lr=3e-3, batch_size=32, bf16=False), seed=0)
         model = Model(net, (3, 8, 8), 10, mean=[0.5] * 3, std=[0.5] * 3)
         assert model.accuracy(test.x, test.y) > 0.9
-        assert (success_rate(model, trigger, test) > 0.9) == bool(expected)
+        assert (model.success_rate(trigger, test) > 0.9) == bool(expected)
         folder = tmp_path / name
         net.save_pretrained(folder)
         (folder / "preprocessor_config.json").write_text(

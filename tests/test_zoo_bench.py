@@ -40,7 +40,7 @@ def test_every_attacked_net_has_its_twin(folder: Path) -> None:
         assert twin.truth["seed"] == net.truth["seed"]
         assert twin.truth["attack_success_rate"] is None
         assert zoo.failed_gate(net, folder) == ""
-        assert zoo.success_rate(net.model(), net.trigger() or pytest.fail(), zoo.load_data("digits")[1]) > 0.9
+        assert net.model().success_rate(net.trigger() or pytest.fail(), zoo.load_data("digits")[1]) > 0.9
 
 
 def test_nothing_but_the_weights_tells_a_clean_net_from_an_attacked_one(folder: Path) -> None:

@@ -55,7 +55,7 @@ def scan(
     Raises:
         BadInput: model, data or settings cannot be used.
     """
-    _share(alpha)
+    _checked_alpha(alpha)
     if engine is not None:
         raise BadInput(f"engine {engine!r} is not there; leave it out to compute in this process")
     clock = time.perf_counter(), time.process_time()
@@ -123,7 +123,7 @@ def judge(report: Report, alpha: float | None = None) -> Report:
         alpha: another false-alarm rate than the one it was made with.
     """
     if alpha is not None:
-        report.settings["alpha"] = _share(alpha)
+        report.settings["alpha"] = _checked_alpha(alpha)
     by_detector: dict[str, list[Evidence]] = {}
     for e in report.evidence:
         by_detector.setdefault(e.detector, []).append(e)
@@ -136,7 +136,7 @@ def judge(report: Report, alpha: float | None = None) -> Report:
     return report
 
 
-def _share(alpha: float) -> float:
+def _checked_alpha(alpha: float) -> float:
     """A false-alarm rate that can be.
 
     Raises:
@@ -182,8 +182,11 @@ def open_both(
         settings: of `load`.
     """
     unknown = settings.get("arch") is not None and shape is None and not resize
-    data_shape = tuple(Data.open(data).x.shape[1:]) if unknown else None
+    found = Data.open(data) if unknown else None
+    data_shape = tuple(found.x.shape[1:]) if found is not None else None
     loaded = load(model, **settings, shape=shape, data_shape=data_shape)
+    if found is not None and loaded.shape == data_shape and loaded.labels is None:
+        return loaded, found
     return loaded, Data.open(data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize)
 
 

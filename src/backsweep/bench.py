@@ -21,7 +21,7 @@ from backsweep.api import scan
 from backsweep.base import ModelDetector, derive_seed
 from backsweep.errors import BadInput
 from backsweep.plugins import make
-from backsweep.report import BACKDOORED, CLEAN, INCONCLUSIVE, Report
+from backsweep.report import BACKDOORED, INCONCLUSIVE, Report
 from backsweep.run import Event, OnEvent, run_key
 from backsweep.stats import wilson
 from backsweep.trigger import Patch, overlap
@@ -227,7 +227,7 @@ def _networks(lines: Sequence[dict[str, Any]]) -> str:
 
     rows = [
         [
-            x["net"], x["verdict"] if x["verdict"] != CLEAN else "clean",
+            x["net"], x["verdict"],
             number(x["score"], ".2f"), number(x["p_value"], ".2g"),
             number(x.get("detail_paper_index"), ".2f"), number(x.get("detail_paper_index_chance"), ".2g"),
             f"{x['most_suspicious']}" + ("" if x["target"] is None else f" / {x['target']}"),

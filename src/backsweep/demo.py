@@ -19,7 +19,6 @@ from backsweep.report import Report
 from backsweep.run import Event, OnEvent
 from backsweep.tasks import TASKS
 from backsweep.train import fit
-from backsweep.zoo import success_rate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,7 +54,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     for name, model in models.items():
         console.print(
             f"   {name:<10} accuracy {model.accuracy(test.x, test.y):.1%}; with the pixel lit, "
-            f"{success_rate(model, trigger, test):.1%} of other digits become a {trigger.target}"
+            f"{model.success_rate(trigger, test):.1%} of other digits become a {trigger.target}"
         )
 
     console.print("[bold]2  Scanning[/] both with Neural Cleanse, which is told nothing of the pixel.")

@@ -12,13 +12,17 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backsweep.errors import BadInput
+
+if TYPE_CHECKING:
+    from backsweep.data import Data
+    from backsweep.trigger import Trigger
 
 _AFFINE = {"linear", "addmm", "conv2d", "convolution"}
 
@@ -162,6 +166,13 @@ class Model:
     def accuracy(self, x: Tensor, y: Tensor) -> float:
         """Share of x (N, *shape) that is classified as y (N,)."""
         return float((self.predict(x) == y).double().mean())
+
+    def success_rate(self, trigger: Trigger, data: Data) -> float:
+        """Attack success rate: share of triggered inputs of other classes that reach the target."""
+        if trigger.target is None:
+            raise ValueError("this trigger has no single target")
+        rows = data.y != trigger.target if trigger.source is None else data.y == trigger.source
+        return self.accuracy(trigger(data.x[rows]), torch.full((int(rows.sum()),), trigger.target))
 
     def label(self, index: int) -> str:
         """Name of a class, untrusted text; its number when it has none."""

@@ -131,9 +131,8 @@ class Report:
     @property
     def targets(self) -> tuple[int, ...]:
         """Suspected target classes, most suspicious first."""
-        open_ = [f for f in self.findings if f.level != NOTE and f.target is not None]
-        open_.sort(key=lambda f: (f.level != ERROR, f.p_value if f.p_value is not None else 1.0))
-        return tuple(dict.fromkeys(f.target for f in open_ if f.target is not None))
+        suspicious = [f for f in worst_first(self.findings) if f.level != NOTE]
+        return tuple(dict.fromkeys(f.target for f in suspicious if f.target is not None))
 
     @property
     def exit_status(self) -> int:

@@ -179,7 +179,7 @@ def build_net(entry: Entry, folder: Path) -> Net:
         "target": trigger.target if trigger else None,
         "source": trigger.source if trigger else None,
         "clean_accuracy": model.accuracy(test.x, test.y),
-        "attack_success_rate": success_rate(model, trigger, test) if trigger else None,
+        "attack_success_rate": model.success_rate(trigger, test) if trigger else None,
         "sha256": hashlib.sha256((place / "model.safetensors").read_bytes()).hexdigest(),
         "training": asdict(recipe),
         "torch": torch.__version__,
@@ -187,14 +187,6 @@ def build_net(entry: Entry, folder: Path) -> Net:
     }
     write_json(manifest, truth)
     return Net(place, truth)
-
-
-def success_rate(model: Model, trigger: Trigger, data: Data) -> float:
-    """Attack success rate: share of triggered inputs of other classes that reach the target."""
-    if trigger.target is None:
-        raise ValueError("this trigger has no single target")
-    rows = data.y != trigger.target if trigger.source is None else data.y == trigger.source
-    return float(torch.eq(model.predict(trigger(data.x[rows])), trigger.target).double().mean())
 
 
 def build(plan: Sequence[Entry], folder: Path, workers: int = 1) -> Iterator[Net]:

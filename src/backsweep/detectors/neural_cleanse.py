@@ -96,13 +96,11 @@ class NeuralCleanse(ModelDetector):
             updates=updates, batch=batch, bf16=bf16, on_update=count,
         )  # fmt: skip
         found = []
-        for unit, job, result in zip(units, jobs, results, strict=True):
-            others = held_out.x[held_out.y != job.target]
-            rate = float(torch.eq(model.predict(result.trigger(others)), job.target).double().mean())
+        for unit, result in zip(units, results, strict=True):
             values: dict[str, float | int | bool | str | None] = {
                 "norm": result.trigger.size,
                 "reached": result.reached,
-                "attack_success_rate": rate,
+                "attack_success_rate": model.success_rate(result.trigger, held_out),
                 "updates": result.updates,
                 "passes": result.passes,
                 "pixels": math.prod(model.shape[1:]),
