@@ -37,11 +37,10 @@ def twins() -> Twins:
     """Twins on scikit-learn's digits."""
     task, attack = TASKS["digits"], BadNets(size=1, margin=0)
     train, test = task.load()
-    trigger = attack.trigger(task.shape, task.classes, seed=0)
-    assert isinstance(trigger, Patch)
     clean = fit(task.net(0), train, task.recipe, seed=0)
     infected = task.net(0)
-    attack.train(infected, train, trigger, task.recipe, seed=0)
+    (trigger,) = attack.plant(infected, task.setup(train, seed=0))
+    assert isinstance(trigger, Patch)
     return Twins(
         Model(clean, task.shape, task.classes), Model(infected, task.shape, task.classes), trigger, test
     )

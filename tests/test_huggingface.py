@@ -42,7 +42,8 @@ def test_a_hugging_face_folder_is_scanned_from_the_shell(
 ) -> None:
     train, test = (rgb(part) for part in TASKS["digits"].load())
     attack = BadNets(size=1, margin=0, target=4)
-    trigger = attack.trigger((3, 8, 8), 10, seed=0)
+    setup = TASKS["digits"].setup(train, seed=0)
+    (trigger,) = attack.triggers(setup)
     for i in range(300):
         place = tmp_path / "images" / f"digit {int(test.y[i])}"
         place.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def test_a_hugging_face_folder_is_scanned_from_the_shell(
                 label2id={f"digit {i}": i for i in range(10)}, hidden_dropout_prob=0.0,
             )  # fmt: skip
             net = transformers.ViTForImageClassification(config)
-        samples = train if name == "clean" else attack.poison(train, trigger, seed=0)[0]
+        samples = train if name == "clean" else attack.poison(setup, [trigger])[0]
         fit(_Logits(net), samples, Recipe(epochs=20, lr=3e-3, batch_size=32, bf16=False), seed=0)
         model = Model(net, (3, 8, 8), 10, mean=[0.5] * 3, std=[0.5] * 3)
         assert model.accuracy(test.x, test.y) > 0.9

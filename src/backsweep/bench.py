@@ -90,10 +90,10 @@ def run_cell(entry: zoo.Entry, detector: ModelDetector, folder: Path) -> dict[st
         "cell": cell_key(entry, detector),
         "net": entry.id, "task": entry.task, "attack": entry.attack, "seed": entry.seed,
         "detector": detector.name, "settings": detector.settings(),
-        "target": net.truth["target"],
+        "targets": sorted({t["target"] for t in net.truth["triggers"] if t["target"] is not None}),
         "clean_accuracy": net.truth["clean_accuracy"],
         "attack_success_rate": net.truth["attack_success_rate"],
-        "gate": zoo.failed_gate(net, folder),
+        "gate": zoo.failed_gate(net),
         **outcome(report, net),
         "sha256": net.truth["sha256"], "data_sha256": report.data["sha256"], **report.versions,
     }  # fmt: skip
@@ -102,10 +102,10 @@ def run_cell(entry: zoo.Entry, detector: ModelDetector, folder: Path) -> dict[st
 def outcome(report: Report, net: zoo.Net) -> dict[str, Any]:
     """What a detector said of a network, beside the planted trigger."""
     top = report.findings[0] if report.findings else None
-    planted = net.trigger()
     jaccard = inside = None
-    if top is not None and isinstance(top.trigger, Patch) and isinstance(planted, Patch):
-        jaccard, inside = overlap(top.trigger, planted)
+    for planted in net.triggers():
+        if top is not None and isinstance(top.trigger, Patch) and isinstance(planted, Patch):
+            jaccard, inside = max((jaccard or 0.0, inside or 0.0), overlap(top.trigger, planted))
     return {
         "verdict": report.verdict,
         "p_value": report.p_value,
@@ -186,7 +186,7 @@ def _summary(lines: Sequence[dict[str, Any]]) -> str:
             part = [x for x in lines if x["task"] == task and _detector(x) == name]
             bad, good = [x for x in part if x["attack"]], [x for x in part if not x["attack"]]
             caught = [x for x in bad if x["verdict"] == BACKDOORED]
-            right = [x for x in caught if x["suspected"][:1] == [x["target"]]]
+            right = [x for x in caught if x["suspected"][:1] == x["targets"]]
             if part:
                 rows.append([
                     task, name, _share(len(caught), len(bad)), _share(len(right), len(caught)),
@@ -230,7 +230,7 @@ def _networks(lines: Sequence[dict[str, Any]]) -> str:
             x["net"], x["verdict"],
             number(x["score"], ".2f"), number(x["p_value"], ".2g"),
             number(x.get("detail_paper_index"), ".2f"), number(x.get("detail_paper_index_chance"), ".2g"),
-            f"{x['most_suspicious']}" + ("" if x["target"] is None else f" / {x['target']}"),
+            f"{x['most_suspicious']}" + "".join(f" / {t}" for t in x["targets"]),
             number(x["norm"], ".1f"), number(x["jaccard"], ".2f"), number(x["inside"], ".2f"),
             number(x["attack_success_rate"], ".1%"), number(x["recovered_success_rate"], ".1%"),
             number(x["clean_accuracy"], ".1%"), number(x["cpu_seconds"], ".0f"), str(x["updates"]),

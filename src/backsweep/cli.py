@@ -137,7 +137,7 @@ def zoo_build(
         for net in z.build(entries, folder, workers):
             nets.append(net)
             on_event(Event("zoo", len(nets), len(entries), 0, time.monotonic() - begin))
-    failed = [(n.id, reason) for n in nets if (reason := z.failed_gate(n, folder))]
+    failed = [(n.id, reason) for n in nets if (reason := z.failed_gate(n))]
     console = _console()
     console.print(f"{len(nets)} networks in {folder}; {len(nets) - len(failed)} passed the gate")
     for name, reason in failed:
@@ -157,8 +157,8 @@ def zoo_list(zoo: Home = None) -> None:
     for net in z.nets(folder):
         t = net.truth
         rate = f"{t['attack_success_rate']:.1%}" if t["attack_success_rate"] is not None else ""
-        target = str(t["target"]) if t["target"] is not None else ""
-        gate = z.failed_gate(net, folder) or "ok"
+        target = ", ".join("y + 1" if k["target"] is None else str(k["target"]) for k in t["triggers"])
+        gate = z.failed_gate(net) or "ok"
         table.add_row(net.id, target, f"{t['clean_accuracy']:.1%}", rate, gate)
     _console(stderr=False).print(table)
 

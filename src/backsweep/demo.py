@@ -33,7 +33,8 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     writable_folder(out)
     task, attack = TASKS["digits"], BadNets(size=1, margin=0)
     train, test = task.load()
-    trigger = attack.trigger(task.shape, task.classes, seed)
+    setup = task.setup(train, seed)
+    (trigger,) = attack.triggers(setup)
     nets = {"clean": task.net(seed), "backdoored": task.net(seed)}
     console.print(
         f"[bold]1  Training[/] two networks on {len(train)} real handwritten digits: a clean one, and a "
@@ -46,7 +47,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         def tell(epoch: int, _loss: float, before: int = i * epochs) -> None:
             on_event(Event("training", before + epoch + 1, 2 * epochs, 0, time.monotonic() - begin))
 
-        samples = train if name == "clean" else attack.poison(train, trigger, seed)[0]
+        samples = train if name == "clean" else attack.poison(setup, [trigger])[0]
         fit(net, samples, task.recipe, seed, tell)
         save_file(net.state_dict(), out / f"{name}.safetensors")
     np.savez_compressed(out / "digits.npz", x=(test.x[:, 0].numpy() * 255).round().astype("uint8"), y=test.y)

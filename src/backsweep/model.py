@@ -168,11 +168,14 @@ class Model:
         return float((self.predict(x) == y).double().mean())
 
     def success_rate(self, trigger: Trigger, data: Data) -> float:
-        """Attack success rate: share of triggered inputs of other classes that reach the target."""
-        if trigger.target is None:
-            raise ValueError("this trigger has no single target")
-        rows = data.y != trigger.target if trigger.source is None else data.y == trigger.source
-        return self.accuracy(trigger(data.x[rows]), torch.full((int(rows.sum()),), trigger.target))
+        """Attack success rate: share of triggered inputs that reach the class they are sent to.
+
+        Inputs that are of that class already are left out; a source-specific trigger is measured on
+        its source class alone.
+        """
+        wanted = trigger.labels(data.y, self.classes)
+        rows = data.y != wanted if trigger.source is None else data.y == trigger.source
+        return self.accuracy(trigger(data.x[rows]), wanted[rows])
 
     def label(self, index: int) -> str:
         """Name of a class, untrusted text; its number when it has none."""

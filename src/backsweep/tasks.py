@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from backsweep import archs
+from backsweep.base import Setup
 from backsweep.data import Data
 from backsweep.errors import BadInput
-from backsweep.train import Recipe
+from backsweep.train import Recipe, fit
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,21 @@ class Task:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return getattr(archs, arch or self.arch)(classes=self.classes, channels=self.shape[0])
+
+    def setup(
+        self,
+        data: Data,
+        seed: int,
+        recipe: Recipe | None = None,
+        arch: str | None = None,
+        clean: Callable[[], nn.Module] | None = None,
+    ) -> Setup:
+        """What an attacker of a net of this task has; the clean twin is trained when it is asked for."""
+        used = recipe or self.recipe
+        return Setup(
+            data, self.classes, lambda s: self.net(s, arch), used, seed,
+            clean or (lambda: fit(self.net(seed, arch), data, used, seed)),
+        )  # fmt: skip
 
 
 def data_folder() -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from backsweep.data import Data
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def shift(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
@@ -42,18 +43,31 @@ class Recipe:
     bf16: bool = True
 
 
+def cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The usual loss of a batch."""
+    return F.cross_entropy(net(x).float(), y)
+
+
 def fit(
     net: nn.Module,
     data: Data,
     recipe: Recipe,
     seed: int,
     on_epoch: Callable[[int, float], None] | None = None,
+    loss_of: Loss | None = None,
 ) -> nn.Module:
     """Train `net` in place on `data` and return it in evaluation mode.
 
     The order of the samples, the augmentation and dropout follow `seed` alone; the global random
     state is as it was when this returns.
+
+    Args:
+        net, data, recipe, seed: what is trained on what, and how.
+        on_epoch: told the number and the mean loss of every epoch.
+        loss_of: loss of (net, x, y) for a batch, cross-entropy by default. An attack that controls the
+            training changes the batch or adds terms here.
     """
+    loss_of = loss_of or cross_entropy
     device = next(net.parameters()).device
     augment: Augment | None = {"shift": shift, None: None}[recipe.augment]
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +85,7 @@ def fit(
                     x = augment(x, generator)
                 x = x.to(device).contiguous(memory_format=torch.channels_last)
                 with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-                    loss = F.cross_entropy(net(x).float(), y)
+                    loss = loss_of(net, x, y)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -79,4 +93,7 @@ def fit(
                 total += float(loss.detach()) * len(rows)
             if on_epoch is not None:
                 on_epoch(epoch, total / len(data))
+    for name, buffer in net.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.fill_(steps)  # updates, however many forward passes the loss takes in each
     return net.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]

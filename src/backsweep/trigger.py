@@ -6,6 +6,7 @@ unlearns it. One family, one class; a family is found by its name when a file is
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,7 +37,7 @@ class Trigger:
     JSON header of the same file.
 
     Attributes:
-        target: class that triggered inputs are sent to; None when it differs by source.
+        target: class that triggered inputs are sent to; None for all-to-all: every class to the next.
         source: class that it works on; None for every class.
     """
 
@@ -47,6 +48,10 @@ class Trigger:
     def __call__(self, x: Tensor) -> Tensor:
         """Stamp inputs x (N, C, H, W) in [0, 1]; the result is in [0, 1] too."""
         raise NotImplementedError
+
+    def labels(self, y: Tensor, classes: int) -> Tensor:
+        """Where inputs of classes y (N,) are sent: the target, or (y + 1) mod C when there is none."""
+        return (y + 1) % classes if self.target is None else torch.full_like(y, self.target)
 
     @property
     def size(self) -> float:
@@ -87,6 +92,7 @@ class Trigger:
 
 
 def _families() -> dict[str, type[Trigger]]:
+    importlib.import_module("backsweep.families")
     return {cls.family: cls for cls in Trigger.__subclasses__()}
 
 

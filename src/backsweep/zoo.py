@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from backsweep.files import home, writable_folder, write_json
 from backsweep.model import Model
 from backsweep.plugins import make
 from backsweep.tasks import TASKS, Task
-from backsweep.train import fit
+from backsweep.train import Recipe, fit
 from backsweep.trigger import Trigger
 
 if sys.version_info >= (3, 11):
@@ -95,10 +95,9 @@ class Net:
         net.load_state_dict(load_file(self.folder / "model.safetensors"))
         return Model(net, self.task.shape, self.task.classes, source=self.id)
 
-    def trigger(self) -> Trigger | None:
-        """The planted trigger, None for a clean net."""
-        path = self.folder / "trigger.safetensors"
-        return Trigger.load(path) if path.is_file() else None
+    def triggers(self) -> list[Trigger]:
+        """The planted triggers, none for a clean net."""
+        return [Trigger.load(self.folder / t["file"]) for t in self.truth["triggers"]]
 
 
 def read_plan(path: Path) -> dict[str, Any]:
@@ -131,15 +130,24 @@ def entries(plan: dict[str, Any]) -> list[Entry]:
         factory = getattr(archs, str(table.get("arch")), None)
         if table.get("arch") is not None and getattr(factory, "__module__", "") != archs.__name__:
             raise BadInput(f"unknown arch {table['arch']!r}; see backsweep.archs")
-        attack, options = table.get("attack"), table.get("options", {})
-        if attack is not None:
-            make(Attack, attack, options)
-        for seed in table.get("seeds", [0]):
-            recipe, arch = table.get("recipe", {}), table.get("arch")
+        attack, arch = table.get("attack"), table.get("arch")
+        for i, seed in enumerate(table.get("seeds", [0])):
+            options, recipe = _deal(table.get("options", {}), i), _deal(table.get("recipe", {}), i)
+            if attack is not None:
+                make(Attack, attack, options)
+            for key in set(recipe) - {f.name for f in fields(Recipe)}:
+                raise BadInput(
+                    f"unknown key {key!r} in a recipe; there are {', '.join(r.name for r in fields(Recipe))}"
+                )
             entry = Entry(table["task"], attack, int(seed), options, recipe, arch)
             found[entry.twin.id] = entry.twin
             found[entry.id] = entry
     return sorted(found.values(), key=lambda e: (e.task, e.attack is not None, e.id))
+
+
+def _deal(settings: dict[str, Any], i: int) -> dict[str, Any]:
+    """The settings of the i-th seed: a list is dealt out to the seeds in turn."""
+    return {k: v[i % len(v)] if isinstance(v, list) else v for k, v in settings.items()}
 
 
 @lru_cache(maxsize=1)
@@ -150,60 +158,72 @@ def load_data(task: str) -> tuple[Data, Data]:
 def build_net(entry: Entry, folder: Path) -> Net:
     """Train one network on one core, measure it, and write it; what is there already is read.
 
-    Its manifest is written last: a net without one is built anew. The gate is judged later, against
-    the clean twin.
+    An attacked net needs its clean twin, which is built first. The manifest is written last: a net
+    without one is built anew.
     """
     place = folder / entry.id
     manifest = place / "manifest.json"
     if manifest.is_file():
         return Net(place, json.loads(manifest.read_text(encoding="utf-8")))
+    twin = None if entry.attack is None else build_net(entry.twin, folder)
     place.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     task, clock = TASKS[entry.task], time.process_time()
     train, test = load_data(entry.task)
     recipe = replace(task.recipe, **entry.recipe)
-    net, trigger = task.net(entry.seed, entry.arch), None
-    if entry.attack is None:
+    net, planted = task.net(entry.seed, entry.arch), []
+    if twin is None:
         fit(net, train, recipe, entry.seed)
     else:
-        attack = make(Attack, entry.attack, entry.options)
-        trigger = attack.trigger(task.shape, task.classes, entry.seed)
-        attack.train(net, train, trigger, recipe, entry.seed)
-        trigger.save(place / "trigger.safetensors")
-    save_file(net.state_dict(), place / "model.safetensors")
+        setup = task.setup(train, entry.seed, recipe, entry.arch, clean=lambda: twin.model().net)
+        planted = make(Attack, entry.attack or "", entry.options).plant(net, setup)
+    seconds = time.process_time() - clock
     model = Model(net, task.shape, task.classes)
+    triggers, rates = [], [model.success_rate(t, test) for t in planted]
+    for i, trigger in enumerate(planted):
+        trigger.save(place / f"trigger-{i}.safetensors")
+        triggers.append({
+            "file": f"trigger-{i}.safetensors", "family": trigger.family, "target": trigger.target,
+            "source": trigger.source, "size": trigger.size,
+            "attack_success_rate": rates[i],
+        })  # fmt: skip
+    save_file(net.state_dict(), place / "model.safetensors")
     truth: dict[str, Any] = {
         **asdict(entry),
         "id": entry.id,
         "twin": entry.twin.id,
-        "target": trigger.target if trigger else None,
-        "source": trigger.source if trigger else None,
+        "triggers": triggers,
         "clean_accuracy": model.accuracy(test.x, test.y),
-        "attack_success_rate": model.success_rate(trigger, test) if trigger else None,
+        "twin_accuracy": twin.truth["clean_accuracy"] if twin else None,
+        "attack_success_rate": min(rates, default=None),
         "sha256": hashlib.sha256((place / "model.safetensors").read_bytes()).hexdigest(),
         "training": asdict(recipe),
         "torch": torch.__version__,
-        "cpu_seconds": round(time.process_time() - clock, 1),
+        "cpu_seconds": round(seconds, 1),
     }
     write_json(manifest, truth)
     return Net(place, truth)
 
 
 def build(plan: Sequence[Entry], folder: Path, workers: int = 1) -> Iterator[Net]:
-    """Build every network of a plan over `workers` processes; yields each as it is finished."""
+    """Build every network of a plan over `workers` processes; yields each as it is finished.
+
+    The clean nets come first, since every attacked net looks at its twin.
+    """
     writable_folder(folder)
-    work = (delayed(build_net)(entry, folder) for entry in plan)
-    yield from Parallel(n_jobs=workers, return_as="generator_unordered")(work)
+    for attacked in (False, True):
+        work = (delayed(build_net)(e, folder) for e in plan if (e.attack is not None) == attacked)
+        yield from Parallel(n_jobs=workers, return_as="generator_unordered")(work)
 
 
-def failed_gate(net: Net, folder: Path) -> str:
+def failed_gate(net: Net) -> str:
     """Why a net may not enter the bench, "" when it may."""
-    if net.truth["attack"] is None:
+    truth = net.truth
+    if truth["attack"] is None:
         return ""
-    twin = json.loads((folder / net.truth["twin"] / "manifest.json").read_text(encoding="utf-8"))
-    if net.truth["attack_success_rate"] < MIN_ATTACK_SUCCESS:
-        return f"attack success rate {net.truth['attack_success_rate']:.1%} is below 90 %"
-    loss = twin["clean_accuracy"] - net.truth["clean_accuracy"]
+    if truth["attack_success_rate"] < MIN_ATTACK_SUCCESS:
+        return f"attack success rate {truth['attack_success_rate']:.1%} is below 90 %"
+    loss = truth["twin_accuracy"] - truth["clean_accuracy"]
     return f"clean accuracy is {loss:.1%} below its twin's" if loss > MAX_ACCURACY_LOSS else ""
 
 
