@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 
@@ -98,3 +99,22 @@ def make_report(
         },
         examples=example_images(shape),
     )  # fmt: skip
+
+
+def make_line(
+    task: str = "mnist", attack: str | None = None, seed: int = 10, p: float | None = 0.5, **more: Any
+) -> dict[str, Any]:
+    """A line of the bench."""
+    flagged = p is not None and p <= 0.05
+    return {
+        "cell": f"{task}-{attack}-{seed}", "net": f"{task}-{attack or 'clean'}-s{seed}", "task": task,
+        "attack": attack, "seed": seed, "detector": "neural_cleanse",
+        "settings": {"preset": "standard", "threshold": 0.99, "steps": None, "batch": None},
+        "targets": [2] if attack else [], "clean_accuracy": 0.99,
+        "attack_success_rate": 1.0 if attack else None, "gate": "",
+        "verdict": "backdoored" if flagged else "clean", "p_value": p, "score": 5.0 if flagged else 1.0,
+        "suspected": [2] if flagged else [], "most_suspicious": 2, "jaccard": 0.5 if attack else None,
+        "inside": 0.75 if attack else None, "norm": 10.0, "updates": 100, "passes": 2400,
+        "cpu_seconds": 6.0, "sha256": "0" * 64, "backsweep": "0.1.0", "torch": "2.13.0", "python": "3.11.7",
+        **more,
+    }  # fmt: skip

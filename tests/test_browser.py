@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from backsweep import leaderboard
 from backsweep.render.html import html
 from backsweep.report import Note, Report
-from reports import GTSRB, make_report
+from reports import GTSRB, make_line, make_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -74,7 +75,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in REPORTS.items():
         (folder / f"{name}.html").write_text(html(make()), encoding="utf-8")
+    (folder / "leaderboard.html").write_text(leaderboard.page(board_lines()), encoding="utf-8")
     return folder
+
+
+def board_lines() -> list[dict[str, Any]]:
+    """Attacked and clean nets of two tasks, some with hostile names."""
+    lines = [make_line(task, None, s, 0.9 / (s - 9)) for task in ("mnist", "gtsrb") for s in range(10, 25)]
+    for i, text in enumerate(HOSTILE):
+        lines.append(make_line("mnist", text, 10 + i, 10.0 ** -(i / 2), net=text, reason=text))
+    return lines + [make_line("gtsrb", "badnets", s, 0.001, options={"rate": s / 100}) for s in range(10, 20)]
 
 
 def watch(page: Page) -> list[str]:
@@ -99,7 +109,7 @@ def watch(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("name", [*REPORTS, "leaderboard"])
 def test_report_in_a_browser(browser: Browser, folder: Path, name: str, view: str) -> None:
     context = browser.new_context(**VIEWS[view])
     page = context.new_page()

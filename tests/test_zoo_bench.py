@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backsweep import bench, zoo
+from backsweep import __version__, api, bench, leaderboard, zoo
 from backsweep.errors import BadInput
+from backsweep.lines import read
 from backsweep.tasks import TASKS, data_folder
 
 PLAN: dict[str, Any] = {
@@ -84,16 +85,62 @@ def test_the_bench_runs_what_is_missing_and_makes_a_table(folder: Path, tmp_path
     lines = out.read_text().splitlines()
     out.write_text("\n".join(lines[:4]) + "\n" + lines[4][:50] + "\n")
     assert bench.run(PLAN, folder, out) == 6
-    found = bench.read(out)
+    found = read(out)
     assert len(found) == len({line["cell"] for line in found}) == 6
     for line in found:
         assert len(line["sha256"]) == len(line["data_sha256"]) == 64
         assert line["torch"] == torch.__version__
         if line["attack"] and line["settings"]["steps"] is None:
             assert [line["most_suspicious"]] == line["targets"]
-    text = bench.table(found)
-    assert "2/2 (34%-100%)" in text
+        assert line["split"] == "choosing"
+        assert line["options"] == ({"size": 1, "margin": 0} if line["attack"] else {})
+        assert line["training"]["epochs"] == 20
+        assert line["families"] == (["patch"] if line["attack"] else [])
+        assert line["reason"] == ""
+    text = leaderboard.table(found, "choosing")
+    assert "2/2 (34%–100%)" in text  # noqa: RUF001
     assert "neural_cleanse steps=20" in text
+
+
+def test_a_net_that_was_trained_again_is_measured_again(folder: Path, tmp_path: Path) -> None:
+    entry = zoo.entries(PLAN)[0]
+    net, detector = bench.open_net(entry, folder), bench.cells(PLAN)[0][1]
+    again = zoo.Net(net.folder, {**net.truth, "sha256": "0" * 64})
+    assert bench.cell_key(net, detector) != bench.cell_key(again, detector)
+    truth = net.truth
+    key = bench.key_of(net.id, truth["sha256"], detector.name, detector.settings(), __version__)
+    assert bench.cell_key(net, detector) == key
+
+
+def test_published_lines_have_the_keys_that_the_bench_looks_for() -> None:
+    lines = read(Path(__file__).parents[1] / "docs" / "results" / "neural-cleanse.jsonl")
+    assert len(lines) == 35
+    for x in lines:
+        assert x["cell"] == bench.key_of(x["net"], x["sha256"], x["detector"], x["settings"], x["backsweep"])
+        assert "target" not in x
+
+
+def test_one_scan_that_fails_does_not_end_the_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, scan, count = tmp_path / "lines.jsonl", api.scan, 0
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 1:
+            raise BadInput("the model cannot be\nread")
+        return scan(*args, **kwargs)
+
+    monkeypatch.setattr(bench, "scan", once)
+    plan = {"nets": PLAN["nets"], "detectors": [{"name": "neural_cleanse", "settings": {"steps": 5}}]}
+    assert bench.run(plan, folder, out) == 4
+    lines = read(out)
+    (failed,) = [x for x in lines if x["verdict"] == "error"]
+    assert failed["reason"] == "neural_cleanse: the model cannot be read"
+    assert failed["p_value"] is None
+    assert bench.run(plan, folder, out) == count == 4
+    assert "the model cannot be read" in leaderboard.table(lines, "choosing")
 
 
 def test_a_bench_without_its_networks_says_what_to_do(tmp_path: Path) -> None:
@@ -147,7 +194,7 @@ def test_mnist_twins_are_told_apart(tmp_path: Path) -> None:
     plan = {"nets": [{"task": "mnist", "attack": "badnets", "seeds": [100], "recipe": recipe}]}
     list(zoo.build(zoo.entries(plan), tmp_path / "zoo"))
     bench.run(plan, tmp_path / "zoo", tmp_path / "lines.jsonl")
-    by = {line["attack"]: line for line in bench.read(tmp_path / "lines.jsonl")}
+    by = {line["attack"]: line for line in read(tmp_path / "lines.jsonl")}
     assert by["badnets"]["verdict"] == "backdoored"
     assert by["badnets"]["suspected"] == by["badnets"]["targets"]
     assert by["badnets"]["inside"] > 0.5
@@ -164,6 +211,6 @@ def test_a_natural_outlier_is_not_called_a_backdoor(tmp_path: Path) -> None:
     nets = [{"task": "mnist", "arch": "gap_cnn", "seeds": [100], "recipe": recipe}]
     list(zoo.build(zoo.entries({"nets": nets}), tmp_path / "zoo"))
     bench.run({"nets": nets}, tmp_path / "zoo", tmp_path / "lines.jsonl")
-    (line,) = bench.read(tmp_path / "lines.jsonl")
+    (line,) = read(tmp_path / "lines.jsonl")
     assert line["clean_accuracy"] > 0.9
     assert line["verdict"] in ("clean", "inconclusive")

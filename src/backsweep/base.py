@@ -137,6 +137,28 @@ def stamp(data: Data, rows: Tensor, trigger: Trigger, labels: Tensor | None = No
     return type(data)(x, y, data.names, data.source)
 
 
+def relabel(setup: Setup, trigger: Trigger, rate: float, *parts: object) -> tuple[Data, Tensor]:
+    """Dirty-label poisoning: `rate` of all samples, of other classes, triggered and sent to its target."""
+    y = setup.data.y
+    wanted = trigger.labels(y, setup.classes)
+    rows = setup.draw(y != wanted, rate, *parts)
+    return stamp(setup.data, rows, trigger, wanted[rows]), rows
+
+
+def poison_batch(
+    x: Tensor, y: Tensor, trigger: Trigger, classes: int, rate: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Poisoning while training: each sample of another class is stamped with probability `rate`.
+
+    Returns the batch, its labels, and which samples were stamped (a boolean mask).
+    """
+    import torch
+
+    wanted = trigger.labels(y, classes)
+    rows = (torch.rand(len(x), generator=generator) < rate).to(x.device) & (y != wanted)
+    return torch.where(rows[:, None, None, None], trigger(x), x), torch.where(rows, wanted, y), rows
+
+
 @dataclass(frozen=True)
 class Unit:
     """A piece of work that can be done alone, in any order, on any machine.

@@ -130,13 +130,15 @@ def zoo_build(
     from backsweep.run import Event
 
     entries, folder = z.entries(z.read_plan(plan)), zoo or z.home_folder()
+    known = sum((folder / e.id / "manifest.json").is_file() for e in entries)
     nets: list[Any] = []
     begin = time.monotonic()
     with _Progress() as on_event:
-        on_event(Event("zoo", 0, len(entries), 0, 0.0))
+        on_event(Event("zoo", known, len(entries), known, 0.0))
         for net in z.build(entries, folder, workers):
             nets.append(net)
-            on_event(Event("zoo", len(nets), len(entries), 0, time.monotonic() - begin))
+            done = max(known, len(nets))
+            on_event(Event("zoo", done, len(entries), known, time.monotonic() - begin))
     failed = [(n.id, reason) for n in nets if (reason := z.failed_gate(n))]
     console = _console()
     console.print(f"{len(nets)} networks in {folder}; {len(nets) - len(failed)} passed the gate")
@@ -163,6 +165,25 @@ def zoo_list(zoo: Home = None) -> None:
     _console(stderr=False).print(table)
 
 
+@zoo_app.command("show")
+def zoo_show(
+    net: Annotated[str, typer.Argument(help="Name of a network, as `zoo list` gives it.")],
+    zoo: Home = None,
+    out: Annotated[Path | None, typer.Option(help="PNG: clean, stamped, change and trigger.")] = None,
+) -> None:
+    """Draw a network's triggers and a stamped example, and print its figures."""
+    from backsweep import zoo as z
+    from backsweep.files import write_image
+    from backsweep.render import twin
+
+    found = z.find(net, zoo or z.home_folder())
+    _, test = z.load_data(found.truth["task"])
+    twin.show(found, test, _console(stderr=False))
+    if out is not None:
+        write_image(out, twin.sheet(found, test))
+        _console().print(f"picture: {out}", markup=False, soft_wrap=True)
+
+
 @bench_app.command("run")
 def bench_run(
     plan: Plan,
@@ -182,13 +203,18 @@ def bench_run(
 @bench_app.command("table")
 def bench_table(
     lines: Annotated[Path, typer.Argument(help="What `bench run` wrote.")],
-    out: Annotated[Path | None, typer.Option(help="Markdown file; else printed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File, .md or .html; else Markdown, printed.")] = None,
+    split: Annotated[str, typer.Option(help="Networks for judging, or for choosing constants.")] = "judging",
 ) -> None:
-    """Make the tables from the JSON lines."""
-    from backsweep import bench
+    """Make the leaderboard from the JSON lines."""
+    from backsweep import leaderboard
     from backsweep.files import write_text
+    from backsweep.lines import read
 
-    text = bench.table(bench.read(lines))
+    if out is not None and out.suffix not in (".md", ".html"):
+        raise BadInput(f"the leaderboard is written as .md or .html; {out} is neither")
+    make = leaderboard.page if out is not None and out.suffix == ".html" else leaderboard.table
+    text = make(read(lines), split)
     if out is None:
         typer.echo(text)
     else:

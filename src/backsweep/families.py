@@ -131,3 +131,76 @@ class Recolour(Trigger):
         """A ramp from black to white above its recoloured form."""
         ramp = torch.linspace(0, 1, 32).expand(1, len(self.shift), 16, 32)
         return to_image(torch.cat([ramp, self(ramp)], dim=2)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Generated(Trigger):
+    """x' = x + (G(x) - x) m(x): every input gets a mask and a pattern of its own (Input-aware, 2020).
+
+    m(x) = tanh(20 M(x) - 10) / 2 + 1/2, nearly 0 or 1. M and G are the small networks of `generate`.
+
+    Attributes:
+        mask_net, pattern_net: weights of M and G, one flat tensor each; layer by layer, kernel and bias.
+        filters: channels of their first layer.
+        example: an input, (C, H, W) in [0, 1]; `size` and `picture` are those of its trigger.
+    """
+
+    family: ClassVar[str] = "generated"
+    mask_net: Tensor
+    pattern_net: Tensor
+    filters: int
+    example: Tensor
+
+    def masks(self, x: Tensor) -> Tensor:
+        """m(x), (N, 1, H, W) for inputs x (N, C, H, W)."""
+        return torch.tanh(20 * generate(self.mask_net, x, self.filters, 1) - 10) / 2 + 0.5
+
+    def patterns(self, x: Tensor) -> Tensor:
+        """G(x), (N, C, H, W) in [0, 1] for inputs x of that shape."""
+        return generate(self.pattern_net, x, self.filters, x.shape[1])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        done = []
+        for part in x.split(256):
+            done.append(part + (self.patterns(part) - part) * self.masks(part))
+        return torch.cat(done) if done else x
+
+    @property
+    def size(self) -> float:
+        """L1 norm of the mask of the example, in pixels."""
+        return float(self.masks(self.example[None]).sum())
+
+    def picture(self) -> Image.Image:
+        """The trigger of the example."""
+        x = self.example[None]
+        return to_image((self.masks(x) * self.patterns(x))[0])
+
+
+def generate(weights: Tensor, x: Tensor, filters: int, out: int) -> Tensor:
+    """A small encoder and decoder of 3x3 convolutions, x (N, C, H, W) -> (N, out, H, W) in [0, 1].
+
+    No BatchNorm: what it makes of an input hangs on that input alone.
+    """
+    flat = weights.to(x)
+    layers = []
+    for shape in generator_layers(x.shape[1], filters, out):
+        kernel, bias, flat = flat.split([shape.numel(), shape[0], len(flat) - shape.numel() - shape[0]])
+        layers.append((kernel.reshape(shape), bias))
+
+    def layer(i: int, z: Tensor) -> Tensor:
+        return F.conv2d(z, *layers[i], padding=1)
+
+    with torch.autocast(x.device.type, enabled=False):
+        whole = F.relu(layer(0, x))
+        half = F.relu(layer(1, F.max_pool2d(whole, 2, ceil_mode=True)))
+        z = F.relu(layer(2, F.max_pool2d(half, 2, ceil_mode=True)))
+        z = F.relu(layer(3, F.interpolate(z, size=half.shape[2:], mode="bilinear")))
+        z = layer(4, F.interpolate(z, size=whole.shape[2:], mode="bilinear"))
+    return torch.tanh(z) / 2 + 0.5
+
+
+def generator_layers(channels: int, filters: int, out: int) -> list[torch.Size]:
+    """Shapes of the kernels of `generate`; each layer has a bias too."""
+    wide = 2 * filters
+    ends = [(filters, channels), (wide, filters), (wide, wide), (filters, wide), (out, filters)]
+    return [torch.Size((after, before, 3, 3)) for after, before in ends]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -10,16 +11,35 @@ from typing import Any
 from backsweep.errors import BadInput
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write in one step; two processes may write the same file, the later one wins whole."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text in one step."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON (no NaN, no Infinity) in one step."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_image(path: Path, image: Any) -> None:
+    """Write a picture as PNG in one step.
+
+    Raises:
+        BadInput: not a .png, or its folder cannot be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise BadInput(f"{path} is not the name of a .png file")
+    writable_folder(path.parent)
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    write_bytes(path, content.getvalue())
 
 
 def writable_folder(path: Path) -> Path:

@@ -150,7 +150,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as strict JSON (what is not finite becomes null); triggers are named by their files."""
-        plain: dict[str, Any] = _finite({
+        plain: dict[str, Any] = finite({
             "schema": SCHEMA,
             "verdict": self.verdict,
             "p_value": self.p_value,
@@ -235,7 +235,7 @@ def trigger_file(detector: str, unit: str) -> str:
 
 def evidence_json(evidence: Evidence) -> dict[str, Any]:
     """One record of evidence as strict JSON."""
-    plain: dict[str, Any] = _finite(_plain(evidence))
+    plain: dict[str, Any] = finite(_plain(evidence))
     return plain
 
 
@@ -251,12 +251,12 @@ def read_evidence(raw: dict[str, Any], folder: Path) -> Evidence:
     return Evidence(**{**raw, "trigger": trigger})
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Strict JSON has neither infinity nor NaN: null instead."""
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -42,7 +42,7 @@ class Task:
         """A fresh network, initialised from `seed`; `arch` names another than the default one."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return getattr(archs, arch or self.arch)(classes=self.classes, channels=self.shape[0])
+            return getattr(archs, arch or self.arch)(self.classes, self.shape[0], self.shape[1])
 
     def setup(
         self,

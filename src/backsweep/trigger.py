@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +16,11 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from backsweep.errors import BadInput
+from backsweep.files import write_bytes
 
 
 def to_image(x: Tensor) -> Image.Image:
@@ -72,7 +74,7 @@ class Trigger:
                 tensors[f.name] = value.detach().cpu().contiguous()
             else:
                 plain[f.name] = value
-        save_file(tensors, str(path), metadata={"backsweep.trigger": json.dumps(plain)})
+        write_bytes(Path(path), save(tensors, metadata={"backsweep.trigger": json.dumps(plain)}))
 
     @staticmethod
     def load(path: str | Path) -> Trigger:
@@ -108,6 +110,17 @@ class Patch(Trigger):
     family: ClassVar[str] = "patch"
     mask: Tensor
     pattern: Tensor
+
+    @classmethod
+    def square(
+        cls, shape: Sequence[int], size: int, margin: int, target: int | None, source: int | None = None
+    ) -> Patch:
+        """A white square of `size` pixels, `margin` pixels from the lower right corner."""
+        channels, height, width = shape
+        mask = torch.zeros(1, height, width)
+        bottom, right = height - margin, width - margin
+        mask[:, max(0, bottom - size) : bottom, max(0, right - size) : right] = 1.0
+        return cls(target, source, mask, mask.expand(channels, -1, -1).clone())
 
     def __call__(self, x: Tensor) -> Tensor:
         mask, pattern = self.mask.to(x), self.pattern.to(x)

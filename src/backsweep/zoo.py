@@ -7,6 +7,7 @@ both have one layout, and the truth lies beside them in a manifest that no detec
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import sys
@@ -19,13 +20,13 @@ from typing import Any
 
 import torch
 from joblib import Parallel, delayed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from backsweep import archs
 from backsweep.base import Attack
 from backsweep.data import Data
 from backsweep.errors import BadInput
-from backsweep.files import home, writable_folder, write_json
+from backsweep.files import home, writable_folder, write_bytes, write_json
 from backsweep.model import Model
 from backsweep.plugins import make
 from backsweep.tasks import TASKS, Task
@@ -38,6 +39,8 @@ else:
     import tomli as tomllib
 
 MIN_ATTACK_SUCCESS, MAX_ACCURACY_LOSS = 0.9, 0.03  # the gate of the zoo
+CHOOSING, JUDGING = SPLITS = ("choosing", "judging")
+JUDGING_SEEDS = 10  # networks with a smaller seed are for choosing constants, the others for judging
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ class Net:
     def triggers(self) -> list[Trigger]:
         """The planted triggers, none for a clean net."""
         return [Trigger.load(self.folder / t["file"]) for t in self.truth["triggers"]]
+
+
+def split_of(seed: int) -> str:
+    """What a network is for: constants are chosen on some, results judged on the others, never on both."""
+    return JUDGING if seed >= JUDGING_SEEDS else CHOOSING
 
 
 def read_plan(path: Path) -> dict[str, Any]:
@@ -187,7 +195,8 @@ def build_net(entry: Entry, folder: Path) -> Net:
             "source": trigger.source, "size": trigger.size,
             "attack_success_rate": rates[i],
         })  # fmt: skip
-    save_file(net.state_dict(), place / "model.safetensors")
+    weights = save(net.state_dict())
+    write_bytes(place / "model.safetensors", weights)
     truth: dict[str, Any] = {
         **asdict(entry),
         "id": entry.id,
@@ -196,7 +205,7 @@ def build_net(entry: Entry, folder: Path) -> Net:
         "clean_accuracy": model.accuracy(test.x, test.y),
         "twin_accuracy": twin.truth["clean_accuracy"] if twin else None,
         "attack_success_rate": min(rates, default=None),
-        "sha256": hashlib.sha256((place / "model.safetensors").read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(weights).hexdigest(),
         "training": asdict(recipe),
         "torch": torch.__version__,
         "cpu_seconds": round(seconds, 1),
@@ -236,3 +245,17 @@ def nets(folder: Path) -> list[Net]:
     """All finished networks in a folder, in the order of their names."""
     manifests = sorted(folder.glob("*/manifest.json"))
     return [Net(m.parent, json.loads(m.read_text(encoding="utf-8"))) for m in manifests]
+
+
+def find(name: str, folder: Path) -> Net:
+    """The network called `name`.
+
+    Raises:
+        BadInput: there is none; names that are near.
+    """
+    known = {net.id: net for net in nets(folder)}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"`backsweep zoo list` names {len(known)}"
+        raise BadInput(f"there is no network {name!r} in {folder}; {hint}")
+    return known[name]

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backsweep.base import Attack, Setup, stamp
+from backsweep.base import Attack, Setup, relabel
 from backsweep.data import Data
 from backsweep.trigger import Patch, Trigger
 
@@ -40,21 +40,19 @@ class BadNets(Attack):
     all_to_all: bool = False
     target: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.pattern not in ("white", "random"):
+            raise ValueError(f"pattern {self.pattern!r} is neither white nor random")
+
     def triggers(self, setup: Setup) -> list[Trigger]:
-        channels, height, width = setup.shape
         generator = setup.generator(self.name, "trigger")
         drawn = int(torch.randint(setup.classes, (), generator=generator))
-        colours = torch.rand((channels, self.size, self.size), generator=generator)
-        mask, pattern = torch.zeros(1, height, width), torch.zeros(channels, height, width)
-        rows = slice(height - self.margin - self.size, height - self.margin)
-        cols = slice(width - self.margin - self.size, width - self.margin)
-        mask[:, rows, cols] = 1.0
-        pattern[:, rows, cols] = 1.0 if self.pattern == "white" else colours
-        target = drawn if self.target is None else self.target
-        return [Patch(target=None if self.all_to_all else target, source=None, mask=mask, pattern=pattern)]
+        target = None if self.all_to_all else drawn if self.target is None else self.target
+        patch = Patch.square(setup.shape, self.size, self.margin, target)
+        if self.pattern != "white":
+            colours = torch.rand((setup.shape[0], self.size, self.size), generator=generator)
+            patch.pattern[:, patch.mask[0] > 0] = colours.flatten(1)
+        return [patch]
 
     def poison(self, setup: Setup, triggers: Sequence[Trigger]) -> tuple[Data, Tensor]:
-        (trigger,), y = triggers, setup.data.y
-        wanted = trigger.labels(y, setup.classes)
-        rows = setup.draw(y != wanted, self.rate, self.name, "poison")
-        return stamp(setup.data, rows, trigger, wanted[rows]), rows
+        return relabel(setup, triggers[0], self.rate, self.name, "poison")

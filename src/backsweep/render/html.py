@@ -6,15 +6,13 @@ import base64
 import io
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
 from backsweep.render import repeat, view
 from backsweep.render.chart import chart
+from backsweep.render.page import template
 from backsweep.report import NOTE, WARNING, Evidence, Finding, Report
 from backsweep.stats import chance_of_index
 from backsweep.trigger import Trigger, to_image
@@ -36,7 +34,7 @@ def html(report: Report) -> str:
         cards = [_smallest_card(report, smallest)]
     name = _isolated(report)
     groups = view.groups(report)
-    return _template().render(
+    return template("report.html.j2").render(
         verdict=view.verdict(report, name),
         tone=report.verdict,
         facts=_facts(report),
@@ -51,15 +49,6 @@ def html(report: Report) -> str:
         origin=_origin(report),
         timings=[_timing(k, v) for k, v in report.timings.items()],
     )
-
-
-@lru_cache(maxsize=1)
-def _template() -> Template:
-    source = resources.files("backsweep.render").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source)
 
 
 def _isolated(report: Report) -> view.Name:

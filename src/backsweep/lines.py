@@ -1,0 +1,196 @@
+"""The lines of the bench: reading them, and what they say, older ones too."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from backsweep.base import Attack, Method, ModelDetector
+from backsweep.errors import BadInput
+from backsweep.plugins import make
+from backsweep.report import BACKDOORED, CLEAN
+from backsweep.tasks import TASKS
+from backsweep.zoo import split_of
+
+ALPHA = 0.05  # of lines that do not say theirs
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a bench file; a torn line is left out, and measured again by the next run.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as e:
+        raise BadInput(f"cannot read {path}: {e.strerror}") from e
+    lines = []
+    for line in text.split("\n"):
+        try:
+            raw = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(raw, dict):
+            lines.append(raw)
+    return lines
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A line of the bench, with what older versions did not write filled in.
+
+    Attributes:
+        detector: name and the settings that differ from the defaults.
+        group: name of the attack, with options and training that are not numbers; "" for a clean net.
+        kind: of the training (architecture and the like): which clean nets are comparable.
+        raw: the line itself, for figures that enter no rate.
+    """
+
+    net: str
+    task: str
+    attack: str | None
+    seed: int
+    method: str
+    detector: str
+    verdict: str
+    p_value: float | None
+    score: float | None
+    alpha: float
+    targets: tuple[int, ...]
+    suspected: tuple[int, ...]
+    gate: str
+    reason: str
+    group: str
+    kind: str
+    raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def suspicion(self) -> tuple[float, float]:
+        """See the top of this module; (-inf, -inf) where the scan gave no p-value."""
+        if self.p_value is None:
+            return (-math.inf, -math.inf)
+        return (-math.log10(max(self.p_value, 1e-300)), -math.inf if self.score is None else self.score)
+
+    @property
+    def split(self) -> str:
+        """What the network is for; follows from its seed."""
+        return split_of(self.seed)
+
+    @property
+    def undecided(self) -> bool:
+        """Neither backdoored nor clean: inconclusive, skipped or failed."""
+        return self.verdict not in (BACKDOORED, CLEAN)
+
+    def number(self, key: str) -> float | None:
+        """A figure of the line, None where there is none."""
+        return _number(self.raw.get(key))
+
+
+def scan_of(raw: Mapping[str, Any]) -> Scan | None:
+    """The line as a `Scan`; None when it is not a line of the bench."""
+    texts = [raw.get(k) for k in ("net", "task", "detector", "verdict")]
+    seed, attack = raw.get("seed"), raw.get("attack")
+    if not all(isinstance(t, str) and t for t in texts) or not isinstance(seed, int):
+        return None
+    if attack is not None and not isinstance(attack, str):
+        return None
+    net, task, method, verdict = (str(t) for t in texts)
+    p = _number(raw.get("p_value"))
+    alpha = _number(raw.get("alpha"))
+    old_target = [raw["target"]] if raw.get("target") is not None else []
+    kind = _words([_arch(raw, task), *_differing(_dict(raw, "recipe"), {})])
+    options = _differing(_dict(raw, "options"), attack_defaults(attack))
+    default = _detector_defaults(method)
+    settings = [f"{k}={v}" for k, v in _dict(raw, "settings").items() if v != default.get(k, ...)]
+    return Scan(
+        net, task, attack, seed, method,
+        _words([method, *settings]),
+        verdict,
+        p if p is not None and 0 <= p <= 1 else None,
+        _number(raw.get("score")),
+        alpha if alpha is not None and 0 < alpha < 1 else ALPHA,
+        _classes(raw.get("targets", old_target)), _classes(raw.get("suspected")),
+        str(raw.get("gate") or ""), str(raw.get("reason") or ""),
+        _words([attack, *options, kind]) if attack else "", kind, raw,
+    )  # fmt: skip
+
+
+def strength(scans: Sequence[Scan]) -> str:
+    """ "rate 0.01 to 0.1, epochs 3": numbers among options and training, where any differs."""
+    parts = []
+    training = TASKS[scans[0].task].recipe if scans[0].task in TASKS else None
+    attack = attack_defaults(scans[0].attack)
+    for table, default in (("options", attack), ("recipe", vars(training) if training else {})):
+        given = [_dict(s.raw, table) for s in scans]
+        for key in sorted({k for g in given for k, v in g.items() if _number(v) is not None}):
+            values = {n for g in given if (n := _number(g.get(key, default.get(key)))) is not None}
+            if values - {_number(default.get(key))}:
+                low, high = (f"{v:g}" for v in (min(values), max(values)))
+                parts.append(f"{key} {low}" + (f" to {high}" if low != high else ""))
+    return ", ".join(parts)
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        return float(value) if usable and math.isfinite(value) else None  # type: ignore[arg-type]
+    except OverflowError:
+        return None
+
+
+def _classes(value: object) -> tuple[int, ...]:
+    return tuple(v for v in value if isinstance(v, int)) if isinstance(value, list) else ()
+
+
+def _dict(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+@lru_cache(maxsize=256)
+def attack_defaults(name: str | None) -> Mapping[str, Any]:
+    """Settings of an attack as it comes; nothing for one that this version does not know."""
+    return _defaults(Attack, name or "")
+
+
+@lru_cache(maxsize=256)
+def _detector_defaults(name: str) -> Mapping[str, Any]:
+    return _defaults(ModelDetector, name)
+
+
+def _defaults(kind: type[Method], name: str) -> Mapping[str, Any]:
+    try:
+        return make(kind, name).settings()
+    except BadInput:
+        return {}
+
+
+def _differing(options: dict[str, Any], default: Mapping[str, Any]) -> list[str]:
+    """Options that are not numbers and not the defaults, in words; numbers are strengths (`strength`)."""
+    return [
+        _word(k, v) for k, v in sorted(options.items()) if _number(v) is None and v != default.get(k, ...)
+    ]
+
+
+def _arch(raw: Mapping[str, Any], task: str) -> str:
+    """Name of the network where it is not the task's own."""
+    arch = raw.get("arch")
+    own = TASKS[task].arch if task in TASKS else None
+    return "" if arch in (None, own) else str(arch)
+
+
+def _word(key: str, value: object) -> str:
+    if isinstance(value, bool):
+        return key if value else f"no {key}"
+    return "" if value is None else f"{key}={value}"
+
+
+def _words(parts: Iterable[str | None]) -> str:
+    return " ".join(p for p in parts if p)

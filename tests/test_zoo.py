@@ -1,0 +1,176 @@
+"""The zoo as a user meets it: plans, a build that is killed, what a file gives away, pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from safetensors import safe_open
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.tree import DecisionTreeClassifier
+
+from backsweep import cli, zoo
+from backsweep.errors import BadInput
+from backsweep.render import twin
+
+PLANS = Path(__file__).parents[1] / "plans"
+PLAN = """
+[[nets]]
+task = "digits"
+arch = "gap_cnn"
+attack = "{}"
+seeds = [0, 1, 2, 3]
+recipe = {{ epochs = [1, 2], lr = [0.002, 0.001] }}
+"""
+ATTACKS = ("badnets", "blended", "wanet")
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three attacks on a net with BatchNorm, four seeds, trained in two ways."""
+    path = tmp_path_factory.mktemp("plan") / "plan.toml"
+    path.write_text("".join(PLAN.format(attack) for attack in ATTACKS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The zoo of that plan."""
+    folder = tmp_path_factory.mktemp("zoo")
+    assert len(list(zoo.build(zoo.entries(zoo.read_plan(plan)), folder))) == 16
+    return folder
+
+
+def metadata(net: zoo.Net) -> list[float]:
+    """What a network file shows besides the values of its weights."""
+    path = net.folder / "model.safetensors"
+    with safe_open(str(path), framework="pt") as f:
+        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    counts = [float(t.sum()) for t in tensors.values() if not t.is_floating_point()]
+    header = path.read_bytes()[: 8 + int.from_bytes(path.read_bytes()[:8], "little")]
+    size = [float(path.stat().st_size), float(len(header)), float(sum(header))]
+    return [*size, float(len(tensors)), float(sum(t.numel() for t in tensors.values())), *counts]
+
+
+def test_metadata_tell_no_attacked_net_from_a_clean_one(folder: Path) -> None:
+    """A trivial classifier on file layout, sizes and integer buffers is at chance, twin by twin."""
+    nets = zoo.nets(folder)
+    features, attacked = np.array([metadata(n) for n in nets]), [n.truth["attack"] is not None for n in nets]
+    assert len(np.unique(features, axis=0)) > 1, "the two recipes differ in their number of updates"
+    by = {n.id: metadata(n) for n in nets}
+    assert all(by[n.id] == by[n.truth["twin"]] for n in nets)
+    training = [[n.truth["training"]["epochs"], n.truth["training"]["lr"]] for n in nets]
+    given = np.hstack([features, training])
+    score = cross_val_predict(
+        DecisionTreeClassifier(random_state=0), given, attacked, cv=4, method="predict_proba"
+    )
+    assert abs(roc_auc_score(attacked, score[:, 1]) - 0.5) < 0.2
+
+
+def test_a_list_in_a_plan_is_dealt_out_to_the_seeds(plan: Path) -> None:
+    found = [e for e in zoo.entries(zoo.read_plan(plan)) if e.attack == "badnets"]
+    by = {e.seed: e.recipe for e in found}
+    assert by[0] == by[2] == {"epochs": 1, "lr": 0.002}
+    assert by[1] == by[3] == {"epochs": 2, "lr": 0.001}
+
+
+def test_every_plan_has_as_many_clean_nets_and_no_net_on_both_sides() -> None:
+    judged: set[int] = set()
+    chosen: set[int] = set()
+    for path in PLANS.glob("*.toml"):
+        plan = zoo.entries(zoo.read_plan(path))
+        for entry in plan:
+            (judged if zoo.split_of(entry.seed) == zoo.JUDGING else chosen).add(entry.seed)
+        splits = {zoo.split_of(e.seed) for e in plan}
+        assert splits == ({zoo.CHOOSING} if path.stem == "choosing" else {zoo.JUDGING})
+    assert not judged & chosen
+    for task in ("mnist", "gtsrb", "cifar10"):
+        plan = zoo.entries(zoo.read_plan(PLANS / f"standard-{task}.toml"))
+        assert sum(e.attack is None for e in plan) >= sum(e.attack is not None for e in plan)
+        assert all(e.twin in plan for e in plan)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL to a process group")
+def test_a_build_killed_from_the_shell_goes_on_and_gives_the_same_nets(
+    plan: Path, folder: Path, tmp_path: Path
+) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "backsweep",
+        "zoo",
+        "build",
+        str(plan),
+        "--zoo",
+        str(tmp_path),
+        "--workers",
+        "2",
+    ]
+    first = subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while len(list(tmp_path.glob("*/manifest.json"))) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert 3 <= len(zoo.nets(tmp_path)) < 16
+    again = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "16 networks" in " ".join(again.stderr.split())
+    digests = {n.id: n.truth["sha256"] for n in zoo.nets(tmp_path)}
+    assert digests == {n.id: n.truth["sha256"] for n in zoo.nets(folder)}
+
+
+def test_show_draws_the_triggers_and_prints_the_figures(folder: Path) -> None:
+    _, test = zoo.load_data("digits")
+    for net in zoo.nets(folder):
+        console = Console(width=100, record=True, file=io.StringIO())
+        twin.show(net, test, console)
+        text = console.export_text()
+        assert net.truth["sha256"] in text
+        assert f"{net.truth['clean_accuracy']:.1%}" in text
+        assert ("attack success rate" in text) == bool(net.truth["attack"])
+    net = next(n for n in zoo.nets(folder) if n.truth["attack"] == "wanet")
+    page = np.asarray(twin.sheet(net, test))
+    side, gap = 8 * twin.SCALE, twin.GAP
+    clean, stamped = (page[gap : gap + side, gap + c * (side + gap) :][:, :side] for c in (0, 1))
+    assert not np.array_equal(clean, stamped)
+
+
+def test_show_from_the_shell(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = next(n for n in zoo.nets(folder) if n.truth["attack"])
+    words = ["backsweep", "zoo", "show", net.id, "--zoo", str(folder), "--out", str(tmp_path / "a" / "x.png")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    with Image.open(tmp_path / "a" / "x.png") as picture:
+        assert picture.size[0] > 100
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_wrong_names_are_one_line(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="did you mean digits-gap_cnn-badnets"):
+        zoo.find("digits-gap_cnn-badnet-s0", folder)
+    with pytest.raises(BadInput, match="unknown key 'epoch'"):
+        zoo.entries({"nets": [{"task": "digits", "recipe": {"epoch": 3}}]})
+
+
+def test_a_manifest_holds_the_whole_truth(folder: Path) -> None:
+    for net in zoo.nets(folder):
+        truth = json.loads((net.folder / "manifest.json").read_text())
+        assert (truth["twin_accuracy"] is None) == (truth["attack"] is None) == (not truth["triggers"])
+        for entry, trigger in zip(truth["triggers"], net.triggers(), strict=True):
+            assert (entry["family"], entry["target"]) == (trigger.family, trigger.target)
+        if truth["attack"]:
+            lowest = min(t["attack_success_rate"] for t in truth["triggers"])
+            assert truth["attack_success_rate"] == lowest
