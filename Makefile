@@ -22,7 +22,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-results: $(VENV)/.dev   ## remake docs/results/neural-cleanse.md from the real data (hours)
+results: $(VENV)/.dev   ## train the standard zoo, scan it, remake docs/results (many hours; can be stopped at any time)
+	for task in mnist gtsrb cifar10; do \
+	  $(BIN)/backsweep zoo build plans/standard-$$task.toml --workers 2 && \
+	  $(BIN)/backsweep bench run plans/standard-$$task.toml --out docs/results/standard.jsonl --workers 2 || exit 1; \
+	done
+	$(BIN)/backsweep bench table docs/results/standard.jsonl --out docs/results/standard.md
 	$(BIN)/backsweep zoo build plans/neural-cleanse.toml --workers 2
 	$(BIN)/backsweep bench run plans/neural-cleanse.toml --out docs/results/neural-cleanse.jsonl
 	$(BIN)/backsweep bench table docs/results/neural-cleanse.jsonl --out docs/results/neural-cleanse.md

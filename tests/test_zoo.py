@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -158,6 +159,21 @@ def test_show_from_the_shell(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_list_writes_digests_and_figures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "zoo.jsonl"
+    monkeypatch.setattr(sys, "argv", ["backsweep", "zoo", "list", "--zoo", str(folder), "--out", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["id"] for line in lines] == [net.id for net in zoo.nets(folder)]
+    for line, net in zip(lines, zoo.nets(folder), strict=True):
+        assert line["sha256"] == hashlib.sha256((net.folder / "model.safetensors").read_bytes()).hexdigest()
+        assert len(line["attack_success_rates"]) == (line["attack"] is not None)
+
+
 def test_wrong_names_are_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="did you mean digits-gap_cnn-badnets"):
         zoo.find("digits-gap_cnn-badnet-s0", folder)
@@ -171,6 +187,7 @@ def test_a_manifest_holds_the_whole_truth(folder: Path) -> None:
         assert (truth["twin_accuracy"] is None) == (truth["attack"] is None) == (not truth["triggers"])
         for entry, trigger in zip(truth["triggers"], net.triggers(), strict=True):
             assert (entry["family"], entry["target"]) == (trigger.family, trigger.target)
+            assert 0 <= entry["twin_success_rate"] <= 1
         if truth["attack"]:
             lowest = min(t["attack_success_rate"] for t in truth["triggers"])
             assert truth["attack_success_rate"] == lowest

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from backsweep import __version__, api, bench, leaderboard, zoo
+from backsweep.base import ModelDetector
 from backsweep.errors import BadInput
 from backsweep.lines import read
+from backsweep.plugins import make
 from backsweep.tasks import TASKS, data_folder
 
 PLAN: dict[str, Any] = {
@@ -77,6 +79,16 @@ def test_a_net_that_is_too_weak_does_not_pass_the_gate(folder: Path) -> None:
     dull = zoo.Net(net.folder, {**net.truth, "clean_accuracy": 0.5})
     assert "attack success rate" in zoo.failed_gate(weak)
     assert "clean accuracy" in zoo.failed_gate(dull)
+
+
+def test_a_net_that_did_not_pass_the_gate_is_listed_and_not_scanned(folder: Path) -> None:
+    net = next(n for n in zoo.nets(folder) if n.truth["attack"])
+    weak = zoo.Net(net.folder, {**net.truth, "attack_success_rate": 0.5})
+    line = bench.run_cell(weak, make(ModelDetector, "neural_cleanse"))
+    assert line["updates"] == 0
+    text = leaderboard.table([line], zoo.split_of(line["seed"]))
+    assert "below 90 %" in text
+    assert "Not admitted" in text
 
 
 def test_the_bench_runs_what_is_missing_and_makes_a_table(folder: Path, tmp_path: Path) -> None:

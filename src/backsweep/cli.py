@@ -5,6 +5,7 @@ Exit status: 0 nothing suspicious, 1 findings, 2 wrong usage or unreadable input
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import traceback
@@ -147,21 +148,27 @@ def zoo_build(
 
 
 @zoo_app.command("list")
-def zoo_list(zoo: Home = None) -> None:
+def zoo_list(
+    zoo: Home = None,
+    out: Annotated[Path | None, typer.Option(help="JSON lines: digests, rates, gate.")] = None,
+) -> None:
     """The networks of the zoo with their truth."""
     from rich.table import Column, Table
 
     from backsweep import zoo as z
+    from backsweep.files import write_text
 
-    folder = zoo or z.home_folder()
+    nets = z.nets(zoo or z.home_folder())
+    if out is not None:
+        write_text(out, "".join(json.dumps(z.summary(net)) + "\n" for net in nets))
+        return
     name = Column("network", overflow="fold", min_width=30)
     table = Table(name, "target", "clean\naccuracy", "attack\nsuccess rate", "gate")
-    for net in z.nets(folder):
+    for net in nets:
         t = net.truth
         rate = f"{t['attack_success_rate']:.1%}" if t["attack_success_rate"] is not None else ""
         target = ", ".join("y + 1" if k["target"] is None else str(k["target"]) for k in t["triggers"])
-        gate = z.failed_gate(net) or "ok"
-        table.add_row(net.id, target, f"{t['clean_accuracy']:.1%}", rate, gate)
+        table.add_row(net.id, target, f"{t['clean_accuracy']:.1%}", rate, z.failed_gate(net) or "ok")
     _console(stderr=False).print(table)
 
 

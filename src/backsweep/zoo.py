@@ -183,17 +183,18 @@ def build_net(entry: Entry, folder: Path) -> Net:
     if twin is None:
         fit(net, train, recipe, entry.seed)
     else:
-        setup = task.setup(train, entry.seed, recipe, entry.arch, clean=lambda: twin.model().net)
+        setup = task.setup(train, entry.seed, recipe, entry.arch, clean=lambda: twin.model().net.eval())
         planted = make(Attack, entry.attack or "", entry.options).plant(net, setup)
     seconds = time.process_time() - clock
     model = Model(net, task.shape, task.classes)
-    triggers, rates = [], [model.success_rate(t, test) for t in planted]
+    triggers: list[dict[str, Any]] = []
     for i, trigger in enumerate(planted):
         trigger.save(place / f"trigger-{i}.safetensors")
         triggers.append({
             "file": f"trigger-{i}.safetensors", "family": trigger.family, "target": trigger.target,
             "source": trigger.source, "size": trigger.size,
-            "attack_success_rate": rates[i],
+            "attack_success_rate": model.success_rate(trigger, test),
+            "twin_success_rate": twin.model().success_rate(trigger, test) if twin else None,
         })  # fmt: skip
     weights = save(net.state_dict())
     write_bytes(place / "model.safetensors", weights)
@@ -204,7 +205,7 @@ def build_net(entry: Entry, folder: Path) -> Net:
         "triggers": triggers,
         "clean_accuracy": model.accuracy(test.x, test.y),
         "twin_accuracy": twin.truth["clean_accuracy"] if twin else None,
-        "attack_success_rate": min(rates, default=None),
+        "attack_success_rate": min((t["attack_success_rate"] for t in triggers), default=None),
         "sha256": hashlib.sha256(weights).hexdigest(),
         "training": asdict(recipe),
         "torch": torch.__version__,
@@ -245,6 +246,19 @@ def nets(folder: Path) -> list[Net]:
     """All finished networks in a folder, in the order of their names."""
     manifests = sorted(folder.glob("*/manifest.json"))
     return [Net(m.parent, json.loads(m.read_text(encoding="utf-8"))) for m in manifests]
+
+
+def summary(net: Net) -> dict[str, Any]:
+    """What is published of a network: digests of its weights and of its manifest, and its figures."""
+    keys = ("id", "attack", "options", "recipe", "sha256", "clean_accuracy", "twin_accuracy")
+    manifest = (net.folder / "manifest.json").read_bytes()
+    return {
+        **{key: net.truth[key] for key in keys},
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        "attack_success_rates": [t["attack_success_rate"] for t in net.truth["triggers"]],
+        "twin_success_rates": [t["twin_success_rate"] for t in net.truth["triggers"]],
+        "gate": failed_gate(net),
+    }
 
 
 def find(name: str, folder: Path) -> Net:

@@ -34,7 +34,8 @@ def show(net: zoo.Net, test: Data, console: Console) -> None:
         facts.add_row(Text(name, "dim"), Text(view.clean(str(value), 300)))
     console.print(Text(view.clean(net.id, 200), "bold"), facts)
     for entry, trigger in zip(truth["triggers"], net.triggers(), strict=True):
-        heading = f"{_way(trigger)}: attack success rate {entry['attack_success_rate']:.1%}"
+        rate, by_chance = entry["attack_success_rate"], entry["twin_success_rate"]
+        heading = f"{_way(trigger)}: attack success rate {rate:.1%}, on the clean twin {by_chance:.1%}"
         console.print(
             Text(), Text(heading, "bold"), Text(f"family {trigger.family}, size {trigger.size:.3g}", "dim"),
             pictures(trigger, example(trigger, test, net.task.classes)), sep="\n",
