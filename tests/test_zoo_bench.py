@@ -79,6 +79,8 @@ def test_a_net_that_is_too_weak_does_not_pass_the_gate(folder: Path) -> None:
     dull = zoo.Net(net.folder, {**net.truth, "clean_accuracy": 0.5})
     assert "attack success rate" in zoo.failed_gate(weak)
     assert "clean accuracy" in zoo.failed_gate(dull)
+    moved = [{**t, "twin_success_rate": 0.98} for t in net.truth["triggers"]]
+    assert "moves the clean twin" in zoo.failed_gate(zoo.Net(net.folder, {**net.truth, "triggers": moved}))
 
 
 def test_a_net_that_did_not_pass_the_gate_is_listed_and_not_scanned(folder: Path) -> None:

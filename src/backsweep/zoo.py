@@ -39,6 +39,7 @@ else:
     import tomli as tomllib
 
 MIN_ATTACK_SUCCESS, MAX_ACCURACY_LOSS = 0.9, 0.03  # the gate of the zoo
+MAX_TWIN_SUCCESS = 0.5  # what moves the clean twin as well is a perturbation, not a backdoor
 CHOOSING, JUDGING = SPLITS = ("choosing", "judging")
 JUDGING_SEEDS = 10  # networks with a smaller seed are for choosing constants, the others for judging
 
@@ -233,6 +234,9 @@ def failed_gate(net: Net) -> str:
         return ""
     if truth["attack_success_rate"] < MIN_ATTACK_SUCCESS:
         return f"attack success rate {truth['attack_success_rate']:.1%} is below 90 %"
+    by_chance = max(t["twin_success_rate"] for t in truth["triggers"])
+    if by_chance > MAX_TWIN_SUCCESS:
+        return f"the trigger moves the clean twin too, success rate {by_chance:.1%}"
     loss = truth["twin_accuracy"] - truth["clean_accuracy"]
     return f"clean accuracy is {loss:.1%} below its twin's" if loss > MAX_ACCURACY_LOSS else ""
 
