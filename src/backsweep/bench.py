@@ -88,9 +88,8 @@ def open_net(entry: zoo.Entry, folder: Path) -> zoo.Net:
     Raises:
         BadInput: it is not.
     """
-    place = folder / entry.id
     try:
-        return zoo.Net(place, json.loads((place / "manifest.json").read_text(encoding="utf-8")))
+        return zoo.Net.read(folder / entry.id)
     except OSError as e:
         raise BadInput(f"network {entry.id} is not in {folder}; run `backsweep zoo build` first") from e
 

@@ -85,6 +85,11 @@ class Net:
     folder: Path
     truth: dict[str, Any]
 
+    @classmethod
+    def read(cls, folder: Path) -> Net:
+        """The network whose manifest lies in `folder`."""
+        return cls(folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+
     @property
     def id(self) -> str:
         return str(self.truth["id"])
@@ -173,7 +178,7 @@ def build_net(entry: Entry, folder: Path) -> Net:
     place = folder / entry.id
     manifest = place / "manifest.json"
     if manifest.is_file():
-        return Net(place, json.loads(manifest.read_text(encoding="utf-8")))
+        return Net.read(place)
     twin = None if entry.attack is None else build_net(entry.twin, folder)
     place.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -187,7 +192,7 @@ def build_net(entry: Entry, folder: Path) -> Net:
         setup = task.setup(train, entry.seed, recipe, entry.arch, clean=lambda: twin.model().net.eval())
         planted = make(Attack, entry.attack or "", entry.options).plant(net, setup)
     seconds = time.process_time() - clock
-    model = Model(net, task.shape, task.classes)
+    model, clean = Model(net, task.shape, task.classes), twin.model() if twin else None
     triggers: list[dict[str, Any]] = []
     for i, trigger in enumerate(planted):
         trigger.save(place / f"trigger-{i}.safetensors")
@@ -195,7 +200,7 @@ def build_net(entry: Entry, folder: Path) -> Net:
             "file": f"trigger-{i}.safetensors", "family": trigger.family, "target": trigger.target,
             "source": trigger.source, "size": trigger.size,
             "attack_success_rate": model.success_rate(trigger, test),
-            "twin_success_rate": twin.model().success_rate(trigger, test) if twin else None,
+            "twin_success_rate": clean.success_rate(trigger, test) if clean else None,
         })  # fmt: skip
     weights = save(net.state_dict())
     write_bytes(place / "model.safetensors", weights)
@@ -249,7 +254,7 @@ def home_folder() -> Path:
 def nets(folder: Path) -> list[Net]:
     """All finished networks in a folder, in the order of their names."""
     manifests = sorted(folder.glob("*/manifest.json"))
-    return [Net(m.parent, json.loads(m.read_text(encoding="utf-8"))) for m in manifests]
+    return [Net.read(manifest.parent) for manifest in manifests]
 
 
 def summary(net: Net) -> dict[str, Any]:

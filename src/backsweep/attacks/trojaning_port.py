@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from backsweep.base import Attack, Setup, stamp
+from backsweep.base import Attack, Setup, relabel
 from backsweep.data import Data
 from backsweep.families import Additive
 from backsweep.trigger import Trigger
@@ -75,7 +75,4 @@ class TrojaningPort(Attack):
         return mask
 
     def poison(self, setup: Setup, triggers: Sequence[Trigger]) -> tuple[Data, Tensor]:
-        (trigger,), y = triggers, setup.data.y
-        wanted = trigger.labels(y, setup.classes)
-        rows = setup.draw(y != wanted, self.rate, self.name, "poison")
-        return stamp(setup.data, rows, trigger, wanted[rows]), rows
+        return relabel(setup, triggers[0], self.rate, self.name, "poison")
