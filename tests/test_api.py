@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 import backsweep
 import backsweep.api
 from backsweep.data import Data
+from backsweep.detectors.cascade import Cascade
 from backsweep.detectors.neural_cleanse import NeuralCleanse
 from backsweep.errors import BadInput
 from backsweep.model import Model
@@ -36,9 +37,10 @@ def test_detectors_by_name_and_by_instance(twins: Twins) -> None:
 
 
 def test_settings_of_a_command_line() -> None:
-    chosen = backsweep.api.configure(None, ["neural_cleanse.preset=paper"])
+    chosen = backsweep.api.configure(["neural_cleanse"], ["neural_cleanse.preset=paper"])
     assert chosen == [NeuralCleanse(preset="paper")]
-    for wrong in ("preset=paper", "neural_cleanse.preset", "nothing.x=1"):
+    assert backsweep.api.configure(None, ["cascade.steps=7"]) == [Cascade(steps=7)]
+    for wrong in ("preset=paper", "neural_cleanse.preset", "nothing.x=1", "neural_cleanse.preset=paper"):
         with pytest.raises(BadInput):
             backsweep.api.configure(None, [wrong])
 
@@ -87,7 +89,7 @@ def test_a_detector_that_does_not_apply_is_skipped_and_not_clean(twins: Twins) -
 
 
 def test_a_saved_report_can_be_judged_again(twins: Twins, tmp_path: object) -> None:
-    report = backsweep.scan(twins.infected, twins.data, device="cpu", out=str(tmp_path))
+    report = backsweep.scan(twins.infected, twins.data, "neural_cleanse", device="cpu", out=str(tmp_path))
     again = Report.load(str(tmp_path))
     assert [f.score for f in again.findings] == [f.score for f in report.findings]
     assert backsweep.judge(again, alpha=0.001).settings["alpha"] == 0.001

@@ -16,7 +16,7 @@ import pytest
 from backsweep import leaderboard
 from backsweep.render.html import html
 from backsweep.report import Note, Report
-from reports import GTSRB, make_line, make_report
+from reports import GTSRB, make_cascade_report, make_line, make_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -52,6 +52,8 @@ REPORTS: dict[str, Callable[[], Report]] = {
         10, bad=(), unreached=(4,), errors=[Note("clean accuracy", "the model is at chance; check mean, std")]
     ),
     "nothing": lambda: Report(skipped=[Note("neural_cleanse", "needs images")]),
+    "cascade": lambda: make_cascade_report(10, bad=(3,), pairs=((1, 6),)),
+    "shortcuts": lambda: make_cascade_report(43, bad=(), natural=(3, 20), works_there=0.9),
     "hostile": lambda: make_report(12, bad=(0, 2, 4), labels=HOSTILE, errors=[Note(HOSTILE[0], HOSTILE[2])]),
 }
 

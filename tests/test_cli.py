@@ -166,7 +166,8 @@ def test_ctrl_c_keeps_what_is_done_and_a_second_run_resumes(
 ) -> None:
     out = tmp_path / "out"
     words = ["scan", files / "bad.pth", "--data", files / "digits.npz", "--arch", ARCH, "--out", out]
-    slow = [*map(str, words), "-p", "neural_cleanse.preset=paper", "-p", "neural_cleanse.steps=8"]
+    slow = [*map(str, words), "-d", "neural_cleanse", "-p", "neural_cleanse.preset=paper"]
+    slow += ["-p", "neural_cleanse.steps=8"]
     code = (  # a parent in the background may have had its interrupts ignored
         "import signal, torch; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "torch.set_num_threads(1); from backsweep.cli import main; main()"

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -20,15 +20,23 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
+from backsweep.base import ModelDetector
+from backsweep.detectors.cepa import Cepa
+from backsweep.detectors.inversion import Inversion
+from backsweep.detectors.mm_bd import MmBd
 from backsweep.detectors.neural_cleanse import NeuralCleanse
-from backsweep.render import repeat, view
+from backsweep.detectors.unicorn import Unicorn
+from backsweep.families import Additive, SampleWise
+from backsweep.render import repeat, standing, view
+from backsweep.render.chart import chart
 from backsweep.render.console import pictures, show
 from backsweep.render.html import html
 from backsweep.render.sarif import sarif
-from backsweep.report import ERROR, NOTE, WARNING, Evidence, Finding, Note, Report
+from backsweep.report import BACKDOORED, ERROR, NOTE, WARNING, Evidence, Finding, Note, Report
 from backsweep.stats import chance_of_index
-from backsweep.trigger import Patch
-from reports import GTSRB, make_report
+from backsweep.transformed import Transformed, unet_weights
+from backsweep.trigger import Patch, Trigger
+from reports import GTSRB, make_cascade_report, make_report, patch
 
 SCRIPT = "<script>window.pwned=1;alert(1)</script>"
 HOSTILE = (
@@ -46,6 +54,10 @@ VARIED = {
     "unreached": make_report(10, unreached=(2, 6)),
     "none reached": make_report(5, unreached=range(5)),
     "no triggers": make_report(10, triggers=False),
+    "cascade": make_cascade_report(10, bad=(3,), pairs=((1, 6),)),
+    "cascade of many": make_cascade_report(43, bad=(40,), shape=(1, 28, 28)),
+    "cascade of none": make_cascade_report(10, bad=(), natural=(6,), works_there=0.9),
+    "cascade of two": make_cascade_report(2, bad=(1,)),
     "nothing ran": Report(skipped=[Note("neural_cleanse", "needs images")]),
     "empty": Report(),
 }
@@ -201,12 +213,12 @@ def test_failure_beside_a_finding_is_said() -> None:
 
 @pytest.mark.parametrize("name", ["ten", "many", "clean", "unreached"])
 def test_threshold_line_agrees_with_the_findings(name: str) -> None:
-    group = view.groups(VARIED[name])[0]
+    group = standing.groups(VARIED[name])[0]
     assert group.limit is not None
     by_target = {f.target: f for f in VARIED[name].findings}
     for i, e in enumerate(group.evidence):
         found = by_target.get(e.target)
-        assert (group.norms[i] <= group.limit) == (found is not None and found.level == ERROR)
+        assert (group.figures[i] <= group.limit) == (found is not None and found.level == ERROR)
         if found is not None:
             assert found.score == pytest.approx(group.index[i])
 
@@ -217,21 +229,21 @@ def test_threshold_line_where_all_other_norms_are_equal() -> None:
         replace(e, values={**e.values, "norm": 1.0 if e.target == 3 else 50.0}) for e in base.evidence
     ]
     findings = NeuralCleanse().judge(evidence, 10, 0.05)
-    group = view.groups(replace(base, evidence=evidence, findings=findings))[0]
+    group = standing.groups(replace(base, evidence=evidence, findings=findings))[0]
     assert group.limit is not None and 1.0 < group.limit < 50.0
     assert group.index[3] == pytest.approx(findings[0].score)
 
 
 def test_no_threshold_line_without_the_figures_for_it() -> None:
     odd = replace(VARIED["ten"].findings[0], details={})
-    assert view.groups(replace(VARIED["ten"], findings=[odd]))[0].limit is None
+    assert standing.groups(replace(VARIED["ten"], findings=[odd]))[0].limit is None
 
 
 def test_smallest_trigger_prefers_one_that_works() -> None:
     report = make_report(10, bad=(3,), unreached=(3,))
-    least = view.smallest(report)
+    least = standing.smallest(standing.groups(report))
     assert least is not None and least.target != 3
-    assert view.smallest(VARIED["no triggers"]) is None
+    assert standing.smallest(standing.groups(VARIED["no triggers"])) is None
 
 
 def test_command_is_what_the_command_line_takes() -> None:
@@ -364,6 +376,242 @@ def test_a_detector_of_another_kind() -> None:
     assert "How small a trigger" not in text
     assert "layer-3" in printed(report)
     assert sarif(report)["runs"][0]["results"][0]["ruleId"] == "BSW900"
+
+
+# ---------------------------------------------------------------------- the default scan
+
+
+def test_one_record_for_each_class() -> None:
+    report = VARIED["cascade"]
+    (group,) = standing.groups(report)
+    assert [e.target for e in group.evidence] == list(range(10)) and group.by_class
+    assert group.measured == len(report.evidence) > 80
+    assert max(range(10), key=lambda i: group.index[i]) == 3
+    assert group.limit is not None and group.limit == report.findings[0].threshold
+    for i, figure in enumerate(group.figures):
+        assert (figure >= group.limit) == (i in standing.marked(report, group)) == (i in (3, 6))
+    row = standing.evidence_of([group], report.findings[0])
+    assert row is not None and row.unit == "class-3" and row.trigger is report.findings[0].trigger
+
+
+def test_evidence_as_it_is_where_the_detector_cannot_say() -> None:
+    report = VARIED["cascade"]
+    unknown = replace(report, settings={**report.settings, "detectors": {}})
+    wrong = [replace(e, values={**e.values, "to_x": 1.0}) for e in report.evidence]
+    renamed = [replace(e, detector="gone") for e in report.evidence]
+    for odd in (unknown, replace(report, evidence=wrong), replace(report, evidence=renamed)):
+        assert len(standing.groups(odd)[0].evidence) == len(report.evidence)
+        assert "log size" in Page(html(odd)).plain() and "EVIDENCE FOUND" in printed(odd)
+
+
+def test_chart_of_suspicion_is_the_right_way_up() -> None:
+    report = VARIED["cascade"]
+    (group,) = standing.groups(report)
+    drawn = chart(report, group)
+    assert drawn is not None and drawn.limit is not None and drawn.median is None
+    assert {d.label for d in drawn.dots if d.hot} == {"3", "1 to 6"}
+    for d in drawn.dots:  # pixels from the top
+        assert (d.y < drawn.limit[0]) == d.hot and not d.hollow and d.stem
+    assert drawn.base == drawn.floor and drawn.ticks[0] == (drawn.floor, "0")
+    assert "A class above the dashed line" in drawn.notes and "logarithmic" not in drawn.notes
+    norms = chart(VARIED["ten"], standing.groups(VARIED["ten"])[0])
+    assert norms is not None and norms.limit is not None and norms.median is not None
+    assert all((d.y > norms.limit[0]) == d.hot for d in norms.dots) and norms.base == norms.median[0]
+
+
+def test_page_of_the_default_scan() -> None:
+    source = html(VARIED["cascade"])
+    text = Page(source).plain()
+    for words in (
+        "How suspicious each class is", "The suspected classes", "From 1 to 6", "Mask",
+        "on this model 97.0%", "on the reference 1.0%", "faint change of every pixel", "tone curve",
+        "embedding of an early layer", "embedding of a later layer", "few pixels, one source",
+        "A planted trigger works on this model alone", "A trigger was recovered for the most suspicious",
+        "Size 9 pixels 0.9% of the image's 1,024", "(uncalibrated)", "made from 98 measurements",
+    ):  # fmt: skip
+        assert words in text, words
+    for words in ("z dense", "Null ", "Attack success rate", "Natural shortcuts", "comparison is worth"):
+        assert words not in text, words
+    assert source.count("<tr") == 11 and source.count('class="thumb"') == 1
+    assert re.search(r"3\W+suspicious 5\.\d\d 19\.\d 4\.\d", text)  # its row: suspicion, dense, tone
+    assert "few pixels, one source" in Page(html(VARIED["cascade of many"])).plain()  # of few classes only
+    lengths = [float(n) for n in re.findall(r'<rect width="([0-9.]+)%"', source)]
+    assert lengths[:2] == [97.0, 1.0] and max(lengths) == 100 and min(lengths) >= 0
+
+
+def test_a_trigger_that_works_on_the_reference_too() -> None:
+    text = Page(html(VARIED["cascade of none"])).plain()
+    assert "The trigger of the class that stands out most, for comparison" in text
+    assert "on the reference 90.0%" in text and "as natural triggers mostly do" in text
+    weak = replace(VARIED["cascade"], settings={**VARIED["cascade"].settings, "reference": "abc"})
+    weak.evidence = [
+        replace(e, values={**e.values, "reference_accuracy": 0.4}) if e.trigger else e for e in weak.evidence
+    ]
+    text = Page(html(weak)).plain()
+    assert "It is right on 40.0% of clean samples only, the model on 95.0%" in text
+    assert "the network that was given" in text and "learned anew" not in text
+    assert "--reference REFERENCE" in repeat.command(weak)
+
+
+def test_console_of_the_default_scan() -> None:
+    out = printed(VARIED["cascade"])
+    assert re.search(r"^ 3 +5\.\d\d +all together +2\d\.\d +0\.0000\d+ +evidence", out, re.M)
+    assert re.search(r"^ 1 to 6 +\d\.\d\d +one source .* evidence", out, re.M)
+    assert "uncalibrated" in out and "Evidence begins at a suspicion of" in out
+    assert "Works on 97.0% of unseen samples in this model, on 1.0% in the reference." in out
+    narrow = " ".join(printed(VARIED["cascade"], 40).split())
+    assert "p-value: uncalibrated." in narrow and "all together" not in narrow
+    assert "none works" not in out and "index" not in out and "Natural shortcuts" not in out
+
+
+def ranked(report: Report, p: float) -> Report:
+    """As if a null were there."""
+    told = {"null": "39 clean networks of mnist"}
+    findings = [
+        replace(f, p_value=None if f.p_value is None else p, details={**f.details, **told})
+        for f in report.findings
+    ]
+    return replace(report, findings=findings)
+
+
+@pytest.mark.parametrize(
+    ("name", "p", "words"),
+    [
+        ("cascade", 0.025, "of which none is as suspicious"),
+        ("cascade", 0.05, "of which 1 is as suspicious"),
+        ("cascade of none", 0.2, "of which 7 are as suspicious"),
+        ("cascade of none", 1.0, "of which all are as suspicious"),
+    ],
+)
+def test_p_value_that_is_a_rank(name: str, p: float, words: str) -> None:
+    report = ranked(VARIED[name], p)
+    why = " ".join(view.verdict(report).why)
+    assert "its rank among 39 clean networks of mnist, " + words in why
+    assert "uncalibrated" not in why
+    text, out = Page(html(report)).plain(), " ".join(printed(report, 200).split())
+    assert "its rank among 39 clean networks of mnist" in text and "uncalibrated" not in text + out
+    assert ("p-value: rank among 39 clean networks of mnist." in out) == (name == "cascade")
+    assert ("(rank among 39 clean networks of mnist)" in json.dumps(sarif(report))) == (name == "cascade")
+
+
+def test_p_value_that_is_not_calibrated() -> None:
+    for name in ("cascade", "cascade of none"):
+        assert "This figure is uncalibrated" in " ".join(view.verdict(VARIED[name]).why)
+        assert "(uncalibrated)" in Page(html(VARIED[name])).plain()
+    assert "(uncalibrated)." in sarif(VARIED["cascade"])["runs"][0]["results"][0]["message"]["text"]
+    assert "uncalibrated" not in printed(VARIED["ten"]) + html(VARIED["ten"])  # does not say
+
+
+def test_natural_shortcuts_are_told_apart() -> None:
+    report = VARIED["cascade of none"]
+    for out in (Page(html(report)).plain(), printed(report, 400)):
+        assert "Natural shortcuts" in out and "This is no evidence of a backdoor" in out
+        assert re.search("sends other classes to \u2066?6\u2069?, in this model", out)
+        assert "an attacker can use it" in out
+    assert view.verdict(report).word == "Nothing found"
+    many = [replace(f, target=t) for t in range(12) for f in report.findings if f.code == "BSW111"]
+    assert "0, 1, 2, 3, 4, 5, 6, 7 and 4 more" in printed(replace(report, findings=many), 400)
+
+
+def test_sarif_of_a_natural_shortcut() -> None:
+    run = sarif(VARIED["cascade of none"])["runs"][0]
+    rules = {r["id"]: r for r in run["tool"]["driver"]["rules"]}
+    assert rules["BSW110"]["defaultConfiguration"] == {"level": "error"}
+    assert rules["BSW111"]["defaultConfiguration"] == {"level": "note"}
+    assert rules["BSW111"]["name"] != rules["BSW110"]["name"]
+    assert "backdoor" in rules["BSW110"]["properties"]["tags"]
+    assert "backdoor" not in rules["BSW111"]["properties"]["tags"] and run["results"] == []
+    (note,) = (
+        n for n in run["invocations"][0]["toolExecutionNotifications"]
+        if n["associatedRule"]["id"] == "BSW111"
+    )  # fmt: skip
+    assert note["level"] == "note" and note["message"]["text"].startswith("Class 6: ")
+
+
+def outlier_report(method: ModelDetector, key: str, values: Sequence[float], **more: float) -> Report:
+    """What a detector says that judges classes by one figure."""
+    evidence = [
+        Evidence(method.name, f"class-{t}", t, None, {key: v, "reached": True, **more})
+        for t, v in enumerate(values)
+    ]
+    report = replace(make_report(len(values)), evidence=evidence)
+    report.settings["detectors"] = {method.name: method.settings()}
+    report.findings = method.judge(evidence, len(values), 0.05)
+    return report
+
+
+USUAL = (5.0, 5.4, 4.8, 5.9, 4.6, 5.2, 5.1, 4.4, 5.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "far"),
+    [(MmBd(), "margin", 60.0), (Inversion(), "size", 0.4), (Cepa(), "reach", 0.4), (Unicorn(), "need", -9.0)],
+)
+@pytest.mark.parametrize("planted", [True, False])
+def test_chart_of_other_detectors(method: ModelDetector, key: str, far: float, planted: bool) -> None:
+    more = dict.fromkeys(("mu", "r1", "r2", "r3", "won", "change", "dissimilarity", "mixed_success"), 0.5)
+    more |= dict.fromkeys(("mask_share", "feature_share", "constrained", "attack_success_rate"), 0.5)
+    report = outlier_report(method, key, (*USUAL, far if planted else 5.0), **more)
+    (group,) = standing.groups(report)
+    assert group.limit is not None and group.measure is not None and group.measure.key == key
+    beyond = [v > group.limit if group.measure.high else v < group.limit for v in group.figures]
+    assert beyond == [False] * 9 + [planted]
+    assert (report.verdict == BACKDOORED) == planted
+    if planted:
+        assert group.index[9] == pytest.approx(report.findings[0].score)
+    text = Page(html(report)).plain()
+    assert group.measure.asks in text
+    assert (f"Outlier index {view.number(report.findings[0].score or 0)}" in text) == planted
+    assert key in printed(report).split() and "index" in printed(report).split()
+
+
+# ---------------------------------------------------------------------- triggers of other families
+
+X = torch.rand((2, 3, 12, 12), generator=torch.Generator().manual_seed(0))
+
+
+def unet_trigger(channels: int) -> Transformed:
+    generator = torch.Generator().manual_seed(1)
+    into, back = (unet_weights(channels, 2, 1, generator) for _ in range(2))
+    mask = torch.full((channels, 12, 12), 0.3)
+    return Transformed(3, None, into, back, 2, 1, mask, mask, 0.0, 1.0, X[0, :channels])
+
+
+@pytest.mark.parametrize(
+    ("trigger", "words"),
+    [
+        (SampleWise(3, None, X, 0.1 * X, 0.1 * X[0]), "some inputs, above what they become"),
+        (SampleWise(3, 0, X[:, :1], 0.1 * X[:, :1], 0.1 * X[0, :1]), "some inputs, above what they become"),
+        (unet_trigger(3), "an input with the trigger"),
+        (unet_trigger(1), "an input with the trigger"),
+        (Additive(3, None, 0.1 * X[0]), "stretched around grey"),
+    ],
+)
+def test_triggers_of_other_families_are_drawn(trigger: Trigger, words: str) -> None:
+    channels = 1 if words != "stretched around grey" and trigger.picture().mode == "L" else 3
+    base = make_report(10, shape=(channels, 12, 12))
+    report = replace(
+        base,
+        findings=[replace(f, trigger=trigger, source=trigger.source) for f in base.findings],
+        evidence=[
+            replace(e, trigger=trigger, source=trigger.source) if e.target == 3 else e for e in base.evidence
+        ],
+    )
+    source = html(report)
+    text = Page(source).plain()
+    assert words in text and "white covers the pixel" not in text
+    assert source.count("<figure>") == 1 + 4 and source.count('class="thumb"') == 10
+    out = printed(report)
+    assert "stamped on a clean input" in out and "mask: where" not in out
+
+
+def test_examples_are_of_the_source_where_there_are_any() -> None:
+    report = make_report(10)
+    report.data["example_labels"] = [3, 1, 5, 1]
+    chosen = standing.examples(report, patch((3, 32, 32), 4, 3), 2)
+    assert chosen is not None and torch.equal(chosen, report.examples[1:3])
+    chosen = standing.examples(report, replace(patch((3, 32, 32), 4, 3), source=1), 4)
+    assert chosen is not None and torch.equal(chosen, report.examples[[1, 3]])
 
 
 # ---------------------------------------------------------------------- hostile text

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import backsweep
+from backsweep import calibration
 from backsweep.base import ModelDetector, derive_seed
 from backsweep.data import Data
 from backsweep.errors import BadInput
@@ -22,7 +23,7 @@ from backsweep.plugins import find, make
 from backsweep.report import Evidence, Note, Report, worst_first
 from backsweep.run import OnEvent, collect, run_key
 
-DEFAULT_DETECTORS = ("neural_cleanse",)
+DEFAULT_DETECTORS = ("cascade",)
 EXAMPLES = 8
 
 
@@ -36,6 +37,7 @@ def scan(
     engine: str | None = None,
     on_event: OnEvent | None = None,
     out: str | os.PathLike[str] | None = None,
+    reference: Model | nn.Module | None = None,
 ) -> Report:
     """Look for a backdoor in a model.
 
@@ -51,6 +53,8 @@ def scan(
         on_event: told about progress (`run.Event`).
         out: folder for the report; a second scan with the same settings goes on where an
             interrupted one stopped.
+        reference: an independent network for the same classes that is known to be clean, to compare
+            with; None makes one from the suspect and the clean samples (`reference.py`).
 
     Raises:
         BadInput: model, data or settings cannot be used.
@@ -65,6 +69,7 @@ def scan(
     methods = choose(detectors)
     device = pick_device(device)
     work = model.copy(device)
+    work.reference = None if reference is None else as_reference(reference, model, data).copy(device)
     accuracy = work.accuracy(data.x, data.y)
     examples = data.sample(EXAMPLES, derive_seed(seed, "examples"))
     report = Report(
@@ -78,6 +83,7 @@ def scan(
         settings={
             "alpha": alpha, "seed": seed, "device": str(device),
             "detectors": {m.name: m.settings() for m in methods},
+            "reference": work.reference.digest if work.reference else None,
         },
         versions={
             "backsweep": backsweep.__version__, "torch": torch.__version__,
@@ -98,6 +104,7 @@ def scan(
             model=model.digest, data=data.digest, detector=method.name, settings=method.settings(),
             seed=seed, versions=report.versions, device=device.type, chunk=method.chunk(work),
             preprocessing=[model.mean, model.std, model.layer],
+            reference=work.reference.digest if work.reference else None,
         )  # fmt: skip
         begin = time.perf_counter(), time.process_time()
         try:
@@ -131,7 +138,7 @@ def judge(report: Report, alpha: float | None = None) -> Report:
     for name, evidence in by_detector.items():
         method = make(ModelDetector, name, report.settings["detectors"][name])
         share = report.settings["alpha"] / len(by_detector)
-        findings += method.judge(evidence, report.model["classes"], share)
+        findings += calibration.judge(method, evidence, report.model, share)
     report.findings = worst_first(findings)
     return report
 
@@ -199,6 +206,26 @@ def as_model(model: Model | nn.Module, data: Data) -> Model:
     return Model(model, tuple(data.x.shape[1:]), None)
 
 
+def as_reference(reference: Model | nn.Module, model: Model, data: Data) -> Model:
+    """The reference, checked against the model it is to be compared with.
+
+    Raises:
+        BadInput: other inputs or classes, or the very same weights.
+    """
+    there = as_model(reference, data)
+    if (there.shape, there.classes) != (model.shape, model.classes):
+        raise BadInput(
+            f"the reference takes {there.shape} and has {there.classes} classes, the model takes "
+            f"{model.shape} and has {model.classes}; give a network for the same task"
+        )
+    if there.digest == model.digest:
+        raise BadInput("the reference is the model itself; give an independent network, or none")
+    doubt = doubtful_accuracy(there.copy().accuracy(data.x, data.y), data, there)
+    if doubt:
+        raise BadInput(f"the reference cannot be used: {doubt}")
+    return there
+
+
 def choose(detectors: Sequence[str | ModelDetector] | str | ModelDetector | None) -> list[ModelDetector]:
     """Instances of the detectors asked for, each at most once."""
     if detectors is None:
@@ -249,6 +276,7 @@ def _describe_model(model: Model) -> dict[str, Any]:
         "sha256_of": "file" if Path(model.source).is_file() else "weights",
         "is_path": Path(model.source).exists(),
         "arch": model.arch,
+        "layout": model.layout,
         "layer": model.layer,
         "shape": list(model.shape),
         "classes": model.classes,

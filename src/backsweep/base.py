@@ -191,6 +191,14 @@ class ModelDetector(Method):
         """The work, one unit per class unless said otherwise."""
         return [Unit(f"class-{t}", target=t) for t in range(model.classes)]
 
+    def more(self, model: Model, data: Data, evidence: Sequence[Evidence]) -> Sequence[Unit]:
+        """Further units, seen what all units so far have yielded; none ends the scan.
+
+        A detector that screens first and looks closer afterwards says here where. What it says must
+        follow from the evidence alone, so that an interrupted scan goes on where it was.
+        """
+        return []
+
     def chunk(self, model: Model) -> int:
         """How many units share a pass on this device. The same on every machine of a kind, so that
         results do not hang on how the work is spread."""
@@ -213,3 +221,7 @@ class ModelDetector(Method):
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
         """Findings from the evidence of all units."""
         raise NotImplementedError
+
+    def rows(self, evidence: Sequence[Evidence], classes: int) -> list[Evidence]:
+        """The evidence for people, one record for each class or pair that can be suspected."""
+        return list(evidence)

@@ -111,12 +111,12 @@ def run_cell(net: zoo.Net, detector: ModelDetector) -> dict[str, Any]:
     _, test = zoo.load_data(truth["task"])
     clean = test.sample(max(SAMPLES, 30 * net.task.classes), derive_seed(truth["seed"], "bench"))
     place = writable_folder(net.folder.parent.parent / "bench" / cell_key(net, detector))
-    gate, failed = zoo.failed_gate(net), {}
+    model, gate, failed = net.model(), zoo.failed_gate(net), {}
     try:
         if gate:  # not in the tables, only in their list of what was not admitted
             report = Report(skipped=[Note(detector.name, gate)])
         else:
-            report = scan(net.model(), clean, detector, seed=truth["seed"], device="cpu", out=place)
+            report = scan(model, clean, detector, seed=truth["seed"], device="cpu", out=place)
     except BacksweepError as e:
         report = Report(errors=[Note(detector.name, " ".join(str(e).split()))])
         failed = {"verdict": ERROR}
@@ -126,6 +126,7 @@ def run_cell(net: zoo.Net, detector: ModelDetector) -> dict[str, Any]:
         "split": zoo.split_of(truth["seed"]),
         "options": truth["options"], "recipe": truth["recipe"], "training": truth["training"],
         "arch": truth.get("arch"),
+        "layout": model.layout, "shape": list(model.shape), "classes": model.classes,
         "detector": detector.name, "settings": detector.settings(),
         "targets": _unique(truth, "target"), "sources": _unique(truth, "source"),
         "families": _unique(truth, "family"),

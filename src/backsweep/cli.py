@@ -61,19 +61,28 @@ def scan(
     std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     layer: Annotated[str | None, typer.Option(help="Name of the penultimate layer.")] = None,
     resize: Annotated[bool, typer.Option(help="Resize images to the model's input.")] = False,
+    reference: Annotated[
+        str | None, typer.Option(help="A clean network for the same classes to compare with, a model file.")
+    ] = None,
 ) -> None:
     """Look for a backdoor in a model."""
     from backsweep import api
+    from backsweep.load import load
 
     detectors = api.configure(detector, p or [])
-    loaded, clean = api.open_both(
-        model, data, arch=arch, shape=_numbers(shape, int), classes=classes, mean=_numbers(mean, float),
-        std=_numbers(std, float), layer=layer, resize=resize,
-    )  # fmt: skip
+    how: dict[str, Any] = {
+        "arch": arch, "shape": _numbers(shape, int), "classes": classes, "mean": _numbers(mean, float),
+        "std": _numbers(std, float), "layer": layer,
+    }  # fmt: skip
+    loaded, clean = api.open_both(model, data, resize=resize, **how)
+    there = None
+    if reference is not None:
+        there = load(reference, **{**how, "shape": loaded.shape, "classes": loaded.classes})
     with _Progress() as on_event:
         report = api.scan(
-            loaded, clean, detectors, alpha=alpha, seed=seed, device=device, on_event=on_event, out=out
-        )
+            loaded, clean, detectors, alpha=alpha, seed=seed, device=device, on_event=on_event, out=out,
+            reference=there,
+        )  # fmt: skip
     _show(report, out)
     raise typer.Exit(report.exit_status)
 
@@ -226,6 +235,24 @@ def bench_table(
         typer.echo(text)
     else:
         write_text(out, text)
+
+
+@bench_app.command("null")
+def bench_null(
+    lines: Annotated[Path, typer.Argument(help="What `bench run` wrote of clean calibration networks.")],
+    out: Annotated[Path, typer.Option(help="JSON file; backsweep/nulls holds those of the package.")],
+) -> None:
+    """Make null tables: what each detector scores on clean networks."""
+    from backsweep import calibration, zoo
+    from backsweep.files import write_json
+    from backsweep.lines import read
+
+    own = [line for line in read(lines) if zoo.split_of(line.get("seed", 0)) == zoo.CALIBRATION]
+    tables = calibration.make(own)
+    if not tables:
+        raise BadInput(f"{lines} has no clean network with a seed of {zoo.CALIBRATION_SEEDS} or more")
+    write_json(out, tables)
+    _console().print(f"{len(tables)} tables of {len(own)} scans in {out}")
 
 
 def _version(wanted: bool) -> None:

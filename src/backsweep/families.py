@@ -204,3 +204,34 @@ def generator_layers(channels: int, filters: int, out: int) -> list[torch.Size]:
     wide = 2 * filters
     ends = [(filters, channels), (wide, filters), (wide, wide), (filters, wide), (out, filters)]
     return [torch.Size((after, before, 3, 3)) for after, before in ends]
+
+
+@dataclass(frozen=True, eq=False)
+class SampleWise(Trigger):
+    """A perturbation for each of a few inputs (CEPA, 2024), x_i' = clip(x_i + delta_i, 0, 1).
+
+    Any other input gets their mean: x' = clip(x + mean, 0, 1).
+
+    Attributes:
+        x: a few inputs, (K, C, H, W) in [0, 1].
+        delta: the perturbation of each, (K, C, H, W) in [-1, 1].
+        mean: of the perturbations of these inputs and of others that are not kept, (C, H, W).
+    """
+
+    family: ClassVar[str] = "sample_wise"
+    x: Tensor
+    delta: Tensor
+    mean: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x + self.mean.to(x)).clamp(0, 1)
+
+    @property
+    def size(self) -> float:
+        """Mean L2 norm of the perturbations that are kept."""
+        return float(self.delta.flatten(1).norm(dim=1).mean())
+
+    def picture(self) -> Image.Image:
+        """A strip: the inputs above, what they became below."""
+        rows = (self.x, (self.x + self.delta).clamp(0, 1))
+        return to_image(torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1))

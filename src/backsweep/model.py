@@ -39,9 +39,10 @@ class _Tap(TorchFunctionMode):
     an exported program are seen just as an `nn.Linear` is.
     """
 
-    def __init__(self, wanted: int | None = None) -> None:
+    def __init__(self, wanted: int | None = None, shift: Tensor | None = None) -> None:
         super().__init__()
         self.wanted = wanted
+        self.shift = shift  # added to the output of the wanted operation
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.calls = 0
 
@@ -57,6 +58,7 @@ class _Tap(TorchFunctionMode):
         if name in _AFFINE and args:
             if self.wanted is None or self.calls == self.wanted:
                 self.seen.append((_affine_input(name, args), out))
+                out = out if self.shift is None else out + self.shift
             self.calls += 1
         return out
 
@@ -89,10 +91,12 @@ class Model:
     Attributes:
         resize: whether `load` found that images are to be resized to `shape` on their way in.
         arch: name of the factory that `load` was given, for the record.
+        reference: an independent clean network of the same classes to compare with, if there is one.
     """
 
     resize: bool = False
     arch: str | None = None
+    reference: Model | None = None
     _format: torch.memory_format = torch.contiguous_format
 
     def __init__(
@@ -155,6 +159,62 @@ class Model:
             self._run(x)
         return _pool(tap.seen[0][0])
 
+    def layers(self) -> int:
+        """Number of affine operations (fully connected or convolutional) before the head.
+
+        They are the embedding layers that `embedded` and `logits_at` know by their index, 0 is the first.
+        """
+        with torch.no_grad(), _Tap() as tap:
+            self._run(torch.zeros((1, *self.shape), device=self.device))
+        return len(tap.seen) - 1 if self._head is None else self._head
+
+    @torch.no_grad()
+    def embedded(self, x: Tensor, layer: int) -> Tensor:
+        """Output of the affine operation `layer` for inputs x (N, *shape): (N, D) or (N, D, H, W)."""
+        with _Tap(layer) as tap:
+            self._run(x)
+        return tap.seen[0][1]
+
+    def logits_at(self, x: Tensor, layer: int, shift: Tensor) -> Tensor:
+        """Logits (N, classes) when `shift` is added to the output of the affine operation `layer`."""
+        with _Tap(layer, shift):
+            return self.logits(x)
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weight (classes, D) and bias (classes,) of the head: logits = features W' + b.
+
+        They are read off the gradient, whatever the head is written as.
+
+        Raises:
+            BadInput: the logits are not an affine map of `features`.
+        """
+        if self._head is None:
+            raise BadInput("no penultimate layer was found in this network")
+        x = torch.rand((4, *self.shape), generator=torch.Generator().manual_seed(0)).to(self.device)
+        with torch.enable_grad(), _Tap(self._head) as tap:
+            out = self.logits(x.requires_grad_())
+        z = tap.seen[0][0]
+        if not z.requires_grad:
+            raise BadInput("this network cannot be differentiated")
+        rows = [torch.autograd.grad(k, z, retain_graph=True)[0][0].flatten() for k in out[0]]
+        weight, out = torch.stack(rows), out.detach()
+        with torch.no_grad():
+            known = self.features(x)
+        if known.shape[1] == weight.shape[1]:
+            bias = (out - known @ weight.T)[0]
+            if torch.allclose(known @ weight.T + bias, out, rtol=1e-3, atol=1e-3 * float(out.abs().max())):
+                return weight, bias
+        raise BadInput("the logits of this network are not an affine map of its penultimate layer")
+
+    def logits_and_embedded(self, x: Tensor, layer: int | None) -> tuple[Tensor, Tensor]:
+        """Logits and `embedded` (layer None: `features`) in one pass, both differentiable in x."""
+        if layer is None and (self.layer is not None or self._head is None):
+            return self.logits(x), self.features(x)
+        with _Tap(self._head if layer is None else layer) as tap:
+            logits = self.logits(x)
+        before, after = tap.seen[0]
+        return logits, _pool(before) if layer is None else after
+
     @torch.no_grad()
     def predict(self, x: Tensor, batch_size: int | None = None) -> Tensor:
         """Predicted class (N,) on the CPU, in batches; by default of about four million values."""
@@ -198,6 +258,12 @@ class Model:
                 h.update(flat.view(torch.uint8).numpy().tobytes())
             self._digest = h.hexdigest()
         return self._digest
+
+    @property
+    def layout(self) -> str:
+        """Digest of the shapes of the weights: the same for networks of one architecture."""
+        shapes = [tuple(p.shape) for p in self.net.parameters()]
+        return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
 
     def copy(self, device: torch.device | str | None = None) -> Model:
         """An independent copy to work on: evaluation mode, frozen weights, channels last.

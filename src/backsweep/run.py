@@ -73,34 +73,39 @@ def collect(
         folder: where to log and resume; None keeps nothing.
         on_event: told about progress.
     """
-    units = list(detector.units(model, data))
     known = _read_log(folder, key, detector.name) if folder else {}
-    kept = [known[u.key] for u in units if u.key in known]
-    yield from kept
-    todo = [u for u in units if u.key not in known]
     begin, size = time.monotonic(), detector.chunk(model)
+    gathered: list[Evidence] = []
+    total = resumed = 0
 
     def tell(done: float) -> None:
         if on_event is not None:
-            passed = time.monotonic() - begin
-            on_event(Event(detector.name, len(kept) + done, len(units), len(kept), passed))
+            on_event(Event(detector.name, done, total, resumed, time.monotonic() - begin))
 
-    tell(0)
-    for start in range(0, len(todo), size):
-        part: Sequence[Unit] = todo[start : start + size]
-        count = len(part)
-        clock = time.process_time()
+    units = list(detector.units(model, data))
+    while units:
+        kept = [known[u.key] for u in units if u.key in known]
+        total, resumed = total + len(units), resumed + len(kept)
+        gathered += kept
+        yield from kept
+        todo = [u for u in units if u.key not in known]
+        tell(len(gathered))
+        for start in range(0, len(todo), size):
+            part: Sequence[Unit] = todo[start : start + size]
+            clock = time.process_time()
 
-        def tick(share: float, first: int = start, count: int = count) -> None:
-            tell(first + share * count)
+            def tick(share: float, first: int = len(gathered), count: int = len(part)) -> None:
+                tell(first + share * count)
 
-        found = detector.probe(model, data, part, seed, tick)
-        cost = (time.process_time() - clock) / count
-        for evidence in (replace(e, cpu_seconds=round(cost, 3)) for e in found):
-            if folder is not None:
-                _append(folder, key, evidence)
-            yield evidence
-        tell(start + len(part))
+            found = detector.probe(model, data, part, seed, tick)
+            cost = (time.process_time() - clock) / len(part)
+            for evidence in (replace(e, cpu_seconds=round(cost, 3)) for e in found):
+                if folder is not None:
+                    _append(folder, key, evidence)
+                gathered.append(evidence)
+                yield evidence
+            tell(len(gathered))
+        units = list(detector.more(model, data, gathered))
 
 
 def _append(folder: Path, key: str, evidence: Evidence) -> None:

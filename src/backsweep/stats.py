@@ -47,6 +47,16 @@ def _index(v: Array, least_spread: float = 0.0) -> Array:
     return np.where(usable, np.where(np.isfinite(index), index, -np.inf), 0.0)
 
 
+def without_medians(table: Array, rows: Sequence[int], columns: Sequence[int]) -> Array:
+    """A flat table less the medians of its rows, then of its columns; infinite entries stay."""
+    left = np.array(table, dtype=np.float64)
+    for keys in (np.asarray(rows), np.asarray(columns)):
+        for key in np.unique(keys):
+            center = np.median(left[keys == key])
+            left[keys == key] -= center if np.isfinite(center) else 0.0
+    return left
+
+
 # The null of an index with a least spread: clean models spread twice as widely as that.
 NULL_SPREAD = 2.0
 

@@ -94,7 +94,8 @@ class Trigger:
 
 
 def _families() -> dict[str, type[Trigger]]:
-    importlib.import_module("backsweep.families")
+    for module in ("families", "transformed"):
+        importlib.import_module(f"backsweep.{module}")
     return {cls.family: cls for cls in Trigger.__subclasses__()}
 
 

@@ -40,8 +40,9 @@ else:
 
 MIN_ATTACK_SUCCESS, MAX_ACCURACY_LOSS = 0.9, 0.03  # the gate of the zoo
 MAX_TWIN_SUCCESS = 0.5  # what moves the clean twin as well is a perturbation, not a backdoor
-CHOOSING, JUDGING = SPLITS = ("choosing", "judging")
-JUDGING_SEEDS = 10  # networks with a smaller seed are for choosing constants, the others for judging
+CHOOSING, JUDGING, CALIBRATION = SPLITS = ("choosing", "judging", "calibration")
+JUDGING_SEEDS = 10  # networks with a smaller seed are for choosing constants, the others for judging ...
+CALIBRATION_SEEDS = 1000  # ... up to here; from here on, clean networks for the null tables
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ class Net:
 
 
 def split_of(seed: int) -> str:
-    """What a network is for: constants are chosen on some, results judged on the others, never on both."""
+    """What a network is for: choosing constants, the null tables, or judging; never two of them."""
+    if seed >= CALIBRATION_SEEDS:
+        return CALIBRATION
     return JUDGING if seed >= JUDGING_SEEDS else CHOOSING
 
 

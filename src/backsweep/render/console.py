@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,14 @@ from rich.text import Text
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
-from backsweep.render import view
-from backsweep.report import BACKDOORED, CLEAN, ERROR, NOTE, Note, Report
-from backsweep.trigger import Trigger, to_image
+from backsweep.render import standing, view
+from backsweep.report import BACKDOORED, CLEAN, ERROR, NOTE, Evidence, Finding, Note, Report
+from backsweep.trigger import Patch, Trigger, to_image
 
 COLOURS = {BACKDOORED: "red", CLEAN: "green"}
 RAMP = " .:-=+*#%@"
 ASCII = str.maketrans({"…": "...", "–": "-", "×": "x"})  # noqa: RUF001
-MOST_ROWS, MOST_PICTURES, WIDEST = 8, 3, 32
+MOST_ROWS, MOST_PICTURES, WIDEST, NARROW = 8, 3, 32, 60
 Say = Callable[[str, str], Text]
 
 
@@ -51,14 +51,21 @@ def show(report: Report, console: Console, folder: str | Path | None = None) -> 
     body = Group(say(verdict.headline, "bold"), Text(), *(say(line, "") for line in verdict.why))
     console.print(Panel(body, title=title, title_align="left", border_style=colour, padding=(1, 2)))
     console.print(say(_facts(report), "dim"))
-    for group in view.groups(report):
+    groups = standing.groups(report)
+    for group in groups:
         caption = say(f"{view.title(group.detector)}: the classes that stand out most", "bold")
-        console.print(Text(), caption, _table(report, group, say), sep="\n")
+        console.print(Text(), caption, _table(report, group, say, console.width < NARROW), sep="\n")
     width = min(WIDEST, max(8, (console.width - 2) // 2))
-    for heading, trigger in _triggers(report):
-        found = view.examples(report, trigger, 1)
+    for heading, rates, trigger in _triggers(report, groups):
+        found = standing.examples(report, trigger, 1)
         example = found[0] if found is not None else None
-        console.print(Text(), say(heading, "bold"), pictures(trigger, example, width), sep="\n")
+        lines = [say(heading, "bold"), *([say(rates, "")] if rates else [])]
+        console.print(Text(), *lines, pictures(trigger, example, width), sep="\n")
+    natural = view.about_shortcuts(report, view.names(report))
+    if natural:
+        console.print(
+            Text(), say("Natural shortcuts", "bold"), *(say(line, "") for line in natural), sep="\n"
+        )
     _notes("Skipped", report.skipped, console, say)
     _notes("Failed", report.errors, console, say)
     if verdict.what_next:
@@ -78,7 +85,7 @@ def pictures(trigger: Trigger, example: Tensor | None = None, width: int = WIDES
         example: a clean input (C, H, W) to stamp; None shows the trigger's picture instead.
         width: columns of each picture at most.
     """
-    mask = getattr(trigger, "mask", None)
+    mask = trigger.mask if isinstance(trigger, Patch) else None
     drawn: list[tuple[str, Image.Image]] = []
     if mask is not None:
         drawn.append(("mask: where it is stamped", to_image(_shrink(mask, width))))
@@ -140,12 +147,12 @@ def _facts(report: Report) -> str:
     return ", ".join(parts)
 
 
-def _table(report: Report, group: view.Group, say: Say) -> Table:
+def _table(report: Report, group: standing.Group, say: Say, narrow: bool) -> Table:
     """The classes that stand out most."""
     findings = {
         (f.target, f.source): f
         for f in report.findings
-        if f.detector == group.detector and f.level != NOTE and view.evidence_of(report, f) is not None
+        if f.detector == group.detector and f.level != NOTE and standing.evidence_of([group], f) is not None
     }
     order = sorted(
         range(len(group.evidence)),
@@ -154,42 +161,83 @@ def _table(report: Report, group: view.Group, say: Say) -> Table:
             -group.index[i] if group.index else 0.0,
         ),
     )
-    heads = ["class", "norm", "attack success", "index", "p-value", ""]
+    measure = group.measure
+    indexed = measure is not None and not measure.ranks and any(group.index)
+    doubtful = not narrow and any(view.rests_on(f) == view.DOUBTFUL for f in findings.values())
+    heads = [
+        "class", view.title(measure.key) if measure else "", "stands out in", "sigmas", "attack success",
+        "index", f"p-value,\n{view.DOUBTFUL}" if doubtful else "p-value", "",
+    ]  # fmt: skip
     rows = []
     for i in order[:MOST_ROWS]:
         e = group.evidence[i]
         finding = findings.get((e.target, e.source))
-        measured = bool(group.norms) and math.isfinite(group.norms[i])
+        measured = bool(group.figures) and math.isfinite(group.figures[i])
         rate = e.values.get("attack_success_rate")
+        sigmas = view.sigmas(e.values)
         rows.append((
-            view.clean(view.unit_name(report, e), 22),
-            view.number(group.norms[i]) if measured else "none works" if group.norms else "",
-            view.figure("_rate", rate) if rate is not None else "",
-            f"{group.index[i]:.2f}" if measured else "",
+            view.clean(standing.row_name(report, group, i, finding is not None), 22),
+            _figure(group, i),
+            view.SPACES[sigmas[0][0]] if sigmas and not narrow else "",
+            view.figure(*sigmas[0]) if sigmas and not narrow else "",
+            view.figure("_rate", rate) if rate is not None and not sigmas else "",
+            f"{group.index[i]:.2f}" if measured and indexed else "",
             view.probability(finding.p_value) if finding and finding.p_value is not None else "",
             "" if finding is None else "evidence" if finding.level == ERROR else "cannot tell",
         ))  # fmt: skip
     kept = [c for c in range(len(heads)) if any(row[c] for row in rows)]
-    more = len(order) - len(rows)
-    caption = f"{more:,} more in the report" if more > 0 else None
-    table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    said = " ".join(_captions(group, findings.values(), len(order) - len(rows), narrow))
+    table = Table(
+        caption=say(said, "") if said else None, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     for c in kept:
-        table.add_column(heads[c], justify="left" if c in (0, 5) else "right")
+        table.add_column(heads[c], justify="left" if c in (0, 2, 7) else "right")
     for row in rows:
-        table.add_row(*(say(row[c], "bold red" if row[5] == "evidence" else "") for c in kept))
+        table.add_row(*(say(row[c], "bold red" if row[7] == "evidence" else "") for c in kept))
     return table
 
 
-def _triggers(report: Report) -> list[tuple[str, Trigger]]:
+def _figure(group: standing.Group, position: int) -> str:
+    """What a class is judged by."""
+    if group.measure is None or not group.figures:
+        return ""
+    value = group.figures[position]
+    if not math.isfinite(value):
+        return "none works"
+    return view.figure(group.measure.key, value) if group.measure.ranks else view.number(value)
+
+
+def _captions(group: standing.Group, findings: Iterable[Finding], more: int, narrow: bool) -> list[str]:
+    """What is to be said under a table; where it is narrow, also what its heads have no room for."""
+    lines = [f"{more:,} more in the report."] if more > 0 else []
+    if group.measure is not None and group.measure.ranks and group.limit is not None:
+        lines.append(f"Evidence begins at a {view.title(group.measure.key)} of {view.number(group.limit)}.")
+    ranks = dict.fromkeys(view.rests_on(f) for f in findings if f.p_value is not None)
+    return lines + [f"p-value: {r}." for r in ranks if r and (narrow or r != view.DOUBTFUL)]
+
+
+def _triggers(report: Report, groups: Sequence[standing.Group]) -> list[tuple[str, str, Trigger]]:
+    """Headings, success rates and triggers."""
     name = view.names(report)
-    found = [
-        (f"Trigger that leads to {name(f.target)}", f.trigger) for f in view.suspects(report, MOST_PICTURES)
-    ]
-    least = view.smallest(report)
-    if not found and least is not None:
-        heading = f"The smallest trigger found, for comparison: class {view.unit_name(report, least)}"
-        found = [(heading, least.trigger)]
-    return [(heading, trigger) for heading, trigger in found if trigger is not None]
+    found = []
+    for f in standing.suspects(report):
+        if f.trigger is not None:
+            rates = _rates(standing.evidence_of(groups, f))
+            found.append((f"Trigger that leads to {name(f.target)}", rates, f.trigger))
+    least = standing.smallest(groups)
+    if not found and least is not None and least.trigger is not None:
+        heading = f"{standing.compared(groups, least)}: class {standing.record_name(report, least)}"
+        found = [(heading, _rates(least), least.trigger)]
+    return found[:MOST_PICTURES]
+
+
+def _rates(e: Evidence | None) -> str:
+    """How often a trigger works, here and on the reference; "" where that was not measured."""
+    here, there = (e.values.get(k) if e else None for k in ("attack_success_rate", "reference_success_rate"))
+    if here is None or there is None:
+        return ""
+    rates = [view.figure("_rate", r) for r in (here, there)]
+    return f"Works on {rates[0]} of unseen samples in this model, on {rates[1]} in the reference."
 
 
 def _notes(title: str, notes: Sequence[Note], console: Console, say: Say) -> None:

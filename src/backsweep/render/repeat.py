@@ -21,6 +21,8 @@ def command(report: Report) -> str:
     for key in ("mean", "std"):
         if report.model.get(key):
             words += [f"--{key}", ",".join(str(v) for v in report.model[key])]
+    if report.settings.get("reference"):
+        words += ["--reference", "REFERENCE"]
     for name, settings in report.settings.get("detectors", {}).items():
         words += ["--detector", name]
         for key, value in settings.items():

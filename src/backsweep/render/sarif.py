@@ -47,13 +47,22 @@ def sarif(report: Report) -> dict[str, Any]:
 
 def _rule(finding: Finding) -> dict[str, Any]:
     detector = view.clean(finding.detector)
+    name = "".join(word.capitalize() for word in re.split(r"[\W_]+", detector))
+    short, full = f"Evidence of a backdoor ({detector})", f"looks for {view.looks_for(finding.detector)}"
+    shortcut = view.is_shortcut(finding)
+    if shortcut:
+        short = f"Natural shortcut ({detector})"
+        full = (
+            "names classes that a faint change of an input leads to, in a reference alike: no evidence of a "
+            "backdoor, yet of use to an attacker"
+        )
     return {
         "id": finding.code,
-        "name": "".join(word.capitalize() for word in re.split(r"[\W_]+", detector)),
-        "shortDescription": {"text": f"Evidence of a backdoor ({detector})"},
-        "fullDescription": {"text": f"{detector} looks for {view.looks_for(finding.detector)}."},
-        "defaultConfiguration": {"level": "error"},
-        "properties": {"tags": ["security", "backdoor", "machine-learning"]},
+        "name": name + "Shortcut" * shortcut,
+        "shortDescription": {"text": short},
+        "fullDescription": {"text": f"{detector} {full}."},
+        "defaultConfiguration": {"level": "note" if shortcut else "error"},
+        "properties": {"tags": ["security", *["backdoor"] * (not shortcut), "machine-learning"]},
     }
 
 
@@ -62,7 +71,8 @@ def _result(report: Report, finding: Finding, rule: int, location: str) -> dict[
     if finding.level == ERROR:
         text = f"{view.evidence_of_a_backdoor([finding], view.names(report))}. {text}"
     if finding.p_value is not None:
-        text += f" p-value: {view.probability(finding.p_value)}."
+        worth = f" ({view.rests_on(finding)})" if view.rests_on(finding) else ""
+        text += f" p-value: {view.probability(finding.p_value)}{worth}."
     identity = f"{report.model.get('sha256')}/{finding.code}/{finding.source}/{finding.target}"
     properties = {"detector": finding.detector, "target": finding.target, "source": finding.source}
     return {
@@ -88,7 +98,8 @@ def _invocation(report: Report, index: dict[str, int]) -> dict[str, Any]:
     for f in report.findings:
         if f.level == NOTE:
             rule = {"id": f.code, "index": index[f.code]}
-            notes.append({**_notification("note", f.message), "associatedRule": rule})
+            about = f"class {view.names(report)(f.target)}: " if view.is_shortcut(f) else ""
+            notes.append({**_notification("note", about + f.message), "associatedRule": rule})
     return {
         "executionSuccessful": not report.errors,
         "exitCode": report.exit_status,

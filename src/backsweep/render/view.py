@@ -1,4 +1,4 @@
-"""What the console and the page have in common: words, numbers for people, and who stands out.
+"""What the console and the page have in common: words, and numbers for people.
 
 Class names, paths and reasons are untrusted text. `clean` makes them harmless, and every renderer
 passes them through it.
@@ -7,15 +7,15 @@ passes them through it.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from backsweep.base import ModelDetector
+from backsweep.calibration import UNCALIBRATED
 from backsweep.errors import BadInput
 from backsweep.plugins import find
 from backsweep.report import (
@@ -25,16 +25,10 @@ from backsweep.report import (
     INCONCLUSIVE,
     NOTE,
     WARNING,
-    Evidence,
     Finding,
     Report,
     worst_first,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from backsweep.trigger import Trigger
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn"}  # control, format (bidi overrides), surrogate, unassigned
 _JOINERS = "\u200c\u200d"  # format characters that Persian, Indic scripts and emoji need
@@ -62,9 +56,29 @@ def sentence(text: object) -> str:
     return (line[:1].upper() + line[1:]).rstrip(".") + end if line else ""
 
 
+# Sigmas of a class by the space that it was measured in (`screens.py`), and other figures with a name.
+TITLES = {
+    "z_dense": "faint change of every pixel", "z_sparse": "few pixels", "z_tone": "tone curve",
+    "z_early": "embedding of an early layer", "z_late": "embedding of a later layer",
+    "z_mean": "pixels and embeddings together", "z_pairs": "few pixels, one source",
+    "attack_success_rate": "attack success rate", "reference_success_rate": "success rate on the reference",
+}  # fmt: skip
+
+SPACES = {  # the same in few letters
+    "z_dense": "every pixel", "z_sparse": "few pixels", "z_tone": "tone curve", "z_early": "early layer",
+    "z_late": "later layer", "z_mean": "all together", "z_pairs": "one source",
+}  # fmt: skip
+
+
 def title(key: str) -> str:
-    """Name of a figure: "attack_success_rate" -> "attack success rate"."""
-    return clean(key.replace("_", " "))
+    """Name of a figure: "median_norm" -> "median norm"."""
+    return TITLES.get(key) or clean(key.replace("_", " "))
+
+
+def sigmas(values: Mapping[str, object]) -> list[tuple[str, float]]:
+    """How far a class lies from the others in each space, by its key; largest first."""
+    found = [(k, float(v)) for k in SPACES if isinstance(v := values.get(k), int | float)]
+    return sorted([f for f in found if math.isfinite(f[1])], key=lambda f: -f[1])
 
 
 def join(parts: Sequence[str]) -> str:
@@ -142,106 +156,54 @@ def figure(key: str, value: object) -> str:
         return number(value)
     if key.endswith(("_rate", "accuracy", "share")):
         return percent(value)
+    if key == "suspicion" or key.startswith("z_"):
+        digits = 2 if key == "suspicion" else 1
+        return f"{round(value, digits) + 0.0:.{digits}f}"  # never -0.0
     return probability(value) if key == "p_value" or key.endswith("_chance") else number(value)
 
 
-# ---------------------------------------------------------------------- who stands out
+# ---------------------------------------------------------------------- what a finding is worth
+
+SHORTCUT = "BSW111"  # the rule of natural shortcuts, which are no evidence of a backdoor
+DOUBTFUL = "uncalibrated"  # stands beside a p-value that no clean networks are behind
 
 
-@dataclass(frozen=True)
-class Group:
-    """The evidence of one detector.
-
-    Attributes:
-        detector: its name.
-        evidence: in the order of its units.
-        norms: size of every unit's trigger, infinite where none works; empty when the detector
-            measures no norm.
-        index: how far below the median each lies, in robust sigmas of the logarithm.
-        median: of the norms; None when there is none.
-        limit: norm at which the index equals the detector's threshold, or None.
-    """
-
-    detector: str
-    evidence: list[Evidence]
-    norms: list[float] = field(default_factory=list)
-    index: list[float] = field(default_factory=list)
-    median: float | None = None
-    limit: float | None = None
+def is_shortcut(finding: Finding) -> bool:
+    """Whether it is about a class that is easy to reach by nature."""
+    return finding.code == SHORTCUT and finding.level == NOTE
 
 
-def groups(report: Report) -> list[Group]:
-    """The evidence, by detector."""
-    by_name: dict[str, list[Evidence]] = {}
-    for e in report.evidence:
-        by_name.setdefault(e.detector, []).append(e)
-    return [_group(report, name, evidence) for name, evidence in by_name.items()]
+def shortcuts(report: Report) -> list[Finding]:
+    """Natural shortcuts, the easiest first."""
+    found = [f for f in report.findings if is_shortcut(f) and f.target is not None]
+    return sorted(found, key=lambda f: (-(f.score or 0.0), f.target or 0))
 
 
-def _group(report: Report, name: str, evidence: list[Evidence]) -> Group:
-    norms = [_norm(e) for e in evidence]
-    if not any(math.isfinite(n) for n in norms):
-        return Group(name, evidence)
-    logs = np.log(np.maximum(norms, 1e-12))
-    center = float(np.median(logs))
-    if not math.isfinite(center):
-        return Group(name, evidence, norms, [0.0] * len(norms))
-    said = next((f.details for f in report.findings if f.detector == name and "spread" in f.details), {})
-    spread, limit = _number(said.get("spread")), _number(said.get("norm_threshold"))
-    index = ((center - logs) / spread).tolist() if spread else [0.0] * len(norms)
-    return Group(name, evidence, norms, index, float(np.median(norms)), limit)
+def about_shortcuts(report: Report, name: Name, most: int = 8) -> list[str]:
+    """What natural shortcuts are and which classes have one; nothing where there are none."""
+    found = [name(f.target) for f in shortcuts(report)]
+    if not found:
+        return []
+    more = [f"{len(found) - most} more"] if len(found) > most else []
+    one = len(found) == 1
+    return [
+        f"A faint change of every pixel sends other classes to {join(found[:most] + more)}, in this model "
+        "and in the reference alike.",
+        f"This is no evidence of a backdoor: {'the class is' if one else 'the classes are'} easy to reach by "
+        "nature, in clean models too. Yet an attacker can use it, and needs to plant nothing for that.",
+    ]
 
 
-def _about(record: Evidence | Finding) -> tuple[str, int | None, int | None]:
-    return record.detector, record.target, record.source
+def null(finding: Finding) -> str:
+    """What its p-value rests on: "39 clean networks of mnist", `UNCALIBRATED`, or "" where not said."""
+    said = finding.details.get("null")
+    return clean(said, 120) if isinstance(said, str) else ""
 
 
-def _number(value: object) -> float | None:
-    """A finite number above zero, or None."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-    return float(value) if usable else None  # type: ignore[arg-type]
-
-
-def _norm(e: Evidence) -> float:
-    value = e.values.get("norm")
-    if isinstance(value, bool) or not isinstance(value, int | float) or e.values.get("reached") is False:
-        return math.inf
-    return float(value) if math.isfinite(value) else math.inf
-
-
-def suspects(report: Report, most: int = 8) -> list[Finding]:
-    """Findings that are evidence, or leave something open, and have a trigger to show; worst first."""
-    return [f for f in worst_first(report.findings) if f.level != NOTE and f.trigger is not None][:most]
-
-
-def evidence_of(report: Report, finding: Finding) -> Evidence | None:
-    """The one record of evidence that a finding speaks of."""
-    found = [e for e in report.evidence if _about(e) == _about(finding)]
-    return found[0] if len(found) == 1 else None
-
-
-def marked(report: Report, group: Group) -> set[int]:
-    """Positions in the group of what there is evidence of a backdoor for."""
-    errors = {_about(f) for f in report.findings if f.level == ERROR and evidence_of(report, f) is not None}
-    return {i for i, e in enumerate(group.evidence) if _about(e) in errors}
-
-
-def smallest(report: Report) -> Evidence | None:
-    """The evidence with the smallest trigger that works, to compare with."""
-    having = [e for e in report.evidence if e.trigger is not None]
-    working = [e for e in having if e.values.get("reached") is not False]
-    return min(working or having, key=lambda e: e.trigger.size if e.trigger else math.inf, default=None)
-
-
-def examples(report: Report, trigger: Trigger, most: int) -> Tensor | None:
-    """Clean inputs to stamp, of other classes than the target where there are any; None without."""
-    if report.examples is None or not len(report.examples):
-        return None
-    labels = report.data.get("example_labels") or []
-    labels = [*labels, *[None] * len(report.examples)][: len(report.examples)]
-    others = [i for i, label in enumerate(labels) if label is None or label != trigger.target]
-    rows = (others or list(range(len(labels))))[:most]
-    return report.examples[rows]
+def rests_on(finding: Finding) -> str:
+    """Beside a p-value: "uncalibrated", or what it is a rank among."""
+    said = null(finding)
+    return DOUBTFUL if said == UNCALIBRATED else f"rank among {said}" if said else ""
 
 
 # ---------------------------------------------------------------------- the verdict in words
@@ -282,8 +244,8 @@ def _backdoored(report: Report, name: Name) -> Verdict:
     why = [_worth(report)]
     why.append(
         "This is the chance of a false alarm on a clean model, not the chance that this model is "
-        "clean. It says nothing of who made the model or why: a class can have an unusually small "
-        "trigger by nature. The pictures below help to judge."
+        "clean. It says nothing of who made the model or why: a class can be unusually easy to reach "
+        "by nature. The pictures below help to judge."
     )
     if report.errors:
         why.append("Part of the scan failed, so there may be more than was found; see below.")
@@ -309,21 +271,42 @@ def evidence_of_a_backdoor(errors: Sequence[Finding], name: Name) -> str:
 
 
 def _worth(report: Report) -> str:
-    """What the p-value means."""
+    """What the p-value means, and what it rests on."""
     p, count = report.p_value, report.model.get("classes")
-    if p is None:
+    first = next((f for f in worst_first(report.findings) if f.p_value is not None), None)
+    if p is None or first is None:
         return "How often a clean model looks like this is not known: the test is not calibrated here."
-    model = f"A clean model with {counted(count, 'class')}" if isinstance(count, int) else "A clean model"
     about = f", {odds(p)}" if odds(p) else ""
-    return f"{model} shows an outlier as strong as this with probability {probability(p)}{about}."
+    rank = re.fullmatch(r"(\d+) (clean networks of .+)", null(first))
+    if rank:
+        return (
+            f"A clean model of this kind looks as suspicious with probability {probability(p)}{about}: its "
+            f"rank among {rank[1]} {rank[2]}, {_as_suspicious(first.p_value or 1.0, int(rank[1]))}."
+        )
+    model = f"A clean model with {counted(count, 'class')}" if isinstance(count, int) else "A clean model"
+    worth = f"{model} shows an outlier as strong as this with probability {probability(p)}{about}."
+    if null(first) == UNCALIBRATED:
+        worth += (
+            f" This figure is {DOUBTFUL}: it follows from how the classes of this one model differ, and was "
+            "not checked on clean networks of this kind."
+        )
+    return worth
+
+
+def _as_suspicious(p: float, count: int) -> str:
+    """How many of `count` clean networks score at least as high, from p = (1 + hits) / (1 + count)."""
+    hits = round(p * (1 + count)) - 1
+    if 0 < hits < count:
+        return f"of which {hits:,} {'is' if hits == 1 else 'are'} as suspicious"
+    return f"of which {'all are' if hits >= count else 'none is'} as suspicious"
 
 
 def _nothing(report: Report, name: Name) -> Verdict:
     why = []
-    most = next((f for f in worst_first(report.findings) if f.target is not None), None)
-    if most is not None and report.p_value is not None:
-        why.append(f"The class that stands out most is {name(most.target)}. {_worth(report)}")
-    what = "; ".join(looks_for(g.detector) for g in groups(report))
+    said = [f for f in worst_first(report.findings) if f.target is not None and not is_shortcut(f)]
+    if said and report.p_value is not None:
+        why.append(f"The class that stands out most is {name(said[0].target)}. {_worth(report)}")
+    what = "; ".join(looks_for(d) for d in dict.fromkeys(e.detector for e in report.evidence))
     why.append(
         f"This scan looks for {what}. Other kinds of backdoor are not looked for, and no scan "
         "can prove that there is none."
@@ -360,14 +343,6 @@ def looks_for(detector: str) -> str:
         return f"what {clean(detector)} finds"
     first = (cls.__doc__ or "").strip().split("\n")[0].rstrip(".")
     return first.removeprefix("Finds ") if first.startswith("Finds ") else cls.summary
-
-
-def unit_name(report: Report, e: Evidence) -> str:
-    """What the evidence is about: its class, or "2 to 3" for a pair."""
-    name = names(report)
-    if e.target is None:
-        return clean(e.unit)
-    return name(e.target) if e.source is None else f"{name(e.source)} to {name(e.target)}"
 
 
 def shape(report: Report) -> str:

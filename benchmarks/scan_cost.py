@@ -1,0 +1,108 @@
+"""What the default scan costs beside Neural Cleanse `paper`, and 43 classes beside 10: CPU time in one run.
+
+    python benchmarks/scan_cost.py [--paper-classes 2]
+
+Networks of the zoo's kinds on their real data, trained for one epoch here (cost does not hang on what they
+learned, but for early stops, which both have). Neural Cleanse `paper` is run on the first `--paper-classes`
+classes and scaled to all of them. The last line compares the arithmetic rate inside inversion with that of
+a large bfloat16 matrix product on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from backsweep import Model, scan
+from backsweep.base import Unit
+from backsweep.budget import Aim, Dense, follow
+from backsweep.data import Data
+from backsweep.detectors.cascade import Cascade
+from backsweep.detectors.neural_cleanse import NeuralCleanse
+from backsweep.tasks import TASKS
+from backsweep.train import fit
+
+
+def network(task: str, arch: str | None) -> tuple[Model, Data]:
+    """A network of a task after one epoch, and clean samples as the bench gives them."""
+    t = TASKS[task]
+    train, test = t.load()
+    net = fit(t.net(0, arch), train, replace(t.recipe, epochs=1, lr=5e-3, batch_size=64), 0)
+    return Model(net, t.shape, t.classes), test.sample(max(1000, 30 * t.classes), 0)
+
+
+def cpu(work: Callable[[], object]) -> float:
+    """CPU seconds of some work."""
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
+def probe_each(detector: NeuralCleanse, model: Model, data: Data, units: list[Unit]) -> None:
+    """One class after another, as a scan on a CPU does."""
+    for unit in units:
+        detector.probe(model, data, [unit], 0, lambda _: None)
+
+
+def matrix_rate() -> float:
+    """Multiply-adds a second, times 2, of a bfloat16 product of 1024 x 1024 matrices."""
+    a = torch.randn(1024, 1024, dtype=torch.bfloat16)
+    a @ a
+    count, begin = 20, time.perf_counter()
+    for _ in range(count):
+        a @ a
+    return count * 2 * 1024**3 / (time.perf_counter() - begin)
+
+
+def inversion_rate(model: Model, data: Data) -> float:
+    """Floating point operations a second on the path of budgets; a backward pass counts as a forward one."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    work = model.copy("cpu")
+    x, y = data.x, data.y
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work.logits(x[:16])
+    begin = time.perf_counter()
+    (path,) = follow(work, x, y, [Aim(0, None, 0)], Dense(), steps=20, batch=64)
+    return 2 * counter.get_total_flops() / 16 * path.passes / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--paper-classes", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    costs: dict[str, float] = {}
+    for name, task, arch in (
+        ("MNIST CNN", "mnist", None),
+        ("narrow ResNet, 10 classes", "cifar10", "resnet8"),
+        ("narrow ResNet, 43 classes", "gtsrb", "resnet8"),
+    ):
+        model, data = network(task, arch)
+        costs[name] = cpu(partial(scan, model, data, Cascade(), device="cpu"))
+        print(f"{name}: default scan {costs[name]:.1f} CPU s", flush=True)
+        if task != "gtsrb":
+            paper, work = NeuralCleanse(preset="paper"), model.copy("cpu")
+            units = [Unit(f"class-{t}", t) for t in range(given.paper_classes)]
+            one = cpu(
+                lambda w=work, d=data, u=units, p=paper: [p.probe(w, d, [x], 0, lambda _: None) for x in u]
+            )
+            whole = one / given.paper_classes * model.classes
+            print(
+                f"{name}: Neural Cleanse `paper` {whole:.0f} CPU s ({given.paper_classes} classes measured), "
+                f"ratio {whole / costs[name]:.1f}", flush=True,
+            )  # fmt: skip
+        if task == "cifar10":
+            share = inversion_rate(model, data) / matrix_rate()
+            print(f"{name}: arithmetic rate inside inversion {share:.0%} of a bfloat16 matrix product")
+    ratio = costs["narrow ResNet, 43 classes"] / costs["narrow ResNet, 10 classes"]
+    print(f"43 classes cost {ratio:.1f} times what 10 classes cost")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Null distributions from clean networks: a score becomes a p-value that was measured.
+
+A table holds the largest score of a detector on every one of n clean networks that were trained for
+this alone; with it
+
+    p = (1 + number of clean networks that score as high) / (1 + n)              (conformal rank)
+
+holds whatever the distribution, for a network of the same kind as those of the table. Where no table
+fits, the detector's own p-value stays, from a null within the model, and is marked uncalibrated.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from backsweep.base import ModelDetector
+from backsweep.report import Evidence, Finding
+
+FOLDER = Path(__file__).parent / "nulls"
+UNCALIBRATED = "within the model, not calibrated on clean networks of this kind"
+
+
+@dataclass(frozen=True)
+class Null:
+    """Scores of one detector on clean networks of one kind.
+
+    Attributes:
+        detector, settings: what scored them.
+        layout: digest of the shapes of their weights (`Model.layout`).
+        shape, classes: of their inputs and outputs.
+        scores: the largest score of each network, ascending.
+        made: how: networks, recipe, versions.
+    """
+
+    detector: str
+    settings: Mapping[str, Any]
+    layout: str
+    shape: Sequence[int]
+    classes: int
+    scores: Sequence[float]
+    made: Mapping[str, Any]
+
+    def fits(self, detector: ModelDetector, model: Mapping[str, Any]) -> bool:
+        """Whether the table speaks of this detector, as it is set, and of networks like this one.
+
+        Args:
+            model: how a report describes it.
+        """
+        alike = all(
+            list_of(model.get(k)) == list_of(getattr(self, k)) for k in ("layout", "shape", "classes")
+        )
+        return alike and self.detector == detector.name and dict(self.settings) == detector.settings()
+
+    def p_value(self, score: float | None) -> float:
+        """Share of clean networks that score at least this, the network itself counted in."""
+        value = -math.inf if score is None else score
+        return (1 + len(self.scores) - bisect.bisect_left(self.scores, value)) / (1 + len(self.scores))
+
+    def critical(self, alpha: float) -> float | None:
+        """Score that must be exceeded for a p-value of at most `alpha`; None where none is that small."""
+        room = math.floor(alpha * (1 + len(self.scores)) + 1e-9)
+        return self.scores[len(self.scores) - room] if 1 <= room <= len(self.scores) else None
+
+    @property
+    def words(self) -> str:
+        """What the p-value of a finding rests on."""
+        return f"{len(self.scores)} clean networks of {self.made.get('kind', 'this kind')}"
+
+
+def list_of(value: object) -> object:
+    """Tuples and lists alike."""
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+@lru_cache(maxsize=1)
+def tables() -> tuple[Null, ...]:
+    """The tables that come with the package."""
+    return tuple(
+        Null(**table)
+        for path in sorted(FOLDER.glob("*.json"))
+        for table in json.loads(path.read_text(encoding="utf-8"))
+    )
+
+
+def judge(
+    detector: ModelDetector, evidence: Sequence[Evidence], model: Mapping[str, Any], alpha: float
+) -> list[Finding]:
+    """The detector's findings, with p-values from a fitting table where there is one.
+
+    Args:
+        model: how a report describes it: layout, shape, classes.
+        alpha: false-alarm rate.
+    """
+    classes = int(model["classes"])
+    findings = detector.judge(evidence, classes, alpha)
+    null = next((n for n in tables() if n.fits(detector, model)), None)
+    every = [f for f in detector.judge(evidence, classes, 1 - 1e-12) if f.p_value is not None]
+    if null is None or not every:
+        return [_told(f, UNCALIBRATED) for f in findings]
+    # the detector's own level at which it flags what the table flags, and nothing else
+    own = [f.p_value or 0.0 for f in every]
+    beyond = [p for f, p in zip(every, own, strict=True) if null.p_value(f.score) <= alpha]
+    findings = detector.judge(evidence, classes, max(beyond, default=min(own) * (1 - 1e-9)))
+    return [
+        _told(f, null.words) if f.p_value is None
+        else _told(replace(f, p_value=null.p_value(f.score), threshold=null.critical(alpha)), null.words)
+        for f in findings
+    ]  # fmt: skip
+
+
+def _told(finding: Finding, null: str) -> Finding:
+    """The finding, with what its p-value rests on."""
+    return replace(finding, details={**finding.details, "null": null})
+
+
+def make(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tables from lines of the bench on clean networks, one for every detector, setting and kind."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        if line.get("attack") is None and line.get("score") is not None:
+            key = [line["detector"], line["settings"], line["layout"], line["shape"], line["classes"]]
+            groups.setdefault(json.dumps(key, sort_keys=True), []).append(line)
+    found = []
+    for part in groups.values():
+        first = part[0]
+        made = {
+            "kind": " ".join(filter(None, [first["task"], first.get("arch")])),
+            "networks": sorted(line["net"] for line in part),
+            "recipes": sorted({json.dumps(line["recipe"], sort_keys=True) for line in part}),
+            "backsweep": first["backsweep"], "torch": first["torch"],
+        }  # fmt: skip
+        scores = sorted(round(float(line["score"]), 6) for line in part)
+        keys = ("detector", "settings", "layout", "shape", "classes")
+        found.append(asdict(Null(**{k: first[k] for k in keys}, scores=scores, made=made)))
+    return found
