@@ -17,7 +17,7 @@ from backsweep.base import ModelDetector
 from backsweep.calibration import UNCALIBRATED, Null
 from backsweep.cli import app
 from backsweep.plugins import discover, make
-from backsweep.report import ERROR, NOTE, Evidence, Finding
+from backsweep.report import ERROR, NOTE, WARNING, Evidence, Finding
 from conftest import Twins
 
 MODEL = {"layout": "abc", "shape": [1, 8, 8], "classes": 10}
@@ -78,6 +78,12 @@ def test_what_the_table_flags_is_flagged_and_nothing_else(one: Null) -> None:
     assert told[0].details["null"] == "39 clean networks of digits"
     told = calibration.judge(Fixed(), evidence(3.0, 2.0, 1.5), MODEL, 0.05)
     assert [(f.target, f.level, f.p_value) for f in told[:-1]] == [(0, NOTE, 11 / 40)]
+
+
+def test_a_table_too_small_for_the_level_cannot_tell(one: Null) -> None:
+    (found,) = calibration.judge(Fixed(), evidence(9.0), MODEL, 0.01)
+    assert (found.level, found.p_value) == (WARNING, 1 / 40)
+    assert "higher alpha" in found.message
 
 
 def test_a_detector_that_is_too_shy_is_made_to_speak(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_show_prints_a_saved_report_and_judges_it_again(
     shell: Shell, files: Path, tmp_path: Path, twins: Twins
 ) -> None:
     words = ["scan", files / "bad.pth", "--data", files / "digits.npz", "--arch", ARCH, "--out", tmp_path]
-    assert shell(*words)[0] == 1
+    assert shell(*words, "-d", "neural_cleanse")[0] == 1
     status, _, stderr = shell("show", tmp_path)
     assert status == 1
     assert f"sends every class to {twins.trigger.target}" in stderr

@@ -87,15 +87,17 @@ def test_a_list_in_a_plan_is_dealt_out_to_the_seeds(plan: Path) -> None:
 
 
 def test_every_plan_has_as_many_clean_nets_and_no_net_on_both_sides() -> None:
-    judged: set[int] = set()
-    chosen: set[int] = set()
+    seeds: dict[str, set[int]] = {split: set() for split in zoo.SPLITS}
     for path in PLANS.glob("*.toml"):
         plan = zoo.entries(zoo.read_plan(path))
         for entry in plan:
-            (judged if zoo.split_of(entry.seed) == zoo.JUDGING else chosen).add(entry.seed)
+            seeds[zoo.split_of(entry.seed)].add(entry.seed)
         splits = {zoo.split_of(e.seed) for e in plan}
-        assert splits == ({zoo.CHOOSING} if path.stem == "choosing" else {zoo.JUDGING})
-    assert not judged & chosen
+        assert splits == ({path.stem} if path.stem in ("choosing", "calibration") else {zoo.JUDGING})
+    assert not seeds["judging"] & (seeds["choosing"] | seeds["calibration"])
+    assert not seeds["choosing"] & seeds["calibration"]
+    null = zoo.entries(zoo.read_plan(PLANS / "calibration.toml"))
+    assert all(e.attack is None for e in null), "null tables are of clean networks"
     for task in ("mnist", "gtsrb", "cifar10"):
         plan = zoo.entries(zoo.read_plan(PLANS / f"standard-{task}.toml"))
         assert sum(e.attack is None for e in plan) >= sum(e.attack is not None for e in plan)

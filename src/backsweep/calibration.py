@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from backsweep.base import ModelDetector
-from backsweep.report import Evidence, Finding
+from backsweep.report import WARNING, Evidence, Finding
 
 FOLDER = Path(__file__).parent / "nulls"
 UNCALIBRATED = "within the model, not calibrated on clean networks of this kind"
@@ -104,6 +104,14 @@ def judge(
     every = [f for f in detector.judge(evidence, classes, 1 - 1e-12) if f.p_value is not None]
     if null is None or not every:
         return [_told(f, UNCALIBRATED) for f in findings]
+    if null.critical(alpha) is None:
+        least = null.p_value(math.inf)
+        doubt = (
+            f"cannot tell: among {null.words} no p-value is below {least:.3g}; ask for a higher alpha than "
+            f"{alpha:.3g}, or make a larger table (backsweep bench null)"
+        )
+        return [_told(replace(f, level=WARNING, message=doubt, p_value=null.p_value(f.score)), null.words)
+                for f in every[:1]]  # fmt: skip
     # the detector's own level at which it flags what the table flags, and nothing else
     own = [f.p_value or 0.0 for f in every]
     beyond = [p for f, p in zip(every, own, strict=True) if null.p_value(f.score) <= alpha]
