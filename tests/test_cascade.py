@@ -18,12 +18,16 @@ from conftest import Twins
 
 @pytest.fixture(scope="module")
 def reports(twins: Twins) -> dict[str, Report]:
-    return {n: backsweep.scan(getattr(twins, n), twins.data, device="cpu") for n in ("infected", "clean")}
+    found = {n: backsweep.scan(getattr(twins, n), twins.data, device="cpu") for n in ("infected", "clean")}
+    for report in found.values():
+        assert list(report.settings["detectors"]) == ["cascade", "neural_cleanse"]
+        report.evidence = [e for e in report.evidence if e.detector == "cascade"]
+        backsweep.judge(report)
+    return found
 
 
 def test_tells_the_twins_apart_by_default(twins: Twins, reports: dict[str, Report]) -> None:
     bad, good = reports["infected"], reports["clean"]
-    assert list(bad.settings["detectors"]) == ["cascade"]
     assert (bad.verdict, bad.targets) == ("backdoored", (twins.trigger.target,))
     assert (good.verdict, good.targets) == ("clean", ())
     assert good.p_value is not None
@@ -41,7 +45,7 @@ def test_tells_the_twins_apart_by_default(twins: Twins, reports: dict[str, Repor
 def test_the_stages_follow_each_other(reports: dict[str, Report]) -> None:
     kinds = [e.unit.split("-")[0] for e in reports["clean"].evidence]
     assert list(dict.fromkeys(kinds)) == ["class", "reference", "pairs", "closer", "trigger"]
-    assert kinds.count("class") == kinds.count("reference") == 40
+    assert kinds.count("class") == kinds.count("reference") == 50
     assert kinds.count("pairs") == 10
     assert kinds.count("closer") == 2 * CLOSER
     assert kinds.count("trigger") == 1
@@ -66,14 +70,14 @@ def test_wrong_settings(wrong: dict[str, object]) -> None:
 def records(classes: int, small: dict[int, float], pairs: dict[tuple[int, int], float]) -> list[Evidence]:
     """Evidence of a network whose classes and pairs are as in the reference, but for the given ones."""
     found = []
-    jitter = torch.rand((classes, 8), generator=torch.Generator().manual_seed(0)) * 0.2
-    for i, space in enumerate(("dense", "tone", "early", "late")):
+    jitter = torch.rand((classes, 10), generator=torch.Generator().manual_seed(0)) * 0.2
+    for i, space in enumerate(("dense", "sparse", "tone", "early", "late")):
         for t in range(classes):
             size = 2 + 0.1 * t + float(jitter[t, i])
             found.append(
                 Evidence("cascade", f"class-{space}-{t}", t, None, {"log_size": size - small.get(t, 0)})
             )
-            there = 2 + 0.1 * t + float(jitter[t, i + 4])
+            there = 2 + 0.1 * t + float(jitter[t, i + 5])
             found.append(Evidence("cascade", f"reference-{space}-{t}", t, None, {"log_size": there}))
     for s in range(classes):
         cells = {f"to_{t}": 3.0 - pairs.get((s, t), 0.0) + 0.01 * t for t in range(classes) if t != s}
@@ -150,7 +154,7 @@ def test_two_classes_and_a_weak_reference_cannot_be_told() -> None:
 def test_of_many_classes_only_some_are_measured_in_the_reference(twins: Twins) -> None:
     evidence = [
         Evidence("cascade", f"class-{s}-{t}", t, None, {"log_size": float((7 * t) % 43)})
-        for s in ("dense", "tone", "early", "late") for t in range(43)
+        for s in ("dense", "sparse", "tone", "early", "late") for t in range(43)
     ]  # fmt: skip
     units = Cascade().more(twins.clean.copy("cpu"), twins.data, evidence)
     again = [u for u in units if u.key.startswith("reference-dense")]
@@ -180,11 +184,11 @@ def test_a_reference_of_the_user_is_used_and_checked(twins: Twins) -> None:
 def test_other_kinds_of_trigger_on_digits(attack: str, options: dict[str, object], tmp_path: Path) -> None:
     net = build_net(Entry("digits", attack, 5, dict(options), {"epochs": 30}), tmp_path)
     data = load_data("digits")[1]
-    report = backsweep.scan(net.model(), data, device="cpu")
+    report = backsweep.scan(net.model(), data, "cascade", device="cpu")
     target = net.triggers()[0].target
     first = report.findings[0]
     assert first.target == target
     twin = build_net(Entry("digits", None, 5, {}, {"epochs": 30}), tmp_path)
-    clean = backsweep.scan(twin.model(), data, device="cpu")
+    clean = backsweep.scan(twin.model(), data, "cascade", device="cpu")
     assert (first.score or 0) > (clean.findings[0].score or 0)
     assert clean.verdict == "clean"

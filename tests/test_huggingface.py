@@ -68,7 +68,6 @@ def test_a_hugging_face_folder_is_scanned_from_the_shell(
             json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 8, "width": 8}})
         )
         words = ["scan", folder, "--data", tmp_path / "images", "--out", tmp_path / f"{name}-report"]
-        words += ["-d", "neural_cleanse"]  # the cascade sees this one-pixel trigger, but not at 5 %
         monkeypatch.setattr(sys, "argv", ["backsweep", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
             cli.main()

@@ -23,7 +23,7 @@ from backsweep.plugins import find, make
 from backsweep.report import Evidence, Note, Report, worst_first
 from backsweep.run import OnEvent, collect, run_key
 
-DEFAULT_DETECTORS = ("cascade",)
+DEFAULT_DETECTORS = ("cascade", "neural_cleanse")
 EXAMPLES = 8
 
 

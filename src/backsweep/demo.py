@@ -58,7 +58,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
             f"{model.success_rate(trigger, test):.1%} of other digits become a {trigger.target}"
         )
 
-    console.print("[bold]2  Scanning[/] both with Neural Cleanse, which is told nothing of the pixel.")
+    console.print("[bold]2  Scanning[/] both; the scan is told nothing of the pixel.")
     clean = Data.open(out / "digits.npz", shape=task.shape)
     reports = {n: scan(m, clean, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()}
     for name, report in reports.items():

@@ -64,7 +64,7 @@ class Cascade(ModelDetector):
     summary: ClassVar[str] = "every class and pair in several spaces, against a washed reference"
     code: ClassVar[str] = "BSW110"
 
-    spaces: str = "dense+tone+early+late"
+    spaces: str = "dense+sparse+tone+early+late"
     pairs: bool = True
     reference: bool = True
     steps: int = 20
