@@ -23,6 +23,9 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 results: $(VENV)/.dev   ## train the standard zoo, scan it, remake docs/results (many hours; can be stopped at any time)
+	$(BIN)/backsweep zoo build plans/calibration.toml --workers 2
+	$(BIN)/backsweep bench run plans/calibration.toml --out docs/results/calibration.jsonl --workers 2
+	$(BIN)/backsweep bench null docs/results/calibration.jsonl --out src/backsweep/nulls/zoo.json
 	for task in mnist gtsrb cifar10; do \
 	  $(BIN)/backsweep zoo build plans/standard-$$task.toml --workers 2 && \
 	  $(BIN)/backsweep bench run plans/standard-$$task.toml --out docs/results/standard.jsonl --workers 2 || exit 1; \

@@ -38,6 +38,7 @@ def without(space: str) -> tuple[Cascade, Needs]:
 PARTS: dict[str, tuple[Cascade, Needs]] = {
     "all": (FULL, lambda e: True),
     "without faint pixels": without("dense"),
+    "without few pixels": without("sparse"),
     "without tone curves": without("tone"),
     "without the early embedding": without("early"),
     "without the later embedding": without("late"),

@@ -85,7 +85,7 @@ class Dense(_Ball):
         return self.low * scale, self.high * scale
 
     def zeros(self, model: Model, count: int, x: Tensor) -> Tensor:
-        return torch.zeros((count, *x.shape[1:]), device=x.device)
+        return torch.zeros((count, *x.shape[1:]), device=model.device)
 
     def logits(self, model: Model, x: Tensor, delta: Tensor) -> Tensor:
         return model.logits((x + delta).clamp(0, 1))
@@ -141,7 +141,7 @@ class Tone(Dense):
         return self.low, self.high
 
     def zeros(self, model: Model, count: int, x: Tensor) -> Tensor:
-        return torch.zeros((count, x.shape[1], self.knots), device=x.device)
+        return torch.zeros((count, x.shape[1], self.knots), device=model.device)
 
     def logits(self, model: Model, x: Tensor, delta: Tensor) -> Tensor:
         place = x.clamp(0, 1).flatten(2) * (self.knots - 1)
