@@ -8,6 +8,7 @@ there is nothing to register.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -171,6 +172,17 @@ class Unit:
     key: str
     target: int | None = None
     source: int | None = None
+
+
+def units_in_a_pass(model: Model, inputs: int) -> int:
+    """How many units of `inputs` inputs each share a pass.
+
+    On a CPU one after another (a small batch stays in the cache); on a GPU as many as take about 2 GiB of
+    activations, at 64 copies of the input.
+    """
+    if model.device.type == "cpu":
+        return 1
+    return max(1, 2**31 // (4 * 64 * math.prod(model.shape) * inputs))
 
 
 @dataclass(frozen=True)

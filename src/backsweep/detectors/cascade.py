@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from backsweep.base import ModelDetector, Unit
+from backsweep.base import ModelDetector, Unit, units_in_a_pass
 from backsweep.contrast import (
     Cell,
     Contrast,
@@ -80,9 +80,7 @@ class Cascade(ModelDetector):
         return self.spaces.split("+")
 
     def chunk(self, model: Model) -> int:
-        if model.device.type == "cpu":  # a small batch stays in the cache
-            return 1
-        return max(1, 2**31 // (4 * 64 * math.prod(model.shape) * self.batch))
+        return units_in_a_pass(model, self.batch)
 
     def units(self, model: Model, data: Data) -> Sequence[Unit]:
         return [Unit(f"class-{s}-{t}", t) for s in self._names() for t in range(model.classes)]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backsweep.base import ModelDetector, Unit, derive_seed
+from backsweep.base import ModelDetector, Unit, derive_seed, units_in_a_pass
 from backsweep.budget import Aim, Embedded, follow
 from backsweep.data import Data
 from backsweep.families import SampleWise
@@ -79,8 +79,7 @@ class Cepa(ModelDetector):
         return pair if self.mode == "pair" else super().units(model, data)
 
     def chunk(self, model: Model) -> int:
-        card = 2**31 // (256 * math.prod(model.shape) * SAMPLES["paper"])  # 64 float copies of the inputs
-        return 1 if model.device.type == "cpu" else max(1, card)
+        return units_in_a_pass(model, SAMPLES["paper"])
 
     def layers(self, model: Model) -> list[int | None]:
         """The layers f, by index; None is the penultimate representation."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from backsweep.base import ModelDetector, Unit, derive_seed
+from backsweep.base import ModelDetector, Unit, derive_seed, units_in_a_pass
 from backsweep.data import Data
 from backsweep.inversion_families import FrequencyFamily, PixelFamily, WarpFamily
 from backsweep.invert import Family, Job, PatchFamily, SmoothControl, invert
@@ -55,10 +55,7 @@ class Inversion(ModelDetector):
             raise ValueError("steps and batch are at least 1")
 
     def chunk(self, model: Model) -> int:
-        # As in Neural Cleanse: class after class on a CPU, about 2 GiB of activations on a GPU.
-        if model.device.type == "cpu":
-            return 1
-        return max(1, 2**31 // (4 * 64 * math.prod(model.shape) * self.batch))
+        return units_in_a_pass(model, self.batch)
 
     def _family(self, model: Model) -> Family:
         if self.family == "warp":

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backsweep.base import ModelDetector, Unit, derive_seed
+from backsweep.base import ModelDetector, Unit, derive_seed, units_in_a_pass
 from backsweep.budget import margin
 from backsweep.data import Data
 from backsweep.model import Model
@@ -63,10 +63,7 @@ class MmBd(ModelDetector):
         return self.images or images, self.steps or steps
 
     def chunk(self, model: Model) -> int:
-        # As in Neural Cleanse: class after class on a CPU, about 2 GiB of activations on a GPU.
-        if model.device.type == "cpu":
-            return 1
-        return max(1, 2**31 // (4 * 64 * math.prod(model.shape) * self._size[0]))
+        return units_in_a_pass(model, self._size[0])
 
     def probe(
         self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from backsweep.base import ModelDetector, Unit, derive_seed
+from backsweep.base import ModelDetector, Unit, derive_seed, units_in_a_pass
 from backsweep.data import Data
 from backsweep.invert import Control, Job, PaperControl, PatchFamily, SmoothControl, invert
 from backsweep.model import Model
@@ -61,11 +61,7 @@ class NeuralCleanse(ModelDetector):
             raise ValueError("steps and batch are at least 1")
 
     def chunk(self, model: Model) -> int:
-        # On a CPU one class after another is fastest (a small batch stays in the cache); a GPU
-        # wants a full card: about 2 GiB of activations at 64 copies of the input per layer.
-        if model.device.type == "cpu":
-            return 1
-        return max(1, 2**31 // (4 * 64 * math.prod(model.shape) * (self.batch or 32)))
+        return units_in_a_pass(model, self.batch or 32)
 
     def _control(self, count: int) -> tuple[Control, int, int, bool]:
         """Control, updates, batch and whether bfloat16 may be used."""
