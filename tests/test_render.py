@@ -427,13 +427,13 @@ def test_page_of_the_default_scan() -> None:
         "on this model 97.0%", "on the reference 1.0%", "faint change of every pixel", "tone curve",
         "embedding of an early layer", "embedding of a later layer", "few pixels, one source",
         "A planted trigger works on this model alone", "A trigger was recovered for the most suspicious",
-        "Size 9 pixels 0.9% of the image's 1,024", "(uncalibrated)", "made from 98 measurements",
+        "Size 9 pixels 0.9% of the image's 1,024", "(uncalibrated)", "made from 118 measurements",
     ):  # fmt: skip
         assert words in text, words
     for words in ("z dense", "Null ", "Attack success rate", "Natural shortcuts", "comparison is worth"):
         assert words not in text, words
     assert source.count("<tr") == 11 and source.count('class="thumb"') == 1
-    assert re.search(r"3\W+suspicious 5\.\d\d 19\.\d 4\.\d", text)  # its row: suspicion, dense, tone
+    assert re.search(r"3\W+suspicious 5\.\d\d 19\.\d 20\.\d 3\.\d", text)  # suspicion, dense, sparse, tone
     assert "few pixels, one source" in Page(html(VARIED["cascade of many"])).plain()  # of few classes only
     lengths = [float(n) for n in re.findall(r'<rect width="([0-9.]+)%"', source)]
     assert lengths[:2] == [97.0, 1.0] and max(lengths) == 100 and min(lengths) >= 0
