@@ -169,6 +169,7 @@ def test_a_reference_of_the_user_is_used_and_checked(twins: Twins) -> None:
     with pytest.raises(BadInput, match="the model itself"):
         backsweep.scan(twins.clean, twins.data, fast, device="cpu", reference=twins.clean)
     blind = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    torch.nn.init.zeros_(blind[1].weight)  # type: ignore[arg-type]  # one constant answer, whatever the draw
     with pytest.raises(BadInput, match="no better than one constant answer"):
         backsweep.scan(twins.clean, twins.data, fast, device="cpu", reference=blind)
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 7))

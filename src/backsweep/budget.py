@@ -16,7 +16,7 @@ passes of a small batch measure a class.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backsweep.invert import batches
 from backsweep.model import Model
 
 MOMENTUM, STRIDE = 0.7, 0.3  # of the ascent; a step is this share of the budget
@@ -220,16 +221,6 @@ class Path:
     passes: int
 
 
-def _batches(rows: Tensor, seed: int, batch: int) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    queue = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(queue) < batch:
-            queue = torch.cat([queue, rows[torch.randperm(len(rows), generator=generator)]])
-        yield queue[:batch]
-        queue = queue[batch:]
-
-
 def follow(
     model: Model,
     x: Tensor,
@@ -259,7 +250,7 @@ def follow(
     pace = math.log(high / low) / (steps - 1)
     delta = space.zeros(model, len(aims), x)
     drift, found = torch.zeros_like(delta), torch.zeros_like(delta)
-    orders = [_batches(aim.rows(y), aim.seed, batch) for aim in aims]
+    orders = [batches(aim.rows(y), aim.seed, batch) for aim in aims]
     targets = torch.tensor([-1 if a.target is None else a.target for a in aims])
     won = torch.ones(len(aims), steps)
     smooth = torch.zeros(len(aims))

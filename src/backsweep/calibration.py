@@ -99,11 +99,11 @@ def judge(
         alpha: false-alarm rate.
     """
     classes = int(model["classes"])
-    findings = detector.judge(evidence, classes, alpha)
     null = next((n for n in tables() if n.fits(detector, model)), None)
-    every = [f for f in detector.judge(evidence, classes, 1 - 1e-12) if f.p_value is not None]
+    every = detector.judge(evidence, classes, 1 - 1e-12) if null is not None else []
+    every = [f for f in every if f.p_value is not None]
     if null is None or not every:
-        return [_told(f, UNCALIBRATED) for f in findings]
+        return [_told(f, UNCALIBRATED) for f in detector.judge(evidence, classes, alpha)]
     if null.critical(alpha) is None:
         least = null.p_value(math.inf)
         doubt = (

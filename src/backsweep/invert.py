@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backsweep.base import Unit, derive_seed
 from backsweep.model import Model
 from backsweep.trigger import Patch, Trigger
 
@@ -209,6 +210,20 @@ class Job:
     source: int | None = None
 
 
+def jobs_of(units: Sequence[Unit], y: Tensor, seed: int, name: str) -> list[Job]:
+    """A job for each unit with a target: inputs of all other classes, a seed of its own.
+
+    Args:
+        y: labels (N,) of the samples to optimise on.
+        seed, name: of the scan and of the detector.
+    """
+    return [
+        Job(u.target, torch.nonzero(y != u.target).flatten(), derive_seed(seed, name, u.key))
+        for u in units
+        if u.target is not None
+    ]
+
+
 @dataclass(frozen=True)
 class Inverted:
     """What the loop found for one job.
@@ -226,13 +241,13 @@ class Inverted:
     passes: int
 
 
-def _order(job: Job, batch: int) -> Iterator[Tensor]:
-    """Endless batches of the job's rows, shuffled anew in every pass."""
-    generator = torch.Generator().manual_seed(job.seed + 1)
+def batches(rows: Tensor, seed: int, batch: int) -> Iterator[Tensor]:
+    """Endless batches of rows, shuffled anew in every pass."""
+    generator = torch.Generator().manual_seed(seed)
     queue = torch.empty(0, dtype=torch.long)
     while True:
         while len(queue) < batch:
-            queue = torch.cat([queue, job.rows[torch.randperm(len(job.rows), generator=generator)]])
+            queue = torch.cat([queue, rows[torch.randperm(len(rows), generator=generator)]])
         yield queue[:batch]
         queue = queue[batch:]
 
@@ -271,7 +286,7 @@ def invert(
     theta = [torch.stack(parts).to(device) for parts in zip(*starts, strict=True)]
     kept = [t.clone() for t in theta]
     first, second = [torch.zeros_like(t) for t in theta], [torch.zeros_like(t) for t in theta]
-    orders = [_order(job, batch) for job in jobs]
+    orders = [batches(job.rows, job.seed + 1, batch) for job in jobs]
     targets = torch.tensor([job.target for job in jobs], device=device)
     used = torch.zeros(len(jobs), dtype=torch.long)
     live = torch.arange(len(jobs))

@@ -11,12 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from backsweep.base import ModelDetector, Unit, derive_seed, units_in_a_pass
 from backsweep.data import Data
 from backsweep.inversion_families import FrequencyFamily, PixelFamily, WarpFamily
-from backsweep.invert import Family, Job, PatchFamily, SmoothControl, invert
+from backsweep.invert import Family, PatchFamily, SmoothControl, invert, jobs_of
 from backsweep.model import Model
 from backsweep.outliers import outlier_findings
 from backsweep.report import Evidence, Finding
@@ -74,11 +72,7 @@ class Inversion(ModelDetector):
         self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
     ) -> list[Evidence]:
         clean, held_out = data.split(derive_seed(seed, "split"))
-        jobs = [
-            Job(u.target, torch.nonzero(clean.y != u.target).flatten(), derive_seed(seed, self.name, u.key))
-            for u in units
-            if u.target is not None
-        ]
+        jobs = jobs_of(units, clean.y, seed, self.name)
         done = [0]
 
         def count(_live: int) -> None:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from backsweep.base import ModelDetector, Unit, derive_seed, units_in_a_pass
 from backsweep.data import Data
-from backsweep.invert import Control, Job, PaperControl, PatchFamily, SmoothControl, invert
+from backsweep.invert import Control, PaperControl, PatchFamily, SmoothControl, invert, jobs_of
 from backsweep.model import Model
 from backsweep.report import ERROR, NOTE, WARNING, Evidence, Finding
 from backsweep.stats import anomaly_index, center_and_spread, chance_of_index, index_at
@@ -75,11 +74,7 @@ class NeuralCleanse(ModelDetector):
     ) -> list[Evidence]:
         clean, held_out = data.split(derive_seed(seed, "split"))
         control, updates, batch, bf16 = self._control(len(units))
-        jobs = [
-            Job(u.target, torch.nonzero(clean.y != u.target).flatten(), derive_seed(seed, self.name, u.key))
-            for u in units
-            if u.target is not None
-        ]
+        jobs = jobs_of(units, clean.y, seed, self.name)
         done = [0]
 
         def count(_live: int) -> None:
