@@ -34,6 +34,6 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"backsweep.{_HOME[name]}"), name)
         globals()[name] = value
         return value
-    if name in ("attacks", "detectors"):
+    if name in ("attacks", "detectors", "repairs"):
         return importlib.import_module(f"backsweep.{name}")
     raise AttributeError(f"module 'backsweep' has no attribute {name!r}")

@@ -44,6 +44,7 @@ class _Tap(TorchFunctionMode):
         self.wanted = wanted
         self.shift = shift  # added to the output of the wanted operation
         self.seen: list[tuple[Tensor, Tensor]] = []
+        self.weights: list[Tensor] = []
         self.calls = 0
 
     def __torch_function__(
@@ -58,6 +59,7 @@ class _Tap(TorchFunctionMode):
         if name in _AFFINE and args:
             if self.wanted is None or self.calls == self.wanted:
                 self.seen.append((_affine_input(name, args), out))
+                self.weights.append(args[2] if name == "addmm" else args[1])
                 out = out if self.shift is None else out + self.shift
             self.calls += 1
         return out
@@ -167,6 +169,24 @@ class Model:
         with torch.no_grad(), _Tap() as tap:
             self._run(torch.zeros((1, *self.shape), device=self.device))
         return len(tap.seen) - 1 if self._head is None else self._head
+
+    def affine(self) -> list[str]:
+        """Names of the weights of the affine operations, the head last, in the order in which they run.
+
+        "" where an operation multiplies with something that is no parameter (as attention does).
+        """
+        names = {p.untyped_storage().data_ptr(): n for n, p in self.net.named_parameters()}
+        with torch.no_grad(), _Tap() as tap:
+            self._run(torch.zeros((1, *self.shape), device=self.device))
+        count = len(tap.weights) if self._head is None else self._head + 1
+        return [names.get(w.untyped_storage().data_ptr(), "") for w in tap.weights[:count]]
+
+    @torch.no_grad()
+    def entering(self, x: Tensor, layer: int) -> Tensor:
+        """Input of the affine operation `layer`, (N, D), (N, T, D) or (N, D, H, W), for x (N, *shape)."""
+        with _Tap(layer) as tap:
+            self._run(x)
+        return tap.seen[0][0]
 
     @torch.no_grad()
     def embedded(self, x: Tensor, layer: int) -> Tensor:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
-from backsweep.base import Attack, Method, ModelDetector
+from backsweep.base import Attack, Method, ModelDetector, Repair
 from backsweep.errors import BadInput
 
 M = TypeVar("M", bound=Method)
-KINDS: dict[type[Method], str] = {ModelDetector: "detectors", Attack: "attacks"}
+KINDS: dict[type[Method], str] = {ModelDetector: "detectors", Attack: "attacks", Repair: "repairs"}
 
 
 def discover(kind: type[M]) -> dict[str, type[M]]:
@@ -26,6 +26,19 @@ def discover(kind: type[M]) -> dict[str, type[M]]:
             if isinstance(cls, type) and issubclass(cls, kind) and cls.__module__ == module.__name__:
                 found[cls.name] = cls
     return dict(sorted(found.items()))
+
+
+def class_named(kind: type[M], name: str) -> type[M]:
+    """The method whose class is called `name`, as the plugin packages give it.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    if not name.startswith("_"):
+        for cls in discover(kind).values():
+            if cls.__name__ == name:
+                return cls
+    raise AttributeError(f"module 'backsweep.{KINDS[kind]}' has no attribute {name!r}")
 
 
 def find(kind: type[M], name: str) -> type[M]:

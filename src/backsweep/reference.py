@@ -9,7 +9,6 @@ not learned again; what is natural to the classes is.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -19,12 +18,11 @@ from torch import Tensor, nn
 from backsweep.base import derive_seed
 from backsweep.data import Data
 from backsweep.model import Model
-from backsweep.train import Recipe, fit
+from backsweep.train import Recipe, thawed, tuned
 
 # Updates, samples in each, learning rate: gently, and harder where that was not enough (decision 0007).
 RECIPES = ((150, 128, 3e-3), (300, 64, 1e-2))
 ENOUGH = 0.9  # of the suspect's accuracy
-LEAST_SIDE = 16  # pixels; smaller images are not shifted
 MIX = 0.5  # samples are mixed with others, with a weight of up to this
 
 
@@ -53,16 +51,13 @@ def washed(model: Model, data: Data, seed: int, recipes: Sequence[tuple[int, int
 
 
 def _distilled(model: Model, data: Data, seed: int, updates: int, batch: int, rate: float) -> Model:
-    twin = copy.copy(model)
-    twin.net, twin.reference = copy.deepcopy(model.net), None
-    twin.net.requires_grad_(True)
+    twin = thawed(model)
     generator = torch.Generator().manual_seed(derive_seed(seed, "wash"))
     redraw(twin.net, generator)
     epochs = math.ceil(updates / math.ceil(len(data) / batch))
-    small = min(model.shape[-2:]) < LEAST_SIDE
-    recipe = Recipe(epochs=epochs, lr=rate, batch_size=batch, augment=None if small else "shift")
+    recipe = Recipe(epochs=epochs, lr=rate, batch_size=batch, augment="shift")
 
-    def distil(_net: nn.Module, x: Tensor, _y: Tensor) -> Tensor:
+    def distil(twin: Model, x: Tensor, _y: Tensor) -> Tensor:
         """Cross-entropy of mixed samples with mixed answers; the suspect is asked about clean ones alone."""
         share = MIX * float(torch.rand((), generator=generator))
         other = torch.randperm(len(x), generator=generator).to(x.device)
@@ -71,8 +66,7 @@ def _distilled(model: Model, data: Data, seed: int, updates: int, batch: int, ra
         x, answers = (torch.lerp(v, v[other], share) for v in (x, answers))
         return -(answers * twin.logits(x).float().log_softmax(1)).sum(1).mean()
 
-    fit(twin.net, data, recipe, derive_seed(seed, "wash", "order"), loss_of=distil)
-    return twin.copy()
+    return tuned(twin, data, recipe, derive_seed(seed, "wash", "order"), distil)
 
 
 @torch.no_grad()

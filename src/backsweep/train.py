@@ -1,18 +1,22 @@
-"""The one training loop: the zoo, the demo, and later the repairs use it."""
+"""The one training loop: the zoo, the demo, the reference and the repairs use it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backsweep.data import Data
+from backsweep.model import Model, set_mode
 
+LEAST_SIDE = 16  # pixels; smaller images are not shifted
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+ModelLoss = Callable[[Model, Tensor, Tensor], Tensor]
 
 
 def shift(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
@@ -28,11 +32,12 @@ class Recipe:
 
     Attributes:
         epochs: passes over the data.
-        lr: peak of the one-cycle learning rate (AdamW).
+        lr: peak of the one-cycle learning rate.
         batch_size: samples in an update.
-        weight_decay: AdamW's decoupled decay.
+        weight_decay: of the optimizer; decoupled in AdamW.
         augment: None, or "shift" for random translations.
         bf16: bfloat16 autocast and channels_last, where it pays.
+        optimizer: "adamw", or "sgd" with momentum 0.9.
     """
 
     epochs: int = 5
@@ -41,6 +46,7 @@ class Recipe:
     weight_decay: float = 1e-4
     augment: str | None = None
     bf16: bool = True
+    optimizer: str = "adamw"
 
 
 def cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -73,9 +79,9 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        set_mode(net.to(memory_format=torch.channels_last), training=True)  # type: ignore[call-overload]
         steps = recipe.epochs * -(-len(data) // recipe.batch_size)
-        optimizer = torch.optim.AdamW(net.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+        optimizer = _optimizer(net, recipe)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
         for epoch in range(recipe.epochs):
             total = 0.0
@@ -97,3 +103,41 @@ def fit(
         if name.endswith("num_batches_tracked"):
             buffer.fill_(steps)  # updates, however many forward passes the loss takes in each
     return net.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, recipe.lr, 0.9, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def thawed(model: Model) -> Model:
+    """A copy of a model, with a network of its own that can be trained."""
+    twin = copy.copy(model)
+    twin.net, twin.reference, twin._digest = copy.deepcopy(model.net), None, ""
+    twin.net.requires_grad_(True)
+    return twin
+
+
+def tuned(
+    model: Model, data: Data, recipe: Recipe, seed: int, loss_of: ModelLoss | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> Model:  # fmt: skip
+    """A frozen copy of `model`, trained further on `data`.
+
+    Args:
+        model: stays as it is; a copy that `thawed` made is trained itself.
+        data, recipe, seed, on_epoch: as in `fit`; images that are too small are not shifted.
+        loss_of: loss of (model, x, y) for a batch of x in [0, 1]; cross-entropy with the labels by default.
+    """
+    twin = model if any(p.requires_grad for p in model.net.parameters()) else thawed(model)
+    if min(model.shape[-2:]) < LEAST_SIDE:
+        recipe = replace(recipe, augment=None)
+
+    def usual(twin: Model, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(twin.logits(x).float(), y)
+
+    chosen = loss_of or usual
+    fit(twin.net, data, recipe, seed, on_epoch, lambda _net, x, y: chosen(twin, x, y))
+    return twin.copy()

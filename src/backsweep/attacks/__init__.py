@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from backsweep.base import Attack
+from backsweep.plugins import class_named
+
 
 def __getattr__(name: str) -> Any:
-    from backsweep.base import Attack
-    from backsweep.plugins import discover
-
-    if not name.startswith("_"):
-        for cls in discover(Attack).values():
-            if cls.__name__ == name:
-                return cls
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return class_named(Attack, name)

@@ -1,16 +1,12 @@
-"""Model detectors, one a file. `backsweep.detectors.NeuralCleanse` and the like are found by name."""
+"""Detectors, one a file. `backsweep.detectors.NeuralCleanse` and the like are found by name."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from backsweep.base import ModelDetector
+from backsweep.plugins import class_named
+
 
 def __getattr__(name: str) -> Any:
-    from backsweep.base import ModelDetector
-    from backsweep.plugins import discover
-
-    if not name.startswith("_"):
-        for cls in discover(ModelDetector).values():
-            if cls.__name__ == name:
-                return cls
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return class_named(ModelDetector, name)

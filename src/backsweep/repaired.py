@@ -1,0 +1,128 @@
+"""What a repair did: the new network, figures before and after, and the checks of the repair itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backsweep.report import Note, Report
+from backsweep.trigger import Trigger
+
+if TYPE_CHECKING:
+    from backsweep.model import Model
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A network in three numbers, all on clean samples that no repair learned from.
+
+    Attributes:
+        clean_accuracy: share of clean samples that are classified right.
+        attack_success_rate: of the most successful recovered trigger; None where none was recovered.
+        robust_accuracy: share of triggered samples that are classified as what they are, with the
+            trigger for which it is lowest.
+    """
+
+    clean_accuracy: float
+    attack_success_rate: float | None = None
+    robust_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One recovered trigger, before and after the repair.
+
+    Attributes:
+        name: which one, e.g. "neural_cleanse class-3" or "fresh warp".
+        fresh: recovered after the repair was made, from the network as it was, with another seed: the
+            repair has not seen it.
+        trigger: the trigger.
+        before, after: attack success rates.
+        robust_before, robust_after: robust accuracies.
+        natural: attack success rate on the washed reference, which has no backdoor: what a change of
+            this size does by nature.
+    """
+
+    name: str
+    fresh: bool
+    trigger: Trigger
+    before: float
+    after: float
+    robust_before: float
+    robust_after: float
+    natural: float | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition for calling the repair verified.
+
+    Attributes:
+        name: "scan", "old triggers", "fresh triggers", "re-tuning" or "clean accuracy".
+        passed: None where it could not be made, which is never a pass.
+        message: one sentence with the figures and the limit.
+        values: the figures.
+    """
+
+    name: str
+    passed: bool | None
+    message: str
+    values: Mapping[str, float | str | None] = field(default_factory=dict)
+
+
+@dataclass
+class Repaired:
+    """The result of a repair.
+
+    Attributes:
+        model: the repaired network.
+        method: name of the repair that was made.
+        before, after: figures of the suspect and of the repaired network.
+        effects: every recovered trigger, before and after.
+        checks: what was tried to prove the repair wrong; empty where that was not asked for.
+        suspected: (source, target) of what the scan suspects, empty for none.
+        scan: the scan of the repaired network, where it was made.
+        skipped: repairs that were asked for and do not apply, with the reason.
+        about: what was repaired with what: model and data as in a scan's report, labels, settings, versions.
+        timings: wall and CPU seconds by stage.
+        examples: a few clean inputs (N, C, H, W) for the pictures, or None.
+    """
+
+    model: Model
+    method: str
+    before: Figures
+    after: Figures
+    effects: list[Effect] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    suspected: list[tuple[int | None, int | None]] = field(default_factory=list)
+    scan: Report | None = None
+    skipped: list[Note] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    examples: Any = None
+
+    @property
+    def verified(self) -> bool:
+        """Whether every check was made and passed."""
+        return bool(self.checks) and all(c.passed for c in self.checks)
+
+    @property
+    def exit_status(self) -> int:
+        """0 verified, 1 a check failed, 3 a check could not be made."""
+        if self.verified:
+            return 0
+        return 1 if any(c.passed is False for c in self.checks) else 3
+
+    def label(self, index: int | None) -> str:
+        """Class name for people (untrusted text), its number when it has none."""
+        return Report(model=self.about.get("model", {})).label(index)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the repaired model in the format that it came in; returns the path.
+
+        Raises:
+            BadInput: the path cannot be written, or is the model that was repaired.
+        """
+        raise NotImplementedError

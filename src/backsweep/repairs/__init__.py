@@ -1,0 +1,12 @@
+"""Repairs, one a file. `backsweep.repairs.FinePruning` and the like are found by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backsweep.base import Repair
+from backsweep.plugins import class_named
+
+
+def __getattr__(name: str) -> Any:
+    return class_named(Repair, name)
