@@ -300,3 +300,64 @@ def strongest(case: Case, candidates: Iterable[Model], loss: float) -> Model:
             break
         kept = model
     return kept
+
+
+def acted_on(trigger: Trigger, y: Tensor, classes: int) -> Tensor:
+    """Which samples of classes y (N,) a trigger sends elsewhere, a boolean mask.
+
+    Those of its source that are not yet of the class that it sends them to.
+    """
+    rows = y != trigger.labels(y, classes)
+    return rows if trigger.source is None else rows & (y == trigger.source)
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """What a `SampleDetector` learned: called with inputs x (N, *shape) in [0, 1] it gives scores (N,) on the
+    CPU, higher = more suspicious.
+
+    Attributes:
+        of: scores of one batch, on the device of the batch.
+        device: where the batches go.
+        clean: scores of clean samples from which nothing was learned.
+        batch: inputs in a pass.
+    """
+
+    of: Callable[[Tensor], Tensor]
+    device: torch.device
+    clean: Tensor
+    batch: int = 256
+
+    def __call__(self, x: Tensor) -> Tensor:
+        import torch
+
+        with torch.no_grad():
+            parts = [self.of(b.to(self.device)).float().cpu() for b in x.split(self.batch)]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def threshold(self, fpr: float) -> float:
+        """The score that a clean input exceeds with probability at most `fpr`.
+
+        The ceil((n + 1)(1 - fpr))-th smallest of the n clean scores; infinite where n are too few to tell.
+        """
+        k = math.ceil((len(self.clean) + 1) * (1 - fpr) - 1e-9)  # what rounding adds is no sample more
+        return math.inf if k > len(self.clean) else float(self.clean.sort().values[max(k, 1) - 1])
+
+
+@dataclass(frozen=True)
+class SampleDetector(Method):
+    """Tells triggered inputs from clean ones while a model runs: `fit` learns how and returns the scorer."""
+
+    def applies(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> str:
+        """Why this detector cannot be used here (what it needs and is not there), "" when it can."""
+        return ""
+
+    def fit(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> Scorer:
+        """Learn to score inputs of a model.
+
+        Args:
+            model: a frozen working copy.
+            data: clean samples; some are only scored, so that the scorer knows what clean inputs get.
+            triggers: what a scan recovered; may be empty.
+        """
+        raise NotImplementedError

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
-from backsweep.base import Attack, Method, ModelDetector, Repair
+from backsweep.base import Attack, Method, ModelDetector, Repair, SampleDetector
 from backsweep.errors import BadInput
 
 M = TypeVar("M", bound=Method)
-KINDS: dict[type[Method], str] = {ModelDetector: "detectors", Attack: "attacks", Repair: "repairs"}
+KINDS: dict[type[Method], str] = {
+    ModelDetector: "detectors", SampleDetector: "detectors", Attack: "attacks", Repair: "repairs",
+}  # fmt: skip
 
 
 def discover(kind: type[M]) -> dict[str, type[M]]:

@@ -72,6 +72,27 @@ class Check:
     values: Mapping[str, float | str | None] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What the two networks say of one example, as it is and with one of the triggers.
+
+    Attributes:
+        example: which row of `Repaired.examples`.
+        effect: which entry of `Repaired.effects`, whose trigger is stamped.
+        clean_before, clean_after: class that the suspect and the repaired network give the clean input.
+        triggered_before, triggered_after: the same of the input with the trigger.
+        label: its true class; None where it is not known.
+    """
+
+    example: int
+    effect: int
+    clean_before: int
+    clean_after: int
+    triggered_before: int
+    triggered_after: int
+    label: int | None = None
+
+
 @dataclass
 class Repaired:
     """The result of a repair.
@@ -88,6 +109,7 @@ class Repaired:
         about: what was repaired with what: model and data as in a scan's report, labels, settings, versions.
         timings: wall and CPU seconds by stage.
         examples: a few clean inputs (N, C, H, W) for the pictures, or None.
+        answers: what both networks say of the examples, clean and with a trigger; for the pictures.
     """
 
     model: Model
@@ -102,6 +124,7 @@ class Repaired:
     about: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     examples: Any = None
+    answers: list[Answers] = field(default_factory=list)
 
     @property
     def verified(self) -> bool:

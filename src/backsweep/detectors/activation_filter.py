@@ -1,0 +1,97 @@
+"""The input filter of Neural Cleanse (Wang et al., IEEE S&P 2019, section VI): a profile of neurons.
+
+An input that carries the trigger raises the neurons that the recovered trigger raises. The mean
+activation of those few neurons tells it from a clean input, while the network runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from backsweep.base import SampleDetector, Scorer, acted_on, derive_seed
+from backsweep.data import Data
+from backsweep.errors import BadInput
+from backsweep.model import Model
+from backsweep.trigger import Trigger
+
+BATCH = 256
+LEAST_SPREAD = 0.01  # of what the trigger adds: neurons that clean inputs leave at 0 have no spread
+
+
+@dataclass(frozen=True)
+class ActivationFilter(SampleDetector):
+    """Scores an input by the neurons that recovered triggers raise most.
+
+    Attributes:
+        share: of the penultimate neurons that make the profile of a trigger, at least one neuron.
+    """
+
+    name: ClassVar[str] = "activation_filter"
+    summary: ClassVar[str] = "inputs that raise a recovered trigger's neurons (Neural Cleanse)"
+
+    share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share {self.share} is not in (0, 1]")
+
+    def applies(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> str:
+        if not triggers:
+            return "it needs a recovered trigger; the scan recovered none"
+        learned, rest = data.split(derive_seed(0, self.name))
+        if not len(rest) or not all(bool(acted_on(t, learned.y, model.classes).any()) for t in triggers):
+            return "no clean sample is of a class that a recovered trigger acts on"
+        try:
+            with torch.no_grad():
+                model.features(learned.x[:1].to(model.device))
+        except BadInput as e:
+            return str(e)
+        return ""
+
+    def fit(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> Scorer:
+        """Half of the samples rank the neurons, the other half says what clean inputs score.
+
+        With several triggers the score is that of the profile which the input raises most, in standard
+        deviations of clean inputs.
+        """
+        reason = self.applies(model, data, triggers)
+        if reason:
+            raise BadInput(f"{self.name}: {reason}")
+        learned, rest = data.split(derive_seed(0, self.name))
+        clean = features(model, learned.x)
+        profiles, means, spreads = [], [], []
+        for trigger in triggers:
+            rows = acted_on(trigger, learned.y, model.classes)
+            gap = features(model, learned.x[rows], trigger).mean(0) - clean[rows].mean(0)
+            neurons = gap.argsort(descending=True, stable=True)[: max(1, round(self.share * len(gap)))]
+            usual = clean[:, neurons].mean(1)
+            profiles.append(neurons.to(model.device))
+            means.append(float(usual.mean()))
+            least = LEAST_SPREAD * float(gap[neurons].mean())
+            spreads.append(max(float(usual.std(correction=0)), least, 1e-6))
+
+        def score(x: Tensor) -> Tensor:
+            """Mean activation of the neurons of each profile; the largest of them."""
+            z = model.features(x).float()
+            return torch.stack([
+                (z[:, neurons].mean(1) - mean) / spread
+                for neurons, mean, spread in zip(profiles, means, spreads, strict=True)
+            ]).amax(0)  # fmt: skip
+
+        scorer = Scorer(score, model.device, torch.empty(0), BATCH)
+        return Scorer(score, model.device, scorer(rest.x), BATCH)
+
+
+@torch.no_grad()
+def features(model: Model, x: Tensor, trigger: Trigger | None = None) -> Tensor:
+    """Penultimate activations (N, D) on the CPU, of triggered inputs if a trigger is given."""
+    parts = []
+    for batch in x.split(BATCH):
+        stamped = batch if trigger is None else trigger(batch)
+        parts.append(model.features(stamped.to(model.device)).float().cpu())
+    return torch.cat(parts)
