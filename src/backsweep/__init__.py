@@ -1,4 +1,4 @@
-"""Backsweep finds backdoors in trained neural networks and shows the trigger."""
+"""Backsweep finds backdoors in trained neural networks, shows the trigger and removes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from backsweep.data import Data
     from backsweep.errors import BacksweepError, BadInput
     from backsweep.load import load
+    from backsweep.mending import repair
     from backsweep.model import Model
+    from backsweep.repaired import Repaired
     from backsweep.report import Evidence, Finding, Report
     from backsweep.trigger import Trigger
 
@@ -18,11 +20,11 @@ __version__ = "0.1.0"
 _HOME = {
     "judge": "api", "scan": "api", "Data": "data", "BacksweepError": "errors", "BadInput": "errors",
     "load": "load", "Model": "model", "Evidence": "report", "Finding": "report", "Report": "report",
-    "Trigger": "trigger",
+    "repair": "mending", "Repaired": "repaired", "Trigger": "trigger",
 }  # fmt: skip
 __all__ = [
-    "BacksweepError", "BadInput", "Data", "Evidence", "Finding", "Model", "Report", "Trigger",
-    "judge", "load", "scan",
+    "BacksweepError", "BadInput", "Data", "Evidence", "Finding", "Model", "Repaired", "Report", "Trigger",
+    "judge", "load", "repair", "scan",
 ]  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def scan(
     accuracy = work.accuracy(data.x, data.y)
     examples = data.sample(EXAMPLES, derive_seed(seed, "examples"))
     report = Report(
-        model=_describe_model(model),
+        model=describe_model(model),
         data={
             "source": data.source, "is_path": Path(data.source).exists(),
             "sha256": data.digest, "samples": len(data),
@@ -269,7 +269,8 @@ def doubtful_accuracy(accuracy: float, data: Data, model: Model) -> str:
     )
 
 
-def _describe_model(model: Model) -> dict[str, Any]:
+def describe_model(model: Model) -> dict[str, Any]:
+    """What a report says of a model."""
     return {
         "source": model.source,
         "sha256": model.digest,

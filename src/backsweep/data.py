@@ -186,6 +186,11 @@ class Data:
         """At most `most` samples, drawn without replacement, class by class in equal numbers."""
         return self if len(self) <= most else self[_balanced(self.y, seed)[:most].sort().values]
 
+    def parted(self, share: float, seed: int) -> tuple[Data, Data]:
+        """Two disjoint parts, the first with `share` of the samples and the classes in equal numbers."""
+        order, count = _balanced(self.y, seed), max(1, round(share * len(self)))
+        return self[order[:count].sort().values], self[order[count:].sort().values]
+
     def split(self, seed: int) -> tuple[Data, Data]:
         """Two disjoint halves with the same share of every class."""
         order = _balanced(self.y, seed)

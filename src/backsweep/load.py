@@ -116,6 +116,7 @@ def load(
     except BadInput as e:
         raise BadInput(one_line(f"{path}: {e}")) from e
     model.resize = found.resize
+    model.origin = digest
     model.arch = arch if isinstance(arch, str) else None
     return model
 

@@ -94,10 +94,12 @@ class Model:
         resize: whether `load` found that images are to be resized to `shape` on their way in.
         arch: name of the factory that `load` was given, for the record.
         reference: an independent clean network of the same classes to compare with, if there is one.
+        origin: digest of the file that it was loaded from; copies keep it.
     """
 
     resize: bool = False
     arch: str | None = None
+    origin: str = ""
     reference: Model | None = None
     _format: torch.memory_format = torch.contiguous_format
 
@@ -274,8 +276,7 @@ class Model:
             h = hashlib.sha256()
             for name, tensor in sorted(self.net.state_dict().items()):
                 h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                flat = tensor.detach().cpu().contiguous().flatten()
-                h.update(flat.view(torch.uint8).numpy().tobytes())
+                h.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
             self._digest = h.hexdigest()
         return self._digest
 
@@ -330,8 +331,7 @@ class Model:
                 p.data = p.data.contiguous(memory_format=self._format)
 
     def _tensors(self) -> Any:
-        yield from self.net.parameters()
-        yield from self.net.buffers()
+        yield from (*self.net.parameters(), *self.net.buffers())
 
     def _check_settings(self) -> None:
         if not self.shape or min(self.shape) < 1:

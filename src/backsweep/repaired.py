@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backsweep.report import Note, Report
+from backsweep.report import SCHEMA, Note, Report, finite, trigger_file
 from backsweep.trigger import Trigger
 
 if TYPE_CHECKING:
     from backsweep.model import Model
+
+
+CHECKS = ("scan", "old triggers", "fresh triggers", "re-tuning", "clean accuracy")  # all of them: verified
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Check:
     """One condition for calling the repair verified.
 
     Attributes:
-        name: "scan", "old triggers", "fresh triggers", "re-tuning" or "clean accuracy".
+        name: one of `CHECKS`.
         passed: None where it could not be made, which is never a pass.
         message: one sentence with the figures and the limit.
         values: the figures.
@@ -128,8 +131,8 @@ class Repaired:
 
     @property
     def verified(self) -> bool:
-        """Whether every check was made and passed."""
-        return bool(self.checks) and all(c.passed for c in self.checks)
+        """Whether every one of the `CHECKS` was made and passed."""
+        return {c.name for c in self.checks} >= set(CHECKS) and all(c.passed for c in self.checks)
 
     @property
     def exit_status(self) -> int:
@@ -148,4 +151,51 @@ class Repaired:
         Raises:
             BadInput: the path cannot be written, or is the model that was repaired.
         """
-        raise NotImplementedError
+        from backsweep.save import save
+
+        return save(self.model, Path(path))
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as strict JSON; triggers are named by their files."""
+        plain: dict[str, Any] = finite({
+            "schema": SCHEMA,
+            "verified": self.verified,
+            "method": self.method,
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "suspected": [{"source": s, "target": t} for s, t in self.suspected],
+            "checks": [{**vars(c), "values": dict(c.values)} for c in self.checks],
+            "effects": [_plain(e, i) for i, e in enumerate(self.effects)],
+            "skipped": [asdict(n) for n in self.skipped],
+            "timings": self.timings,
+            **self.about,
+        })  # fmt: skip
+        return plain
+
+    def write(self, folder: str | Path) -> Path:
+        """Write repair.json, repair.html, the triggers, and the scan of the repaired network in `scan/`.
+
+        Raises:
+            BadInput: the folder cannot be written.
+        """
+        from backsweep.files import writable_folder, write_json, write_text
+        from backsweep.render.repair import html
+
+        folder = writable_folder(Path(folder))
+        for i, effect in enumerate(self.effects):
+            path = folder / trigger_file("repair", str(i))
+            path.parent.mkdir(exist_ok=True)
+            effect.trigger.save(path)
+        if self.scan is not None:
+            self.scan.save(folder / "scan")
+            self.about.setdefault("reports", {})["after"] = "scan/report.html"
+        write_text(folder / "repair.html", html(self))
+        write_json(folder / "repair.json", self.to_json())
+        return folder
+
+
+def _plain(effect: Effect, index: int) -> dict[str, Any]:
+    trigger = effect.trigger
+    figures = {k: v for k, v in vars(effect).items() if k != "trigger"}
+    where = {"family": trigger.family, "source": trigger.source, "target": trigger.target}
+    return {**figures, **where, "trigger": trigger_file("repair", str(index))}

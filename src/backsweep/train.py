@@ -38,6 +38,8 @@ class Recipe:
         augment: None, or "shift" for random translations.
         bf16: bfloat16 autocast and channels_last, where it pays.
         optimizer: "adamw", or "sgd" with momentum 0.9.
+        statistics: whether the running statistics of BatchNorm follow the batches. A trained network that
+            is tuned on few samples, or on changed ones, keeps its own.
     """
 
     epochs: int = 5
@@ -47,6 +49,7 @@ class Recipe:
     augment: str | None = None
     bf16: bool = True
     optimizer: str = "adamw"
+    statistics: bool = True
 
 
 def cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -80,6 +83,9 @@ def fit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         set_mode(net.to(memory_format=torch.channels_last), training=True)  # type: ignore[call-overload]
+        for module in net.modules() if not recipe.statistics else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         steps = recipe.epochs * -(-len(data) // recipe.batch_size)
         optimizer = _optimizer(net, recipe)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
@@ -100,7 +106,7 @@ def fit(
             if on_epoch is not None:
                 on_epoch(epoch, total / len(data))
     for name, buffer in net.named_buffers():
-        if name.endswith("num_batches_tracked"):
+        if name.endswith("num_batches_tracked") and recipe.statistics:
             buffer.fill_(steps)  # updates, however many forward passes the loss takes in each
     return net.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 

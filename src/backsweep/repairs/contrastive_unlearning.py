@@ -1,0 +1,164 @@
+"""Ours, the default repair: wash the network, then unlearn what the washed copy does not share.
+
+1. *Wash* (`reference.py`): the later half of the weights is drawn anew and learns the suspect's answers on
+   clean samples again. A backdoor of whatever kind, found or not, is not learned again.
+2. *Recover*: for all suspected (source, target) at once, small universal perturbations delta in several
+   spaces (faint pixels, few pixels, tone curves, the embeddings of two layers), and the triggers of the scan.
+3. *Unlearn*: with q the washed copy,
+
+       min  CE(f(x), y) + KL(f(x) || suspect(x))  +  q_y(x, delta) CE(f(x, delta), y)
+
+   What the washed copy does not recognise under delta is a natural limit and no backdoor: it has no weight,
+   so that the accuracy is not paid for a robustness that no network has.
+
+Steps 2 and 3 start from the washed copy; where that costs accuracy on held-out samples, from the suspect. A
+network in which nothing is suspected is left as it is where even that costs accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backsweep.base import Case, Repair, derive_seed
+from backsweep.budget import Aim, Space, follow
+from backsweep.model import Model
+from backsweep.reference import RECIPES, washed
+from backsweep.screens import SPACES
+from backsweep.train import Recipe, tuned
+from backsweep.trigger import Trigger
+
+LEAST = 5  # clean samples of a class
+REGAINED = 0.02  # of the accuracy that washing costs, unlearning gives back at most this
+BOLDER = 3.0  # from the suspect there is more to unlearn: a higher rate
+Stamped = Callable[[Model, Tensor, torch.Generator], Callable[[Model], Tensor]]
+
+
+@dataclass(frozen=True)
+class ContrastiveUnlearning(Repair):
+    """Wash, then unlearn every change that fools the network and not its washed copy.
+
+    Attributes:
+        rounds: how often perturbations are recovered from the network as it is then.
+        updates: of the weights in a round.
+        rate: peak of the learning rate.
+        batch: clean samples in an update; as many are changed.
+        steps, samples: budgets on a path of recovery, and inputs in each step.
+        reach: perturbations are enlarged by a factor of up to this.
+        loss: held-out accuracy that a repair may cost. Without suspicion it is a third of that, and there
+            are twice the updates.
+    """
+
+    name: ClassVar[str] = "contrastive_unlearning"
+    summary: ClassVar[str] = "washed, then unlearns what the washed copy does not share"
+
+    rounds: int = 2
+    updates: int = 60
+    rate: float = 1e-3
+    batch: int = 96
+    steps: int = 12
+    samples: int = 12
+    reach: float = 3.0
+    loss: float = 0.012
+
+    def applies(self, case: Case) -> str:
+        few = len(case.clean) < LEAST * case.model.classes
+        return f"it needs clean samples, at least {LEAST} for each class" if few else ""
+
+    def apply(self, case: Case) -> Model:
+        seed = derive_seed(case.seed, self.name, "wash")
+        reference = washed(case.model, case.clean, seed, RECIPES[:1])
+        case.tick(0.3)
+        least = case.accuracy(case.model) - (self.loss if case.aims else self.loss / 3)
+        starts = [(case.model, BOLDER * self.rate), (case.model, self.rate)]
+        if case.accuracy(reference) >= least - REGAINED:
+            starts.insert(0, (reference, self.rate))
+        repaired = []
+        for start, rate in starts:
+            repaired.append(self._unlearned(case, start, reference, rate))
+            if case.accuracy(repaired[-1]) >= least:
+                return repaired[-1]
+            case.tick(0.3 + 0.2 * len(repaired))
+        return max(repaired, key=case.accuracy) if case.aims else case.model
+
+    def _unlearned(self, case: Case, start: Model, reference: Model, rate: float) -> Model:
+        """Rounds of recovery and unlearning, from a network on."""
+        found, pool = start, [_stamp(t) for t in case.triggers]
+        for number in range(self.rounds):
+            pool += [self._perturb(case, found, name, number) for name in SPACES]
+            found = self._round(case, found, reference, pool, number, rate)
+        return found
+
+    def _perturb(self, case: Case, model: Model, space: str, number: int) -> Stamped:
+        """What sends every source to its target in one space, all suspected ones in the same passes."""
+        data = case.clean
+        aims = case.aims or [(None, t) for t in range(model.classes)]
+        present = set(data.y.tolist())
+        wanted = [
+            Aim(t, s, derive_seed(case.seed, self.name, number, space, s, t))
+            for s, t in aims if s is None or s in present
+        ]  # fmt: skip
+        where = SPACES[space](model)
+        paths = follow(model, data.x, data.y, wanted, where, steps=self.steps, batch=self.samples)
+        return _shift(where, torch.stack([p.delta for p in paths]), self.reach)
+
+    def _round(
+        self,
+        case: Case,
+        model: Model,
+        reference: Model,
+        pool: Sequence[Stamped],
+        number: int,
+        rate: float,
+    ) -> Model:
+        generator = case.generator(self.name, "unlearn", number)
+
+        def loss(twin: Model, x: Tensor, y: Tensor) -> Tensor:
+            logits = twin.logits(x).float()
+            with torch.no_grad():
+                answers = case.model.logits(x).float().log_softmax(1)
+            total = F.cross_entropy(logits, y) + F.kl_div(
+                logits.log_softmax(1), answers, reduction="batchmean", log_target=True
+            )
+            some = torch.randperm(len(pool), generator=generator)[:3].tolist()
+            for kind, rows in zip(some, torch.arange(len(x)).chunk(len(some)), strict=False):
+                run = pool[kind](twin, x[rows], generator)
+                with torch.no_grad():
+                    known = run(reference).float().softmax(1).gather(1, y[rows, None])[:, 0]
+                error = F.cross_entropy(run(twin).float(), y[rows], reduction="none")
+                total = total + (known * error).sum() / len(x)
+            return total
+
+        updates = self.updates if case.aims else 2 * self.updates
+        epochs = math.ceil(updates / math.ceil(len(case.clean) / self.batch))
+        recipe = Recipe(epochs=epochs, lr=rate, batch_size=self.batch, augment="shift", statistics=False)
+        seed = derive_seed(case.seed, self.name, "order", number)
+        return tuned(model, case.clean, recipe, seed, loss)
+
+
+def _stamp(trigger: Trigger) -> Stamped:
+    """Inputs under a trigger of the scan."""
+
+    def run(_twin: Model, x: Tensor, _generator: torch.Generator) -> Callable[[Model], Tensor]:
+        stamped = trigger(x)
+        return lambda model: model.logits(stamped)
+
+    return run
+
+
+def _shift(space: Space, delta: Tensor, reach: float) -> Stamped:
+    """Inputs under perturbations (K, ...) of a space: each draws one, and how much it is enlarged."""
+
+    def run(twin: Model, x: Tensor, generator: torch.Generator) -> Callable[[Model], Tensor]:
+        drawn = delta[torch.randint(len(delta), (len(x),), generator=generator)]
+        factor = reach ** torch.rand((len(x),) + (1,) * (delta.ndim - 1), generator=generator)
+        moved = (drawn * factor).to(twin.device)
+        return lambda model: space.logits(model, x, moved)
+
+    return run
