@@ -9,11 +9,14 @@ from torch.utils.data import TensorDataset
 
 import backsweep
 import backsweep.api
+from backsweep.api import DEFAULT_DETECTORS
+from backsweep.base import ModelDetector
 from backsweep.data import Data
 from backsweep.detectors.cascade import Cascade
 from backsweep.detectors.neural_cleanse import NeuralCleanse
 from backsweep.errors import BadInput
 from backsweep.model import Model
+from backsweep.plugins import configure
 from backsweep.report import Report
 from conftest import Twins
 
@@ -37,12 +40,15 @@ def test_detectors_by_name_and_by_instance(twins: Twins) -> None:
 
 
 def test_settings_of_a_command_line() -> None:
-    chosen = backsweep.api.configure(["neural_cleanse"], ["neural_cleanse.preset=paper"])
+    chosen = configure(ModelDetector, ["neural_cleanse"], ["neural_cleanse.preset=paper"])
     assert chosen == [NeuralCleanse(preset="paper")]
-    assert backsweep.api.configure(None, ["cascade.steps=7"]) == [Cascade(steps=7), NeuralCleanse()]
+    assert configure(ModelDetector, DEFAULT_DETECTORS, ["cascade.steps=7"]) == [
+        Cascade(steps=7),
+        NeuralCleanse(),
+    ]
     for wrong in ("preset=paper", "neural_cleanse.preset", "nothing.x=1", "mm_bd.preset=paper"):
         with pytest.raises(BadInput):
-            backsweep.api.configure(None, [wrong])
+            configure(ModelDetector, DEFAULT_DETECTORS, [wrong])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from backsweep.data import Data
 from backsweep.errors import BadInput
 from backsweep.load import load
 from backsweep.model import Model
-from backsweep.plugins import find, make
+from backsweep.plugins import make
 from backsweep.report import Evidence, Note, Report, worst_first
 from backsweep.run import OnEvent, collect, run_key
 
@@ -152,26 +152,6 @@ def _checked_alpha(alpha: float) -> float:
     if not 0 < alpha < 1:
         raise BadInput(f"alpha {alpha} is not between 0 and 1")
     return alpha
-
-
-def configure(names: Sequence[str] | None, settings: Sequence[str]) -> list[ModelDetector]:
-    """Detectors from a command line: names and `NAME.FIELD=VALUE` settings.
-
-    Raises:
-        BadInput: no such detector or field, or a setting for a detector that was not asked for.
-    """
-    chosen = [find(ModelDetector, n).name for n in names or DEFAULT_DETECTORS]
-    options: dict[str, dict[str, str]] = {name: {} for name in chosen}
-    for setting in settings:
-        path, equals, value = setting.partition("=")
-        name, dot, field = path.partition(".")
-        if not equals or not dot:
-            raise BadInput(f"setting {setting!r} is not NAME.FIELD=VALUE, e.g. neural_cleanse.steps=400")
-        name = find(ModelDetector, name).name
-        if name not in options:
-            raise BadInput(f"{setting!r} sets {name}, which does not run; add -d {name}")
-        options[name][field] = value
-    return [make(ModelDetector, name, given) for name, given in options.items()]
 
 
 def open_both(

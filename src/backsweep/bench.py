@@ -1,14 +1,15 @@
-"""The bench: detectors over the zoo, one JSON line for every (network, detector).
+"""The bench: detectors and repairs over the zoo, one JSON line for every (network, method).
 
-A line holds all that a table needs, with versions and digests; finished cells are not run again.
+Repairs have their cells in `bench_repairs.py`; here both are run. A line holds all that a table needs, with versions and digests; finished cells are not run again.
 `leaderboard.py` makes the tables.
 """
 
 from __future__ import annotations
 
 import json
-import platform
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import torch
 from joblib import Parallel, delayed
 
 import backsweep
-from backsweep import zoo
+from backsweep import bench_repairs, zoo
 from backsweep.api import scan
 from backsweep.base import ModelDetector, derive_seed
 from backsweep.errors import BacksweepError, BadInput
 from backsweep.files import writable_folder
-from backsweep.lines import read
+from backsweep.lines import about, read, versions
 from backsweep.plugins import make
 from backsweep.report import ERROR, Note, Report, finite
 from backsweep.run import Event, OnEvent, run_key
@@ -33,7 +34,8 @@ SAMPLES = 1000  # clean test images that a detector is given, at least 30 a clas
 def cells(plan: dict[str, Any]) -> list[tuple[zoo.Entry, ModelDetector]]:
     """Every (network, detector) that a plan asks for; `seeds` and `tasks` narrow a detector down."""
     found = []
-    for table in plan.get("detectors", [{"name": "neural_cleanse"}]):
+    usual = [] if plan.get("repairs") else [{"name": "neural_cleanse"}]
+    for table in plan.get("detectors", usual):
         for key in set(table) - {"name", "settings", "seeds", "tasks"}:
             raise BadInput(f"unknown key {key!r} under [[detectors]]")
         detector = make(ModelDetector, table.get("name", ""), table.get("settings", {}))
@@ -57,8 +59,15 @@ def run(
         BadInput: a network is missing, or the plan, the data or the folder cannot be used.
     """
     known = {line.get("cell") for line in read(out)} if out.is_file() else set()
-    wanted = [(open_net(e, folder), d) for e, d in cells(plan)]
-    todo = [(n, d) for n, d in wanted if cell_key(n, d) not in known]
+    wanted: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+    for entry, detector in cells(plan):
+        net = open_net(entry, folder)
+        wanted.append((cell_key(net, detector), partial(run_cell, net, detector)))
+    for entry, repair, share in bench_repairs.cells(plan):
+        net = open_net(entry, folder)
+        key = bench_repairs.cell_key(net, repair, share)
+        wanted.append((key, partial(bench_repairs.run_cell, net, repair, share)))
+    todo = [job for key, job in wanted if key not in known]
     begin, done = time.monotonic(), len(wanted) - len(todo)
 
     def tell() -> None:
@@ -67,7 +76,7 @@ def run(
             on_event(Event("bench", done, len(wanted), resumed, time.monotonic() - begin))
 
     tell()
-    jobs = (delayed(run_cell)(net, detector) for net, detector in todo)
+    jobs = (delayed(job)() for job in todo)
     for line in Parallel(n_jobs=workers, return_as="generator_unordered")(jobs):
         _append(out, line)
         done += 1
@@ -122,26 +131,12 @@ def run_cell(net: zoo.Net, detector: ModelDetector) -> dict[str, Any]:
         failed = {"verdict": ERROR}
     return {
         "cell": cell_key(net, detector),
-        "net": net.id, "task": truth["task"], "attack": truth["attack"], "seed": truth["seed"],
-        "split": zoo.split_of(truth["seed"]),
-        "options": truth["options"], "recipe": truth["recipe"], "training": truth["training"],
-        "arch": truth.get("arch"),
+        **about(net),
         "layout": model.layout, "shape": list(model.shape), "classes": model.classes,
         "detector": detector.name, "settings": detector.settings(),
-        "targets": _unique(truth, "target"), "sources": _unique(truth, "source"),
-        "families": _unique(truth, "family"),
-        "clean_accuracy": truth["clean_accuracy"],
-        "attack_success_rate": truth["attack_success_rate"],
-        "gate": gate,
         **outcome(report, net), **failed,
-        "sha256": truth["sha256"], "data_sha256": clean.digest,
-        "backsweep": backsweep.__version__, "torch": torch.__version__, "python": platform.python_version(),
+        "data_sha256": clean.digest, **versions(),
     }  # fmt: skip
-
-
-def _unique(truth: dict[str, Any], key: str) -> list[Any]:
-    """What the planted triggers have under `key`, sorted, without repetition."""
-    return sorted({t[key] for t in truth["triggers"] if t.get(key) is not None})
 
 
 def outcome(report: Report, net: zoo.Net) -> dict[str, Any]:

@@ -5,80 +5,83 @@ Exit status: 0 nothing suspicious, 1 findings, 2 wrong usage or unreadable input
 
 from __future__ import annotations
 
-import json
+import os
 import sys
-import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from backsweep import __version__
+from backsweep.cli_bench import bench_app, zoo_app
 from backsweep.errors import BacksweepError, BadInput
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    from backsweep.run import Event, OnEvent
+from backsweep.terminal import Progress, console
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
-    help="Finds backdoors in trained neural networks and shows what the trigger looks like.",
+    help="Finds backdoors in trained neural networks, shows the trigger, and removes it.",
     epilog="Exit status: 0 nothing suspicious, 1 findings, 2 wrong usage or unreadable input, "
     "3 inconclusive.",
 )  # fmt: skip
-zoo_app = typer.Typer(no_args_is_help=True, help="Attacked and clean networks whose truth is known.")
-bench_app = typer.Typer(no_args_is_help=True, help="Detectors over the zoo, and the leaderboard.")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(bench_app, name="bench")
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the report; made if need be.")]
-Plan = Annotated[Path, typer.Argument(help="TOML file: which networks, which detectors.")]
-Home = Annotated[Path | None, typer.Option(help="Folder of the zoo. Default: $BACKSWEEP_HOME/zoo.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("-p", metavar="NAME.FIELD=VALUE", help="A detector's setting.")
+    list[str] | None, typer.Option("-p", metavar="NAME.FIELD=VALUE", help="A setting of a method.")
 ]
+
+
+Model = Annotated[str, typer.Argument(help="safetensors, weights-only .pt/.pth, .pt2, or a folder.")]
+Samples = Annotated[str, typer.Option(help="Clean samples: a folder per class, or .npz with x and y.")]
+Arch = Annotated[str | None, typer.Option(help="package.module:factory of your own code.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if any.")]
+Shape = Annotated[str | None, typer.Option(help="Of one input, e.g. 3,32,32.")]
+Classes = Annotated[int | None, typer.Option(help="Number of classes.")]
+Mean = Annotated[str | None, typer.Option(help="The model's normalisation, e.g. 0.5,0.5,0.5.")]
+Std = Annotated[str | None, typer.Option(help="Likewise.")]
+Layer = Annotated[str | None, typer.Option(help="Name of the penultimate layer.")]
+Resize = Annotated[bool, typer.Option(help="Resize images to the model's input.")]
 
 
 @app.command()
 def scan(
-    model: Annotated[str, typer.Argument(help="safetensors, weights-only .pt/.pth, .pt2, or a folder.")],
-    data: Annotated[str, typer.Option(help="Clean samples: a folder per class, or .npz with x and y.")],
-    arch: Annotated[str | None, typer.Option(help="package.module:factory of your own code.")] = None,
+    model: Model,
+    data: Samples,
+    arch: Arch = None,
     detector: Annotated[list[str] | None, typer.Option("--detector", "-d", help="May repeat.")] = None,
     p: Settings = None,
     alpha: Annotated[float, typer.Option(help="False-alarm rate that is accepted.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: Seed = 0,
     out: Out = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if any.")] = None,
-    shape: Annotated[str | None, typer.Option(help="Of one input, e.g. 3,32,32.")] = None,
-    classes: Annotated[int | None, typer.Option(help="Number of classes.")] = None,
-    mean: Annotated[str | None, typer.Option(help="The model's normalisation, e.g. 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Name of the penultimate layer.")] = None,
-    resize: Annotated[bool, typer.Option(help="Resize images to the model's input.")] = False,
+    device: Device = None,
+    shape: Shape = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    layer: Layer = None,
+    resize: Resize = False,
     reference: Annotated[
         str | None, typer.Option(help="A clean network for the same classes to compare with, a model file.")
     ] = None,
 ) -> None:
     """Look for a backdoor in a model."""
     from backsweep import api
+    from backsweep.base import ModelDetector
     from backsweep.load import load
+    from backsweep.plugins import configure
 
-    detectors = api.configure(detector, p or [])
-    how: dict[str, Any] = {
-        "arch": arch, "shape": _numbers(shape, int), "classes": classes, "mean": _numbers(mean, float),
-        "std": _numbers(std, float), "layer": layer,
-    }  # fmt: skip
+    detectors = configure(ModelDetector, detector or api.DEFAULT_DETECTORS, p or [])
+    how = _how(arch, shape, classes, mean, std, layer)
     loaded, clean = api.open_both(model, data, resize=resize, **how)
     there = None
     if reference is not None:
         there = load(reference, **{**how, "shape": loaded.shape, "classes": loaded.classes})
-    with _Progress() as on_event:
+    with Progress() as on_event:
         report = api.scan(
             loaded, clean, detectors, alpha=alpha, seed=seed, device=device, on_event=on_event, out=out,
             reference=there,
@@ -88,15 +91,65 @@ def scan(
 
 
 @app.command()
+def repair(
+    model: Model,
+    data: Samples,
+    report: Annotated[Path, typer.Option(help="Folder of the model's scan.")],
+    out: Annotated[Path, typer.Option(help="The repaired model, in the format of the model.")],
+    arch: Arch = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="May repeat: the first that applies is made.")
+    ] = None,
+    p: Settings = None,
+    verify: Annotated[bool, typer.Option(help="Scan again, and try to bring the backdoor back.")] = True,
+    seed: Seed = 0,
+    device: Device = None,
+    shape: Shape = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    layer: Layer = None,
+    resize: Resize = False,
+) -> None:
+    """Take the backdoor that a scan found out of a model, and try to prove that it is gone.
+
+    Beside OUT comes a folder OUT.repair with the page repair.html, repair.json and the new scan.
+    Exit status: 0 verified, 1 a check failed, 2 wrong usage, 3 a check could not be made.
+    """
+    from backsweep import api, mending
+    from backsweep.base import Repair
+    from backsweep.plugins import configure
+    from backsweep.render.console_repair import show_repair
+    from backsweep.report import Report
+
+    methods = configure(Repair, method or [mending.DEFAULT_REPAIR], p or [])
+    before = Report.load(report)
+    how = _how(arch, shape, classes, mean, std, layer)
+    loaded, clean = api.open_both(model, data, resize=resize, **how)
+    folder = out.with_name(out.name + ".repair")
+    with Progress() as on_event:
+        repaired = mending.repair(
+            loaded, clean, before, methods, seed=seed, device=device, verify=verify, on_event=on_event,
+            out=folder,
+        )  # fmt: skip
+    repaired.save(out)
+    repaired.about["repaired"] = {"source": str(out), "sha256": repaired.model.digest}
+    repaired.about["command"] = ["backsweep", *sys.argv[1:]]
+    repaired.about.setdefault("reports", {})["before"] = _beside(report / "report.html", folder)
+    repaired.write(folder)
+    show_repair(repaired, console(), folder, out)
+    raise typer.Exit(repaired.exit_status)
+
+
+@app.command()
 def demo(
     out: Out = None, seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0
 ) -> None:
     """Train a clean and a backdoored net on real digits, scan both, tell them apart."""
     from backsweep.demo import run
 
-    console = _console()
-    with _Progress() as on_event:
-        run(console, out or Path("backsweep-demo"), seed, on_event)
+    with Progress() as on_event:
+        run(console(), out or Path("backsweep-demo"), seed, on_event)
 
 
 @app.command()
@@ -117,142 +170,22 @@ def show(
 
 @app.command("list")
 def list_() -> None:
-    """Detectors and attacks, with their settings."""
+    """Detectors, repairs and attacks, with their settings."""
     from rich.table import Table
 
-    from backsweep.base import Attack, ModelDetector
+    from backsweep.base import Attack, Method, ModelDetector, Repair, SampleDetector
     from backsweep.plugins import discover
 
-    for title, kind in (("Detectors", ModelDetector), ("Attacks", Attack)):
+    kinds: dict[str, type[Method]] = {
+        "Detectors of models": ModelDetector, "Detectors of inputs": SampleDetector, "Repairs": Repair,
+        "Attacks": Attack,
+    }  # fmt: skip
+    for title, kind in kinds.items():
         table = Table("name", "what", "settings (-p name.field=value)", title=title, title_justify="left")
         for name, cls in discover(kind).items():
             settings = ", ".join(f"{k}={v}" for k, v in cls().settings().items())
             table.add_row(name, cls.summary, settings)
-        _console(stderr=False).print(table)
-
-
-@zoo_app.command("build")
-def zoo_build(
-    plan: Plan, zoo: Home = None, workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1
-) -> None:
-    """Train the networks of a plan; what is there already is kept."""
-    from backsweep import zoo as z
-    from backsweep.run import Event
-
-    entries, folder = z.entries(z.read_plan(plan)), zoo or z.home_folder()
-    known = sum((folder / e.id / "manifest.json").is_file() for e in entries)
-    nets: list[Any] = []
-    begin = time.monotonic()
-    with _Progress() as on_event:
-        on_event(Event("zoo", known, len(entries), known, 0.0))
-        for net in z.build(entries, folder, workers):
-            nets.append(net)
-            done = max(known, len(nets))
-            on_event(Event("zoo", done, len(entries), known, time.monotonic() - begin))
-    failed = [(n.id, reason) for n in nets if (reason := z.failed_gate(n))]
-    console = _console()
-    console.print(f"{len(nets)} networks in {folder}; {len(nets) - len(failed)} passed the gate")
-    for name, reason in failed:
-        console.print(f"  not admitted: {name}: {reason}", markup=False)
-
-
-@zoo_app.command("list")
-def zoo_list(
-    zoo: Home = None,
-    out: Annotated[Path | None, typer.Option(help="JSON lines: digests, rates, gate.")] = None,
-) -> None:
-    """The networks of the zoo with their truth."""
-    from rich.table import Column, Table
-
-    from backsweep import zoo as z
-    from backsweep.files import write_text
-
-    nets = z.nets(zoo or z.home_folder())
-    if out is not None:
-        write_text(out, "".join(json.dumps(z.summary(net)) + "\n" for net in nets))
-        return
-    name = Column("network", overflow="fold", min_width=30)
-    table = Table(name, "target", "clean\naccuracy", "attack\nsuccess rate", "gate")
-    for net in nets:
-        t = net.truth
-        rate = f"{t['attack_success_rate']:.1%}" if t["attack_success_rate"] is not None else ""
-        target = ", ".join("y + 1" if k["target"] is None else str(k["target"]) for k in t["triggers"])
-        table.add_row(net.id, target, f"{t['clean_accuracy']:.1%}", rate, z.failed_gate(net) or "ok")
-    _console(stderr=False).print(table)
-
-
-@zoo_app.command("show")
-def zoo_show(
-    net: Annotated[str, typer.Argument(help="Name of a network, as `zoo list` gives it.")],
-    zoo: Home = None,
-    out: Annotated[Path | None, typer.Option(help="PNG: clean, stamped, change and trigger.")] = None,
-) -> None:
-    """Draw a network's triggers and a stamped example, and print its figures."""
-    from backsweep import zoo as z
-    from backsweep.files import write_image
-    from backsweep.render import twin
-
-    found = z.find(net, zoo or z.home_folder())
-    _, test = z.load_data(found.truth["task"])
-    twin.show(found, test, _console(stderr=False))
-    if out is not None:
-        write_image(out, twin.sheet(found, test))
-        _console().print(f"picture: {out}", markup=False, soft_wrap=True)
-
-
-@bench_app.command("run")
-def bench_run(
-    plan: Plan,
-    out: Annotated[Path, typer.Option(help="JSON lines; finished cells are not run again.")],
-    zoo: Home = None,
-    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
-) -> None:
-    """Run the plan's detectors over its networks and append JSON lines."""
-    from backsweep import bench
-    from backsweep import zoo as z
-
-    with _Progress() as on_event:
-        count = bench.run(z.read_plan(plan), zoo or z.home_folder(), out, workers, on_event)
-    _console().print(f"{count} cells in {out}")
-
-
-@bench_app.command("table")
-def bench_table(
-    lines: Annotated[Path, typer.Argument(help="What `bench run` wrote.")],
-    out: Annotated[Path | None, typer.Option(help="File, .md or .html; else Markdown, printed.")] = None,
-    split: Annotated[str, typer.Option(help="Networks for judging, or for choosing constants.")] = "judging",
-) -> None:
-    """Make the leaderboard from the JSON lines."""
-    from backsweep import leaderboard
-    from backsweep.files import write_text
-    from backsweep.lines import read
-
-    if out is not None and out.suffix not in (".md", ".html"):
-        raise BadInput(f"the leaderboard is written as .md or .html; {out} is neither")
-    make = leaderboard.page if out is not None and out.suffix == ".html" else leaderboard.table
-    text = make(read(lines), split)
-    if out is None:
-        typer.echo(text)
-    else:
-        write_text(out, text)
-
-
-@bench_app.command("null")
-def bench_null(
-    lines: Annotated[Path, typer.Argument(help="What `bench run` wrote of clean calibration networks.")],
-    out: Annotated[Path, typer.Option(help="JSON file; backsweep/nulls holds those of the package.")],
-) -> None:
-    """Make null tables: what each detector scores on clean networks."""
-    from backsweep import calibration, zoo
-    from backsweep.files import write_json
-    from backsweep.lines import read
-
-    own = [line for line in read(lines) if zoo.split_of(line.get("seed", 0)) == zoo.CALIBRATION]
-    tables = calibration.make(own)
-    if not tables:
-        raise BadInput(f"{lines} has no clean network with a seed of {zoo.CALIBRATION_SEEDS} or more")
-    write_json(out, tables)
-    _console().print(f"{len(tables)} tables of {len(own)} scans in {out}")
+        console(stderr=False).print(table)
 
 
 def _version(wanted: bool) -> None:
@@ -270,16 +203,30 @@ def _root(
     pass
 
 
-def _console(stderr: bool = True) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
 def _show(report: Any, folder: Path | None) -> None:
     from backsweep.render.console import show as show_report
 
-    show_report(report, _console(), folder=folder)
+    show_report(report, console(), folder=folder)
+
+
+def _how(
+    arch: str | None,
+    shape: str | None,
+    classes: int | None,
+    mean: str | None,
+    std: str | None,
+    layer: str | None,
+) -> dict[str, Any]:
+    """What `load` is told of a model."""
+    return {
+        "arch": arch, "shape": _numbers(shape, int), "classes": classes, "mean": _numbers(mean, float),
+        "std": _numbers(std, float), "layer": layer,
+    }  # fmt: skip
+
+
+def _beside(path: Path, folder: Path) -> str:
+    """The path as seen from a folder."""
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def _numbers(text: str | None, kind: type) -> list[Any] | None:
@@ -290,51 +237,6 @@ def _numbers(text: str | None, kind: type) -> list[Any] | None:
         return [kind(part) for part in text.replace("x", ",").split(",")]
     except ValueError as e:
         raise BadInput(f"{text!r} is not a list of numbers such as 3,32,32") from e
-
-
-class _Progress:
-    """Shows events on stderr: a bar in a terminal, elsewhere a line now and then."""
-
-    EVERY = 30.0  # seconds between two lines
-
-    def __enter__(self) -> OnEvent:
-        self._console = _console()
-        self._bar: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._last = time.monotonic()
-        return self._bar_event if self._console.is_terminal else self._line_event
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _bar_event(self, event: Event) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        if self._bar is None:
-            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
-            self._bar = Progress(*columns, console=self._console, transient=True)
-            self._bar.start()
-        text = self._text(event)
-        if event.stage not in self._tasks:
-            self._tasks[event.stage] = self._bar.add_task(event.stage, total=event.total, text=text)
-        self._bar.update(self._tasks[event.stage], completed=event.done, text=text)
-
-    def _line_event(self, event: Event) -> None:
-        if time.monotonic() - self._last >= self.EVERY:
-            self._last = time.monotonic()
-            self._console.print(f"{event.stage}: {self._text(event)}", markup=False)
-
-    @staticmethod
-    def _text(event: Event) -> str:
-        left = event.seconds_left
-        text = f"{event.done:.0f}/{event.total}" + (f", {_duration(left)} left" if left else "")
-        return text + (f", {event.resumed} from an earlier run" if event.resumed else "")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def main() -> None:

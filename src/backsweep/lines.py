@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import backsweep
 from backsweep.base import Attack, Method, ModelDetector
 from backsweep.errors import BadInput
 from backsweep.plugins import make
 from backsweep.report import BACKDOORED, CLEAN
 from backsweep.tasks import TASKS
-from backsweep.zoo import split_of
+from backsweep.zoo import Net, failed_gate, split_of
 
 ALPHA = 0.05  # of lines that do not say theirs
 
@@ -39,6 +43,33 @@ def read(path: Path) -> list[dict[str, Any]]:
         if isinstance(raw, dict):
             lines.append(raw)
     return lines
+
+
+def about(net: Net) -> dict[str, Any]:
+    """What every line says of its network, the truth with it."""
+    truth = net.truth
+
+    def planted(key: str) -> list[Any]:
+        return sorted({t[key] for t in truth["triggers"] if t.get(key) is not None})
+
+    return {
+        "net": net.id, "task": truth["task"], "attack": truth["attack"], "seed": truth["seed"],
+        "split": split_of(truth["seed"]),
+        "options": truth["options"], "recipe": truth["recipe"], "training": truth["training"],
+        "arch": truth.get("arch"),
+        "targets": planted("target"), "sources": planted("source"), "families": planted("family"),
+        "clean_accuracy": truth["clean_accuracy"],
+        "attack_success_rate": truth["attack_success_rate"],
+        "gate": failed_gate(net),
+        "sha256": truth["sha256"],
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """What a line was made with."""
+    return {
+        "backsweep": backsweep.__version__, "torch": torch.__version__, "python": platform.python_version(),
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
@@ -30,17 +30,18 @@ def discover(kind: type[M]) -> dict[str, type[M]]:
     return dict(sorted(found.items()))
 
 
-def class_named(kind: type[M], name: str) -> type[M]:
+def class_named(kinds: Sequence[type[Method]], name: str) -> type[Method]:
     """The method whose class is called `name`, as the plugin packages give it.
 
     Raises:
         AttributeError: there is none.
     """
     if not name.startswith("_"):
-        for cls in discover(kind).values():
-            if cls.__name__ == name:
-                return cls
-    raise AttributeError(f"module 'backsweep.{KINDS[kind]}' has no attribute {name!r}")
+        for kind in kinds:
+            for cls in discover(kind).values():
+                if cls.__name__ == name:
+                    return cls
+    raise AttributeError(f"module 'backsweep.{KINDS[kinds[0]]}' has no attribute {name!r}")
 
 
 def find(kind: type[M], name: str) -> type[M]:
@@ -68,6 +69,28 @@ def make(kind: type[M], name: str, options: Mapping[str, Any] | None = None) -> 
         return cls(**values)
     except ValueError as e:
         raise BadInput(f"{cls.name}: {e}") from e
+
+
+def configure(kind: type[M], names: Sequence[str], settings: Sequence[str]) -> list[M]:
+    """Methods from a command line: names and `NAME.FIELD=VALUE` settings.
+
+    Raises:
+        BadInput: no such method or field, or a setting for a method that was not asked for.
+    """
+    options: dict[str, dict[str, str]] = {find(kind, n).name: {} for n in names}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        name, dot, field = path.partition(".")
+        if not equals or not dot:
+            raise BadInput(
+                f"setting {setting!r} is not NAME.FIELD=VALUE, e.g. {next(iter(options))}.steps=400"
+            )
+        name = find(kind, name).name
+        if name not in options:
+            flag = f"--{KINDS[kind][:-1]}" if kind is not Repair else "--method"
+            raise BadInput(f"{setting!r} sets {name}, which does not run; add {flag} {name}")
+        options[name][field] = value
+    return [make(kind, name, given) for name, given in options.items()]
 
 
 def _convert(method: str, field: str, value: Any, hint: Any) -> Any:

@@ -9,4 +9,4 @@ from backsweep.plugins import class_named
 
 
 def __getattr__(name: str) -> Any:
-    return class_named(Attack, name)
+    return class_named([Attack], name)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from backsweep.base import ModelDetector
+from backsweep.base import ModelDetector, SampleDetector
 from backsweep.plugins import class_named
 
 
 def __getattr__(name: str) -> Any:
-    return class_named(ModelDetector, name)
+    return class_named([ModelDetector, SampleDetector], name)
