@@ -9,6 +9,8 @@ import json
 import pickle
 import socket
 import struct
+import subprocess
+import sys
 import textwrap
 import warnings
 import zipfile
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from backsweep.errors import BadInput
-from backsweep.load import load
+from backsweep.loading import load
 from backsweep.model import Model
 
 ARCH = "backsweep.archs:digits_cnn"
@@ -531,3 +533,16 @@ def test_damaged_folders(folder: Path, name: str) -> None:
             assert str(e).isprintable()
 
     damaged()
+
+
+@pytest.mark.parametrize("extra", range(0, 256, 8))
+def test_whatever_byte_the_length_of_a_safetensors_header_begins_with(tmp_path: Path, extra: int) -> None:
+    """The first byte 0x80 is also how a pickle begins."""
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(safetensors.torch.save(digits().state_dict(), {"note": "x" * extra}))
+    assert load(path, "backsweep.archs:digits_cnn", shape=(1, 8, 8)).classes == 10
+
+
+def test_load_is_a_function_whatever_was_used_before() -> None:
+    code = "import backsweep, backsweep.api, backsweep.mending; assert callable(backsweep.load)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from backsweep import pt2
 from backsweep.errors import BadInput
-from backsweep.load import load
+from backsweep.loading import load
 from backsweep.model import Model
 
 X = torch.rand((4, 3, 8, 8), generator=torch.Generator().manual_seed(0))

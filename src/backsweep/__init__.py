@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from backsweep.api import judge, scan
     from backsweep.data import Data
     from backsweep.errors import BacksweepError, BadInput
-    from backsweep.load import load
+    from backsweep.loading import load
     from backsweep.mending import repair
     from backsweep.model import Model
     from backsweep.repaired import Repaired
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "judge": "api", "scan": "api", "Data": "data", "BacksweepError": "errors", "BadInput": "errors",
-    "load": "load", "Model": "model", "Evidence": "report", "Finding": "report", "Report": "report",
+    "load": "loading", "Model": "model", "Evidence": "report", "Finding": "report", "Report": "report",
     "repair": "mending", "Repaired": "repaired", "Trigger": "trigger",
 }  # fmt: skip
 __all__ = [

@@ -17,7 +17,7 @@ from backsweep import calibration
 from backsweep.base import ModelDetector, derive_seed
 from backsweep.data import Data
 from backsweep.errors import BadInput
-from backsweep.load import load
+from backsweep.loading import load
 from backsweep.model import Model
 from backsweep.plugins import make
 from backsweep.report import Evidence, Note, Report, worst_first

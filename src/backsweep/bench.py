@@ -1,7 +1,7 @@
 """The bench: detectors and repairs over the zoo, one JSON line for every (network, method).
 
-Repairs have their cells in `bench_repairs.py`; here both are run. A line holds all that a table needs, with versions and digests; finished cells are not run again.
-`leaderboard.py` makes the tables.
+Repairs have their cells in `bench_repairs.py`; here both are run. A line holds all that a table needs, with
+versions and digests; finished cells are not run again. `leaderboard.py` and `repairboard.py` make the tables.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def run(
 ) -> int:
     """Run what is missing in `out`; returns how many cells it holds then.
 
-    A scan that fails is a line with the verdict "error" and the reason: it is not run again unless that
-    line is removed.
+    A scan or a repair that fails is a line with the reason ("verdict" or "error"): it is not run again
+    unless that line is removed.
 
     Raises:
         BadInput: a network is missing, or the plan, the data or the folder cannot be used.

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ KEYS = ("name", "settings", "share", "seeds", "tasks", "attacks")
 def cells(plan: dict[str, Any]) -> list[tuple[zoo.Entry, Repair, float]]:
     """Every (network, repair, share) of a plan's `[[repairs]]`; `seeds`, `tasks` and `attacks` narrow down.
 
+    A table may name several repairs, whose settings are then the same; they run in that order.
+
     Raises:
         BadInput: an unknown key or repair, or a share that cannot be.
     """
@@ -49,13 +52,15 @@ def cells(plan: dict[str, Any]) -> list[tuple[zoo.Entry, Repair, float]]:
     for table in plan.get("repairs", []):
         for key in set(table) - set(KEYS):
             raise BadInput(f"unknown key {key!r} under [[repairs]]; there are {', '.join(KEYS)}")
-        repair = make(Repair, table.get("name", ""), table.get("settings", {}))
+        names = table.get("name", "")
+        settings = table.get("settings", {})
+        repairs = [make(Repair, n, settings) for n in (names if isinstance(names, list) else [names])]
         share = table.get("share", SHARE)
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise BadInput(
                 f"share {share!r} under [[repairs]] is not a share of the training set, above 0 to 1"
             )
-        for entry in zoo.entries(plan):
+        for repair, entry in product(repairs, zoo.entries(plan)):
             own = {"seeds": entry.seed, "tasks": entry.task, "attacks": entry.attack or CLEAN_NET}
             if all(value in table.get(key, [value]) for key, value in own.items()):
                 found.append((entry, repair, float(share)))
@@ -154,7 +159,7 @@ def _made_of(report: Report) -> dict[str, Any]:
 
 
 def figures(suspect: Model, mended: Model, triggers: Sequence[Trigger], test: Data) -> dict[str, Any]:
-    """Both networks on the test set, with the planted triggers: the highest success, the lowest robustness."""
+    """Both networks on the test set, with the planted triggers: highest success, lowest robust accuracy."""
     found: dict[str, Any] = {}
     for when, model in (("before", suspect), ("after", mended)):
         found[f"accuracy_{when}"] = model.accuracy(test.x, test.y)

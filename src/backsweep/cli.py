@@ -72,7 +72,7 @@ def scan(
     """Look for a backdoor in a model."""
     from backsweep import api
     from backsweep.base import ModelDetector
-    from backsweep.load import load
+    from backsweep.loading import load
     from backsweep.plugins import configure
 
     detectors = configure(ModelDetector, detector or api.DEFAULT_DETECTORS, p or [])
@@ -133,7 +133,6 @@ def repair(
             out=folder,
         )  # fmt: skip
     repaired.save(out)
-    repaired.about["repaired"] = {"source": str(out), "sha256": repaired.model.digest}
     repaired.about["command"] = ["backsweep", *sys.argv[1:]]
     repaired.about.setdefault("reports", {})["before"] = _beside(report / "report.html", folder)
     repaired.write(folder)

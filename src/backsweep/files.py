@@ -14,8 +14,12 @@ from backsweep.errors import BadInput
 def write_bytes(path: Path, content: bytes) -> None:
     """Write in one step; two processes may write the same file, the later one wins whole."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -153,7 +154,12 @@ class Repaired:
         """
         from backsweep.save import save
 
-        return save(self.model, Path(path))
+        path = save(self.model, Path(path))
+        self.about["repaired"] = {"source": str(path), "sha256": self.model.digest, "sha256_of": "weights"}
+        if path.is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.about["repaired"].update(sha256=digest, sha256_of="file")
+        return path
 
     def to_json(self) -> dict[str, Any]:
         """The record as strict JSON; triggers are named by their files."""

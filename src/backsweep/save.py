@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from backsweep import archive, hf, pt2
 from backsweep.errors import BadInput
 from backsweep.files import writable_folder, write_bytes
-from backsweep.load import _WRAPPERS, _bare, _kind
+from backsweep.loading import _WRAPPERS, _bare, _kind
 from backsweep.model import Model
 
 _OTHER_WEIGHTS = ("pytorch_model", "tf_model", "flax_model")  # in a folder: the backdoor, once more
@@ -49,7 +49,7 @@ def save(model: Model, path: Path) -> Path:
     """
     path, source = Path(path), Path(model.source)
     try:
-        with contextlib.suppress(OSError):  # neither need exist
+        with contextlib.suppress(OSError, RuntimeError):  # neither need exist; links may go round
             place, old = path.resolve(), source.resolve()
             inside = model.origin and source.is_dir() and old in place.parents
             if place == old or inside or path.samefile(source):

@@ -198,10 +198,10 @@ def _kind(blob: bytes) -> str:
         if names and all(n.endswith(".npy") for n in names):
             return "NumPy"
         raise BadInput(f"a zip archive of no known kind; {_EXPORT}")
+    if blob[8:9] == b"{":  # first, as the length of the header may begin with any byte
+        return "safetensors"
     if blob[:1] == b"\x80":
         return "checkpoint"
-    if blob[8:9] == b"{":
-        return "safetensors"
     if blob[:8] == b"\x89HDF\r\n\x1a\n":
         return "Keras"
     if blob[4:8] == b"TFL3":
