@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import backsweep
-from backsweep.base import Attack, Method, ModelDetector, Setup
+from backsweep.base import Attack, Case, Method, ModelDetector, Repair, SampleDetector, Setup
 from backsweep.data import Data
 from backsweep.errors import BadInput
 from backsweep.plugins import discover, find, make
@@ -24,12 +24,16 @@ from conftest import Twins
 
 DETECTORS = discover(ModelDetector)
 ATTACKS = discover(Attack)
-METHODS: dict[str, type[Method]] = {**DETECTORS, **ATTACKS}
+REPAIRS = discover(Repair)
+GUARDS = discover(SampleDetector)
+METHODS: dict[str, type[Method]] = {**DETECTORS, **ATTACKS, **REPAIRS, **GUARDS}
 
 
 def test_the_plugins_of_this_version_are_found() -> None:
     assert "neural_cleanse" in DETECTORS
     assert "badnets" in ATTACKS
+    assert "contrastive_unlearning" in REPAIRS
+    assert "activation_filter" in GUARDS
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -149,6 +153,33 @@ def test_poison_changes_the_labels_of_its_rows_alone(name: str) -> None:
     assert not torch.equal(poisoned.x[rows], data.x[rows])
 
 
+@pytest.mark.parametrize("name", REPAIRS)
+def test_a_repair_gives_a_network_of_the_same_kind_and_leaves_the_suspect(name: str, twins: Twins) -> None:
+    model = twins.infected.copy("cpu")
+    held_out, clean = twins.data.parted(0.25, 0)
+    before = {k: v.clone() for k, v in model.net.state_dict().items()}
+    seen: list[float] = []
+    case = Case(
+        model, clean, held_out, [twins.trigger], [(None, twins.trigger.target)], seed=1, tick=seen.append
+    )
+    repair = make(Repair, name)
+    assert repair.applies(case) == ""
+    repaired = repair.apply(case)
+    state = repaired.net.state_dict()
+    assert [(k, v.shape, v.dtype) for k, v in state.items()] == [
+        (k, v.shape, v.dtype) for k, v in before.items()
+    ]
+    assert all(bool(torch.isfinite(v).all()) for v in state.values())
+    assert all(torch.equal(v, model.net.state_dict()[k]) for k, v in before.items())
+    assert not repaired.net.training
+    assert not any(p.requires_grad for p in (*model.net.parameters(), *repaired.net.parameters()))
+    assert all(0 <= share <= 1 for share in seen)
+    assert repaired.predict(clean.x[:3]).shape == (3,)
+    without = dataclasses.replace(case, triggers=[], aims=[])
+    reason = repair.applies(without)
+    assert reason == "" or "trigger" in reason
+
+
 def test_settings_come_as_text_too() -> None:
     detector = make(ModelDetector, "Neural-Cleanse", {"preset": "paper", "steps": "7", "threshold": "0.9"})
     assert detector.settings() == {"preset": "paper", "threshold": 0.9, "steps": 7, "batch": None}
@@ -174,5 +205,7 @@ def test_wrong_names_and_settings_are_one_line(name: str, options: dict[str, str
 def test_classes_can_be_imported_by_name() -> None:
     assert backsweep.detectors.NeuralCleanse is find(ModelDetector, "neural_cleanse")
     assert backsweep.attacks.BadNets is find(Attack, "badnets")
+    assert backsweep.repairs.FinePruning is find(Repair, "fine_pruning")
+    assert backsweep.detectors.ActivationFilter is find(SampleDetector, "activation_filter")
     with pytest.raises(AttributeError):
         _ = backsweep.detectors.Nothing

@@ -53,7 +53,7 @@ def test_the_suspect_is_untouched_and_the_seed_decides(twins: Twins, case: Case,
 def test_a_clean_network_in_which_nothing_is_suspected_keeps_its_accuracy(twins: Twins) -> None:
     case = case_of(twins, twins.clean, suspected=False)
     repaired = ContrastiveUnlearning().apply(case)
-    assert case.accuracy(repaired) >= case.accuracy(case.model) - ContrastiveUnlearning().loss / 3
+    assert case.accuracy(repaired) >= case.accuracy(case.model) - ContrastiveUnlearning().loss / 5
 
 
 def test_without_suspicion_a_repair_that_costs_accuracy_is_not_made(
@@ -79,7 +79,7 @@ def test_too_few_samples_are_refused_in_a_sentence(case: Case) -> None:
 
 def test_what_is_stamped(twins: Twins, case: Case) -> None:
     x, generator = case.clean.x[:16], torch.Generator().manual_seed(0)
-    stamped = _stamp(twins.trigger)(case.model, x, generator)(case.model)
+    stamped = _stamp(twins.trigger)(x, generator)(case.model)
     assert torch.equal(stamped, case.model.logits(twins.trigger(x)))
     delta = torch.zeros(2, *x.shape[1:])
     delta[:, 0, 0, 0] = torch.tensor([0.1, 0.2])
@@ -90,7 +90,7 @@ def test_what_is_stamped(twins: Twins, case: Case) -> None:
             seen.append(delta)
             return model.logits(x)
 
-    _shift(Spy(), delta, reach=3.0)(case.model, x, generator)(case.model)
+    _shift(Spy(), delta, reach=3.0)(x, generator)(case.model)
     moved = seen[0][:, 0, 0, 0]
     assert float(moved.min()) >= 0.1 - 1e-6
     assert float(moved.max()) <= 0.6 + 1e-6

@@ -14,11 +14,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "backsweep"
 
 # a module may import modules of its own layer's number or below
 LAYERS = {
-    "errors": 0, "files": 0, "report": 1, "stats": 1, "trigger": 1, "families": 2, "transformed": 2,
+    "errors": 0, "files": 0, "report": 1, "stats": 1, "trigger": 1, "tap": 1, "families": 2, "transformed": 2,
     "archive": 1, "pt2": 2, "hf": 2, "readers": 1, "data": 2, "model": 2, "loading": 3, "archs": 2,
     "train": 3, "base": 3, "invert": 3, "budget": 3, "contrast": 3, "inversion_families": 4, "outliers": 4,
     "reference": 4, "calibration": 4, "screens": 5, "run": 4, "plugins": 4, "detectors": 5, "attacks": 5,
-    "neurons": 3, "repairs": 5, "repaired": 5, "retune": 4, "recover": 5, "mending": 6, "api": 6, "tasks": 6,
+    "neurons": 4, "repairs": 5, "repaired": 5, "retune": 4, "recover": 5, "mending": 6, "api": 6, "tasks": 6,
     "zoo": 7, "lines": 8, "leaderboard": 8, "bench": 8, "bench_repairs": 8, "repairboard": 8, "render": 8,
     "demo": 9, "terminal": 9, "cli_bench": 9, "cli": 10, "__init__": 10, "__main__": 10, "save": 4,
 }  # fmt: skip

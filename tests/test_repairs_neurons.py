@@ -21,7 +21,7 @@ from backsweep import pt2
 from backsweep.base import Case, Repair, strongest
 from backsweep.data import Data
 from backsweep.model import Model
-from backsweep.neurons import layers
+from backsweep.neurons import layers, pruned
 from backsweep.repairs import anp, i_bau, nad, rnp
 from backsweep.trigger import Patch
 from conftest import Twins
@@ -127,11 +127,11 @@ def test_anp_finds_the_neuron_that_noise_wakes() -> None:
 def test_anp_prunes_more_from_candidate_to_candidate() -> None:
     model, _, _ = planted()
     (layer,) = layers(model)
-    models = list(anp.pruned(model, {layer: torch.tensor([0.5, 1.0, 0.7, 0.2])}))
+    models = list(pruned(model, {layer: torch.tensor([0.5, 1.0, 0.7, 0.2])}))
     silent = [(dict(m.net.named_parameters())[layer.weight] == 0).all(1).tolist() for m in models]
     least, more, most = [False, False, False, True], [True, False, False, True], [True, False, True, True]
     assert silent == [least, more, most]  # m < 0.5, m < 0.7, m < 1: a mask of 1 is never pruned
-    assert list(anp.pruned(model, {layer: torch.ones(4)})) == []
+    assert list(pruned(model, {layer: torch.ones(4)})) == []
 
 
 def test_rnp_unlearns_the_task_and_not_the_backdoor_and_its_mask_brings_the_task_back(twins: Twins) -> None:
@@ -146,7 +146,7 @@ def test_rnp_unlearns_the_task_and_not_the_backdoor_and_its_mask_brings_the_task
         w = dict(recovered.net.named_parameters())[layer.gains[0]]
         w.mul_(m.reshape(-1, *[1] * (w.ndim - 1)))
     assert case.accuracy(recovered) > case.accuracy(unlearned) + 0.3
-    fixed = strongest(case, rnp.pruned(case.model, masks), repair.loss)
+    fixed = strongest(case, pruned(case.model, masks), repair.loss)
     assert fixed.success_rate(twins.trigger, twins.data) < 0.7
     assert case.accuracy(fixed) >= case.accuracy(case.model) - 0.4
 

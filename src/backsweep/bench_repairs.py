@@ -24,7 +24,7 @@ from backsweep.base import Repair, acted_on, derive_seed
 from backsweep.data import Data
 from backsweep.errors import BacksweepError, BadInput
 from backsweep.files import writable_folder
-from backsweep.lines import about, versions
+from backsweep.lines import about, der, versions
 from backsweep.model import Model
 from backsweep.plugins import make
 from backsweep.report import Report
@@ -170,19 +170,9 @@ def figures(suspect: Model, mended: Model, triggers: Sequence[Trigger], test: Da
             robust.append(model.accuracy(trigger(some.x), some.y))
         found[f"success_{when}"] = max(rates, default=None)
         found[f"robust_{when}"] = min(robust, default=None)
-    return {**found, "der": der(found)}
-
-
-def der(found: dict[str, Any]) -> float | None:
-    """Defence effectiveness rating; none for a clean network.
-
-    DER = (max(0, ASR_before - ASR_after) - max(0, ACC_before - ACC_after) + 1) / 2
-    """
-    if found["success_before"] is None:
-        return None
-    removed = max(0.0, found["success_before"] - found["success_after"])
-    lost = max(0.0, found["accuracy_before"] - found["accuracy_after"])
-    return float((removed - lost + 1) / 2)
+    lost = found["accuracy_before"] - found["accuracy_after"]
+    found["der"] = der(found["success_before"] - found["success_after"], lost) if triggers else None
+    return found
 
 
 def _after_retuning(net: zoo.Net, mended: Model, clean: Data, test: Data) -> dict[str, Any]:
@@ -207,7 +197,7 @@ def _relapse(
 
 def epoch_cost(net: zoo.Net) -> float:
     """CPU seconds of one epoch of a network's own training, on the whole training set."""
-    recipe = replace(TASKS[net.truth["task"]].recipe, **net.truth["recipe"], epochs=1)
+    recipe = replace(TASKS[net.truth["task"]].recipe, **{**net.truth["recipe"], "epochs": 1})
     return _epoch_cost(net.truth["task"], net.truth.get("arch"), replace(recipe, lr=1e-3))
 
 

@@ -1,5 +1,7 @@
 """The leaderboard: figures of detectors from the lines of the bench. Nothing is scanned here.
 
+Lines of repairs may stand in the same file; `repairboard.py` makes their part.
+
 Suspicion, the one statistic of a line, is -log10 of the scan's p-value; where two p-values are equal
 (the null has a smallest one), the larger `score` is the more suspicious. A scan without a p-value
 (skipped, failed) ranks below all others: it catches nothing and raises no alarm, and is counted.
@@ -20,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from backsweep import repairboard
 from backsweep.errors import BadInput
 from backsweep.lines import Scan, scan_of, strength
 from backsweep.render import board as render
+from backsweep.render import repairs_board
 from backsweep.report import BACKDOORED
-from backsweep.stats import wilson
+from backsweep.stats import BOOTSTRAP_SEED, DRAWS, Estimate, Share, estimate
 from backsweep.zoo import JUDGING, SPLITS
 
 if sys.version_info >= (3, 11):
@@ -33,43 +37,42 @@ else:
     import tomli as tomllib
 
 Array = NDArray[np.float64]
-DRAWS, BOOTSTRAP_SEED = 2000, 20_190_520
 
 
 def table(lines: Sequence[Mapping[str, Any]], split: str = JUDGING) -> str:
     """Markdown: figures by task and attack, the cost, a row for every network. See `board`."""
-    return render.markdown(board(lines, split))
+    return render.markdown(_page(lines, split))
 
 
 def page(lines: Sequence[Mapping[str, Any]], split: str = JUDGING) -> str:
     """The same as one self-contained HTML page, with a plot of every task. See `board`."""
-    return render.html(board(lines, split))
+    return render.html(_page(lines, split))
+
+
+def _page(lines: Sequence[Mapping[str, Any]], split: str) -> render.Page:
+    """The detectors' part, the repairs' part, or both.
+
+    Raises:
+        BadInput: no such split, or nothing of it among the lines.
+    """
+    repairs = [raw for raw in lines if repairboard.REPAIR in raw]
+    scans = [raw for raw in lines if repairboard.REPAIR not in raw]
+    parts: list[render.Page] = []
+    failed: list[BadInput] = []
+    for own, detectors in ((scans, True), (repairs, False)):
+        try:
+            if own and detectors:
+                parts.append(render.page(board(own, split)))
+            elif own:
+                parts.append(repairs_board.page(repairboard.board(own, split)))
+        except BadInput as e:
+            failed.append(e)
+    if not parts:
+        raise failed[0] if failed else BadInput(f"there is no scan of a {split} network: run the bench first")
+    return render.joined(parts)
 
 
 # ---------------------------------------------------------------------- figures
-
-
-@dataclass(frozen=True)
-class Share:
-    """Hits among n networks."""
-
-    hits: int
-    n: int
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's, 95 %."""
-        return wilson(self.hits, self.n)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % bootstrap interval; `fpr` is the false-alarm rate that it comes with."""
-
-    value: float
-    low: float
-    high: float
-    fpr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def ranking(attacked: Sequence[Scan], clean: Sequence[Scan]) -> Ranking | None:
     drawn = (_counts(rows) @ wins * _counts(columns)).sum(axis=1) / wins.size
     value = float(roc_auc_score([1] * len(a) + [0] * len(c), np.concatenate([a, c])))
     return Ranking(
-        _estimate(value, drawn), *(_rate_at(share, a, c, a[rows], c[columns]) for share in (0.05, 0.01))
+        estimate(value, drawn), *(_rate_at(share, a, c, a[rows], c[columns]) for share in (0.05, 0.01))
     )
 
 
@@ -116,12 +119,7 @@ def _rate_at(share: float, a: Array, c: Array, a_drawn: Array, c_drawn: Array) -
     threshold = np.sort(c_drawn, axis=1)[:, -1 - allowed]
     own = np.sort(c)[-1 - allowed]
     drawn = (a_drawn > threshold[:, None]).mean(axis=1)
-    return _estimate(float((a > own).mean()), drawn, float((c > own).mean()))
-
-
-def _estimate(value: float, drawn: Array, fpr: float | None = None) -> Estimate:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(value, float(low), float(high), fpr)
+    return estimate(float((a > own).mean()), drawn, float((c > own).mean()))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import backsweep
-from backsweep.base import Attack, Method, ModelDetector
+from backsweep.base import Attack, Method, ModelDetector, Repair
 from backsweep.errors import BadInput
 from backsweep.plugins import make
 from backsweep.report import BACKDOORED, CLEAN
@@ -22,6 +22,7 @@ from backsweep.tasks import TASKS
 from backsweep.zoo import Net, failed_gate, split_of
 
 ALPHA = 0.05  # of lines that do not say theirs
+NO_REPAIR = "none"  # what networks as they were are called beside repairs
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -149,6 +150,92 @@ def scan_of(raw: Mapping[str, Any]) -> Scan | None:
         _classes(raw.get("targets", old_target)), _classes(raw.get("suspected")),
         str(raw.get("gate") or ""), str(raw.get("reason") or ""),
         _words([attack, *options, kind]) if attack else "", kind, raw,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A line of the bench of repairs.
+
+    Attributes:
+        repair: name and the settings that differ from the defaults.
+        share: of the training set that the repair was given.
+        outcome: "repaired", "skipped" or "failed".
+        reason: why it is not repaired.
+        group: name of the attack, with options and training that are not numbers; "" for a clean net.
+        raw: the line itself.
+    """
+
+    net: str
+    task: str
+    attack: str | None
+    seed: int
+    method: str
+    repair: str
+    share: float
+    gate: str
+    outcome: str
+    reason: str
+    group: str
+    raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def split(self) -> str:
+        """What the network is for; follows from its seed."""
+        return split_of(self.seed)
+
+    def number(self, key: str) -> float | None:
+        """A figure of the line, None where there is none."""
+        return _number(self.raw.get(key))
+
+    def figure(self, key: str) -> float:
+        """A figure that a repaired network has."""
+        value = self.number(key)
+        return math.nan if value is None else value
+
+    @property
+    def lost(self) -> float:
+        """Clean accuracy that the repair cost; negative where it gained."""
+        return self.figure("accuracy_before") - self.figure("accuracy_after")
+
+    @property
+    def der(self) -> float:
+        """Defence effectiveness rating of the repair of an attacked network."""
+        return der(self.figure("success_before") - self.figure("success_after"), self.lost)
+
+
+def der(removed: float, lost: float) -> float:
+    """Defence effectiveness rating: what a repair removed of success, and what it cost of clean accuracy.
+
+    DER = (max(0, ASR_before - ASR_after) - max(0, ACC_before - ACC_after) + 1) / 2
+    """
+    return (max(0.0, removed) - max(0.0, lost) + 1) / 2
+
+
+def fix_of(raw: Mapping[str, Any]) -> Fix | None:
+    """The line as a `Fix`; None when it is not a line of the bench of repairs."""
+    texts = [raw.get(k) for k in ("net", "task", "repair")]
+    seed, attack, share = raw.get("seed"), raw.get("attack"), _number(raw.get("share"))
+    if not all(isinstance(t, str) and t for t in texts) or not isinstance(seed, int) or not share:
+        return None
+    if (attack is not None and not isinstance(attack, str)) or raw["repair"] == NO_REPAIR:
+        return None
+    net, task, method = (str(t) for t in texts)
+    kind = _words([_arch(raw, task), *_differing(_dict(raw, "recipe"), {})])
+    options = _differing(_dict(raw, "options"), attack_defaults(attack))
+    default = _defaults(Repair, method)
+    settings = [f"{k}={v}" for k, v in _dict(raw, "settings").items() if v != default.get(k, ...)]
+    needed = ["accuracy_before", "accuracy_after"]
+    needed += ["success_before", "success_after"] if attack else []
+    outcome, reason = "repaired", ""
+    if raw.get("skipped"):
+        outcome, reason = "skipped", str(raw["skipped"])
+    elif raw.get("error") or any(_number(raw.get(k)) is None for k in needed):
+        outcome, reason = "failed", str(raw.get("error") or "figures are missing")
+    return Fix(
+        net, task, attack or None, seed, method, _words([method, *settings]), share,
+        str(raw.get("gate") or ""), outcome, reason,
+        _words([attack, *options, kind]) if attack else "", raw,
     )  # fmt: skip
 
 

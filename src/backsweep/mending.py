@@ -19,7 +19,7 @@ from backsweep.data import Data
 from backsweep.errors import BadInput
 from backsweep.model import Model
 from backsweep.plugins import make
-from backsweep.recover import WORKS, Way, recover, works
+from backsweep.recover import Way, recover, works
 from backsweep.reference import reference_of
 from backsweep.repaired import Answers, Check, Effect, Figures, Repaired
 from backsweep.report import BACKDOORED, CLEAN, ERROR, Note, Report
@@ -32,6 +32,7 @@ HELD_OUT = 0.2  # of the clean samples: to choose by and to measure on, never le
 MOST_LOSS = 0.015  # clean accuracy that a verified repair may cost
 MOST_SUCCESS, MOST_RELAPSE = 0.10, 0.20  # attack success rates that a verified repair may leave
 BEYOND_NATURAL = 0.05  # or so much more than on the washed reference, which no backdoor helps
+NATURAL = 0.25  # triggers that work on more of the samples on the washed reference are natural shortcuts
 MOST_RETUNED = 3  # triggers that re-tuning is tried with
 EXAMPLES, STRIPS = 4, 3
 
@@ -188,7 +189,7 @@ def _measure(result: Repaired, work: Model, case: Case, clock: _Clock) -> None:
         if len(there) == 0:
             continue
         rates = [m.success_rate(trigger, there) for m in (work, result.model, reference)]
-        if rates[2] >= WORKS:  # a natural shortcut: it says nothing of a backdoor
+        if rates[2] > NATURAL:  # it says nothing of a backdoor
             continue
         robust = [m.accuracy(trigger(there.x), there.y) for m in (work, result.model)]
         result.effects.append(

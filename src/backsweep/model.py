@@ -11,65 +11,18 @@ import contextlib
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from backsweep.errors import BadInput
+from backsweep.tap import Tap, pool
 
 if TYPE_CHECKING:
     from backsweep.data import Data
     from backsweep.trigger import Trigger
-
-_AFFINE = {"linear", "addmm", "conv2d", "convolution"}
-
-
-def _affine_input(name: str, args: tuple[Any, ...]) -> Tensor:
-    """Input of an affine call, which `addmm(bias, input, weight)` takes second."""
-    return args[1] if name == "addmm" else args[0]
-
-
-class _Tap(TorchFunctionMode):
-    """Watches every affine operation (fully connected or convolutional) of one forward pass.
-
-    It works below the level of modules, so a head that is written as a function and the graph of
-    an exported program are seen just as an `nn.Linear` is.
-    """
-
-    def __init__(self, wanted: int | None = None, shift: Tensor | None = None) -> None:
-        super().__init__()
-        self.wanted = wanted
-        self.shift = shift  # added to the output of the wanted operation
-        self.seen: list[tuple[Tensor, Tensor]] = []
-        self.weights: list[Tensor] = []
-        self.calls = 0
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "").split(".")[0]
-        if name in _AFFINE and args:
-            if self.wanted is None or self.calls == self.wanted:
-                self.seen.append((_affine_input(name, args), out))
-                self.weights.append(args[2] if name == "addmm" else args[1])
-                out = out if self.shift is None else out + self.shift
-            self.calls += 1
-        return out
-
-
-def _pool(z: Tensor) -> Tensor:
-    """Feature map (N, D, H, W) or token sequence (N, T, D) -> one vector per sample (N, D)."""
-    if z.ndim == 4:
-        return z.mean((2, 3))
-    return z.flatten(1, -2).mean(1) if z.ndim == 3 else z.flatten(1)
 
 
 class Model:
@@ -139,7 +92,7 @@ class Model:
             return self._run(x)
         if self._head is None:
             return self._run(x).clamp_min(1e-30).log()
-        with _Tap(self._head) as tap:
+        with Tap(self._head) as tap:
             self._run(x)
         return tap.seen[0][1].flatten(1)
 
@@ -154,21 +107,21 @@ class Model:
                 self._run(x)
             finally:
                 hook.remove()
-            return _pool(caught[-1])
+            return pool(caught[-1])
         if self._head is None:
             raise BadInput(
                 "no penultimate layer was found in this network; name one with layer=... (--layer)"
             )
-        with _Tap(self._head) as tap:
+        with Tap(self._head) as tap:
             self._run(x)
-        return _pool(tap.seen[0][0])
+        return pool(tap.seen[0][0])
 
     def layers(self) -> int:
         """Number of affine operations (fully connected or convolutional) before the head.
 
         They are the embedding layers that `embedded` and `logits_at` know by their index, 0 is the first.
         """
-        with torch.no_grad(), _Tap() as tap:
+        with torch.no_grad(), Tap() as tap:
             self._run(torch.zeros((1, *self.shape), device=self.device))
         return len(tap.seen) - 1 if self._head is None else self._head
 
@@ -178,7 +131,7 @@ class Model:
         "" where an operation multiplies with something that is no parameter (as attention does).
         """
         names = {p.untyped_storage().data_ptr(): n for n, p in self.net.named_parameters()}
-        with torch.no_grad(), _Tap() as tap:
+        with torch.no_grad(), Tap() as tap:
             self._run(torch.zeros((1, *self.shape), device=self.device))
         count = len(tap.weights) if self._head is None else self._head + 1
         return [names.get(w.untyped_storage().data_ptr(), "") for w in tap.weights[:count]]
@@ -186,20 +139,20 @@ class Model:
     @torch.no_grad()
     def entering(self, x: Tensor, layer: int) -> Tensor:
         """Input of the affine operation `layer`, (N, D), (N, T, D) or (N, D, H, W), for x (N, *shape)."""
-        with _Tap(layer) as tap:
+        with Tap(layer) as tap:
             self._run(x)
         return tap.seen[0][0]
 
     @torch.no_grad()
     def embedded(self, x: Tensor, layer: int) -> Tensor:
         """Output of the affine operation `layer` for inputs x (N, *shape): (N, D) or (N, D, H, W)."""
-        with _Tap(layer) as tap:
+        with Tap(layer) as tap:
             self._run(x)
         return tap.seen[0][1]
 
     def logits_at(self, x: Tensor, layer: int, shift: Tensor) -> Tensor:
         """Logits (N, classes) when `shift` is added to the output of the affine operation `layer`."""
-        with _Tap(layer, shift):
+        with Tap(layer, shift):
             return self.logits(x)
 
     def head(self) -> tuple[Tensor, Tensor]:
@@ -213,7 +166,7 @@ class Model:
         if self._head is None:
             raise BadInput("no penultimate layer was found in this network")
         x = torch.rand((4, *self.shape), generator=torch.Generator().manual_seed(0)).to(self.device)
-        with torch.enable_grad(), _Tap(self._head) as tap:
+        with torch.enable_grad(), Tap(self._head) as tap:
             out = self.logits(x.requires_grad_())
         z = tap.seen[0][0]
         if not z.requires_grad:
@@ -232,10 +185,10 @@ class Model:
         """Logits and `embedded` (layer None: `features`) in one pass, both differentiable in x."""
         if layer is None and (self.layer is not None or self._head is None):
             return self.logits(x), self.features(x)
-        with _Tap(self._head if layer is None else layer) as tap:
+        with Tap(self._head if layer is None else layer) as tap:
             logits = self.logits(x)
         before, after = tap.seen[0]
-        return logits, _pool(before) if layer is None else after
+        return logits, pool(before) if layer is None else after
 
     @torch.no_grad()
     def predict(self, x: Tensor, batch_size: int | None = None) -> Tensor:
@@ -360,7 +313,7 @@ class Model:
         generator = torch.Generator().manual_seed(0)
         x = torch.rand((2, *self.shape), generator=generator).to(self.device)
         try:
-            with torch.no_grad(), _Tap() as tap:
+            with torch.no_grad(), Tap() as tap:
                 out = self._run(x)
         except BadInput:
             raise

@@ -7,12 +7,19 @@ exported program.
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from backsweep.model import Model
+from backsweep.train import thawed
+
+GROWTH = 1.25  # of the number of neurons, from one candidate for pruning to the next
 
 
 @dataclass(frozen=True)
@@ -83,3 +90,40 @@ def prune(net: nn.Module, layer: Layer, neurons: Tensor) -> None:
 def cut(net: nn.Module, weight: str, inputs: Tensor) -> None:
     """Make a layer deaf to some of its inputs (indices, or a boolean mask), in place."""
     dict(net.named_parameters())[weight][:, inputs] = 0.0
+
+
+def pruned(model: Model, masks: Mapping[Layer, Tensor]) -> Iterator[Model]:
+    """The network with the neurons of m < threshold silenced, for thresholds from small to large.
+
+    A threshold is the mask of a neuron, so that each takes a quarter more neurons than the one before.
+    """
+    values = torch.cat([m.cpu() for m in masks.values()]).sort().values
+    values = torch.cat([values[values < 1], torch.ones(1)])
+    count, before = 1, 0
+    while count < len(values):
+        threshold = values[count].item()
+        silent = int((values < threshold).sum())
+        if silent > before:
+            before, twin = silent, thawed(model)
+            for layer, mask in masks.items():
+                prune(twin.net, layer, mask < threshold)
+            yield twin.copy()
+        count = math.ceil(GROWTH * count) if count > 1 else 2
+
+
+def with_weights(model: Model, weights: dict[str, Tensor]) -> Model:
+    """The model running with other tensors in the place of some parameters, which may carry gradients."""
+    twin = copy.copy(model)
+    twin.net = _Changed(model.net, weights)
+    return twin
+
+
+class _Changed(nn.Module):
+    """A network that runs with other tensors in the place of some parameters."""
+
+    def __init__(self, net: nn.Module, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.net, self.weights = net, weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional_call(self.net, self.weights, (x,))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAD_TO_SIGMA = 1.4826  # median absolute deviation -> standard deviation of a normal
+DRAWS, BOOTSTRAP_SEED = 2000, 20_190_520
 Array = NDArray[np.float64]
 
 
@@ -105,3 +107,41 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return (max(0.0, center - half), min(1.0, center + half))
+
+
+@dataclass(frozen=True)
+class Share:
+    """Hits among n networks."""
+
+    hits: int
+    n: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's, 95 %."""
+        return wilson(self.hits, self.n)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % bootstrap interval; `fpr` is the false-alarm rate that it comes with."""
+
+    value: float
+    low: float
+    high: float
+    fpr: float | None = None
+
+
+def estimate(value: float, drawn: Array, fpr: float | None = None) -> Estimate:
+    """A figure with the middle 95 % of its bootstrap draws."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), fpr)
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate | None:
+    """The mean; the bootstrap draws values with a fixed seed, their order changes nothing."""
+    if not values:
+        return None
+    v = np.sort(np.asarray(values, dtype=np.float64))
+    rows = np.random.default_rng(BOOTSTRAP_SEED).integers(len(v), size=(DRAWS, len(v)))
+    return estimate(float(v.mean()), v[rows].mean(axis=1))

@@ -16,8 +16,9 @@ from backsweep.render.page import template
 from backsweep.render.strip import Plot, plot
 
 if TYPE_CHECKING:
-    from backsweep.leaderboard import Board, Estimate, Published, Row, Share
-    from backsweep.lines import Scan
+    from backsweep.leaderboard import Board, Published, Row
+    from backsweep.lines import Fix, Scan
+    from backsweep.stats import Estimate, Share
 
 NONE = "–"  # noqa: RUF001
 SPLIT_TEXT = {
@@ -28,10 +29,11 @@ SPLIT_TEXT = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure, and in small what it is worth."""
+    """A figure, and in small what it is worth; `strong` figures stand out."""
 
     main: str
     note: str = ""
+    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,33 @@ class Section:
     folded: bool = False
 
 
-def markdown(board: Board) -> str:
+@dataclass(frozen=True)
+class Page:
+    """All of a leaderboard."""
+
+    title: str
+    split: str
+    intro: list[str]
+    sections: list[Section]
+
+
+def page(board: Board) -> Page:
+    """The leaderboard of detectors."""
+    return Page(f"Leaderboard: {board.split} networks", board.split, _intro(board), _sections(board))
+
+
+def joined(pages: Sequence[Page]) -> Page:
+    """Several leaderboards of one split as one."""
+    if len(pages) == 1:
+        return pages[0]
+    sections = [s for p in pages for s in p.sections]
+    return Page(pages[0].title, pages[0].split, [line for p in pages for line in p.intro], sections)
+
+
+def markdown(page: Page) -> str:
     """The leaderboard as a Markdown file."""
-    parts = [f"# {_escape(_title(board))}", *(_escape(line) for line in _intro(board))]
-    for section in _sections(board):
+    parts = [f"# {_escape(page.title)}", *(_escape(line) for line in page.intro)]
+    for section in page.sections:
         parts += [f"## {_escape(section.title)}", *(_escape(line) for line in section.text)]
         for caption, table in section.tables:
             parts += [f"### {_escape(caption)}"] if caption else []
@@ -67,10 +92,10 @@ def markdown(board: Board) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def html(board: Board) -> str:
+def html(page: Page) -> str:
     """The leaderboard as a page: no script, nothing fetched."""
     return template("board.html.j2").render(
-        title=_title(board), split=board.split, intro=_intro(board), sections=_sections(board)
+        title=page.title, split=page.split, intro=page.intro, sections=page.sections
     )
 
 
@@ -79,7 +104,8 @@ def _markdown_table(table: Table) -> str:
         return "| " + " | ".join(cells) + " |"
 
     def text(cell: Cell) -> str:
-        return _escape(cell.main + (f" ({cell.note})" if cell.note else ""))
+        main = f"**{_escape(cell.main)}**" if cell.strong else _escape(cell.main)
+        return main + (_escape(f" ({cell.note})") if cell.note else "")
 
     rule = line(["---"] * len(table.head))
     rows = [line([text(c) for c in row]) for row in table.rows]
@@ -98,34 +124,34 @@ def _escape(text: str) -> str:
 # ---------------------------------------------------------------------- words
 
 
-def _title(board: Board) -> str:
-    return f"Leaderboard: {board.split} networks"
-
-
 def _intro(board: Board) -> list[str]:
-    nets = {s.net: s for s in board.scans}
-    bad = sum(s.attack is not None for s in nets.values())
-    seeds = sorted({s.seed for s in nets.values()})
-    span = f", seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else "".join(f", seed {s}" for s in seeds)
-    made = dict.fromkeys(
-        f"Backsweep {_text(s, 'backsweep')}, torch {_text(s, 'torch')}, Python {_text(s, 'python')}"
-        for s in board.scans
-    )
-    lines = [
-        f"Split: {board.split}. {view.counted(len(nets), 'network')} ({bad:,} attacked, "
-        f"{len(nets) - bad:,} clean{span}), {view.counted(len(board.scans), 'scan')}. "
-        + SPLIT_TEXT[board.split]
-    ]
-    if made:
-        lines.append("Made with " + "; ".join(made) + ".")
     left = [
         (board.other, "of the other split"),
         (len(board.gate), "outside the gate of the zoo (listed at the end)"),
         (board.older, "replaced by a later scan of the same network"),
         (board.damaged, "that cannot be read"),
     ]
+    return intro(board.split, board.scans, "scan", left)
+
+
+def intro(split: str, lines: Sequence[Scan | Fix], noun: str, left: Sequence[tuple[int, str]]) -> list[str]:
+    """How many networks and lines, what they were made with, and what is left out."""
+    nets = {s.net: s for s in lines}
+    bad = sum(s.attack is not None for s in nets.values())
+    seeds = sorted({s.seed for s in nets.values()})
+    span = f", seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else "".join(f", seed {s}" for s in seeds)
+    made = dict.fromkeys(
+        f"Backsweep {_text(s, 'backsweep')}, torch {_text(s, 'torch')}, Python {_text(s, 'python')}"
+        for s in lines
+    )
+    said = [
+        f"Split: {split}. {view.counted(len(nets), 'network')} ({bad:,} attacked, "
+        f"{len(nets) - bad:,} clean{span}), {view.counted(len(lines), noun)}. " + SPLIT_TEXT[split]
+    ]
+    if made:
+        said.append("Made with " + "; ".join(made) + ".")
     out = [f"{count:,} {what}" for count, what in left if count]
-    return lines + ([f"Lines that are not counted here: {view.join(out)}."] if out else [])
+    return said + ([f"Lines that are not counted here: {view.join(out)}."] if out else [])
 
 
 HOW_TO_READ = [
@@ -220,11 +246,11 @@ def _row(row: Row, numbers: dict[Published, int]) -> list[Cell]:
     return [
         Cell(view.clean(row.group) or "overall", view.clean(row.strength)), Cell(view.clean(row.detector)),
         Cell(f"{len(row.bad):,} / {len(row.good):,}"),
-        Cell(f"{ranked.auroc.value:.3f}", _spread(ranked.auroc, ".3f")) if ranked else Cell(NONE),
+        Cell(f"{ranked.auroc.value:.3f}", spread(ranked.auroc, ".3f")) if ranked else Cell(NONE),
         _rate(ranked.tpr5 if ranked else None), _rate(ranked.tpr1 if ranked else None),
-        _share(row.caught), _share(row.alarms), Cell(f"{row.undecided[0]} / {row.undecided[1]}"),
-        _share(row.target), Cell(overlap if row.jaccard is not None else NONE),
-        Cell(_figure(row.cpu_seconds, ",.0f"), "" if row.passes is None else f"{row.passes:,.0f} passes"),
+        share_cell(row.caught), share_cell(row.alarms), Cell(f"{row.undecided[0]} / {row.undecided[1]}"),
+        share_cell(row.target), Cell(overlap if row.jaccard is not None else NONE),
+        Cell(figure(row.cpu_seconds, ",.0f"), "" if row.passes is None else f"{row.passes:,.0f} passes"),
         Cell("; ".join(cited) or NONE),
     ]  # fmt: skip
 
@@ -233,28 +259,28 @@ def _rate(estimate: Estimate | None) -> Cell:
     if estimate is None:
         return Cell(NONE)
     reached = f"{estimate.fpr:.1%}" if estimate.fpr else "0%"
-    return Cell(f"{estimate.value:.0%}", f"{_spread(estimate, '.0%')}; FPR {reached}")
+    return Cell(f"{estimate.value:.0%}", f"{spread(estimate, '.0%')}; FPR {reached}")
 
 
-def _spread(estimate: Estimate, form: str) -> str:
+def spread(estimate: Estimate, form: str) -> str:
     """The interval; a bootstrap in which nothing varies has none."""
     if estimate.low == estimate.high:
         return "no spread"
     return f"{estimate.low:{form}}–{estimate.high:{form}}"  # noqa: RUF001
 
 
-def _share(share: Share) -> Cell:
+def share_cell(share: Share) -> Cell:
     if not share.n:
         return Cell(NONE)
     low, high = share.interval
     return Cell(f"{share.hits}/{share.n}", f"{low:.0%}–{high:.0%}")  # noqa: RUF001
 
 
-def _figure(value: float | None, form: str) -> str:
+def figure(value: float | None, form: str) -> str:
     return NONE if value is None else format(value, form)
 
 
-def _text(scan: Scan, key: str) -> str:
+def _text(scan: Scan | Fix, key: str) -> str:
     return view.clean(scan.raw.get(key) or "?", 40)
 
 
@@ -284,7 +310,7 @@ def _cost(board: Board) -> Table:
         seconds = [s.number("cpu_seconds") or 0.0 for s in scans]
         for scan, cost in zip(scans, seconds, strict=True):
             if len(scans) > 1:
-                work = [Cell(_figure(scan.number(k), ",.0f")) for k in ("updates", "passes")]
+                work = [Cell(figure(scan.number(k), ",.0f")) for k in ("updates", "passes")]
                 ratio = Cell(f"{cost / min(seconds):.1f}")
                 rows.append(
                     [
@@ -318,7 +344,7 @@ def _networks(scans: Sequence[Scan]) -> Table:
     figures = [(k, form) for _, k, form in NETWORK_FIGURES if any(s.number(k) is not None for s in scans)]
     rows = [
         [Cell(view.clean(s.net)), Cell(view.clean(s.verdict, 20)), Cell(named(s))]
-        + [Cell(_figure(s.number(k), form)) for k, form in figures]
+        + [Cell(figure(s.number(k), form)) for k, form in figures]
         for s in sorted(scans, key=order)
     ]
     heads = [title for title, k, _ in NETWORK_FIGURES if k in dict(figures)]

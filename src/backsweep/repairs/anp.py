@@ -11,22 +11,19 @@ a layer, or the layer's own weight and bias where none does.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from backsweep.base import Case, Repair, derive_seed, strongest
 from backsweep.invert import batches
 from backsweep.model import Model
-from backsweep.neurons import Layer, layers, prune
-from backsweep.train import thawed
+from backsweep.neurons import Layer, layers, pruned, with_weights
 
 PRESETS = {"standard": (60, 64), "paper": (2000, 128)}  # updates, samples in each
 LR = 0.2  # of the masks
@@ -34,7 +31,6 @@ LR = 0.2  # of the masks
 # it, and at LR all masks fall to 0 at once: the learning rate then, and the longest gradient.
 FIXED_LR, LONGEST = 0.002, 1.0
 MOMENTUM = 0.9
-GROWTH = 1.25  # of the number of neurons, from one candidate for pruning to the next
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ class Anp(Repair):
 
         def loss(noise: Sequence[tuple[Tensor, Tensor]] | None) -> Tensor:
             shaken = _shaken(weights, parts, masks, noise)
-            return F.cross_entropy(_logits(model, shaken, x).float(), y)
+            return F.cross_entropy(with_weights(model, shaken).logits(x).float(), y)
 
         for k in range(updates):
             rows = next(queue)
@@ -109,42 +105,6 @@ class Anp(Repair):
             if k % 10 == 9:
                 case.tick((k + 1) / updates)
         return {p: m.detach() for p, m in zip(parts, masks, strict=True)}
-
-
-def pruned(model: Model, masks: Mapping[Layer, Tensor]) -> Iterator[Model]:
-    """The network with the neurons of m < threshold silenced, for thresholds from small to large.
-
-    A threshold is the mask of a neuron, so that each takes a quarter more neurons than the one before.
-    """
-    values = torch.cat([m.cpu() for m in masks.values()]).sort().values
-    values = torch.cat([values[values < 1], torch.ones(1)])
-    count, before = 1, 0
-    while count < len(values):
-        threshold = values[count].item()
-        silent = int((values < threshold).sum())
-        if silent > before:
-            before, twin = silent, thawed(model)
-            for layer, mask in masks.items():
-                prune(twin.net, layer, mask < threshold)
-            yield twin.copy()
-        count = math.ceil(GROWTH * count) if count > 1 else 2
-
-
-class _Changed(nn.Module):
-    """A network that runs with other tensors in the place of some parameters."""
-
-    def __init__(self, net: nn.Module, weights: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.net, self.weights = net, weights
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional_call(self.net, self.weights, (x,))
-
-
-def _logits(model: Model, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    twin = copy.copy(model)
-    twin.net = _Changed(model.net, weights)
-    return twin.logits(x)
 
 
 def _shaken(

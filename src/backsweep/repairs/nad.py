@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backsweep.base import Case, Repair, derive_seed
-from backsweep.model import Model, _Tap
+from backsweep.model import Model
+from backsweep.tap import Tap
 from backsweep.train import Recipe, tuned
 
 BETAS = (500.0, 1000.0, 1000.0)  # from the first depth to the last
@@ -94,7 +95,7 @@ def entering(model: Model, x: Tensor, at: Sequence[int] | None) -> tuple[Tensor,
     A sequence of tokens (N, T, D) has its tokens for places. What a convolution of D channels left and
     the network flattened is folded back; any other vector is a map of one place.
     """
-    with _Tap() as tap:
+    with Tap() as tap:
         logits = model.logits(x)
     found = []
     for i in range(len(tap.seen)) if at is None else at:

@@ -11,26 +11,22 @@ and takes away what stands in the way: filters with a small mask are pruned in t
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from backsweep.base import Case, Repair, derive_seed, strongest
 from backsweep.invert import batches
 from backsweep.model import Model
-from backsweep.neurons import Layer, layers, prune
+from backsweep.neurons import Layer, layers, pruned, with_weights
 from backsweep.train import thawed
 
 BATCH, MOMENTUM = 128, 0.9
 UNLEARN_LR, LONGEST, EPOCHS = 0.01, 20.0, 20  # of the unlearning; LONGEST: norm of its gradient
 LR, ALPHA = 0.05, 0.2  # of the mask
-GROWTH = 1.25  # of the number of filters, from one candidate for pruning to the next
 
 
 @dataclass(frozen=True)
@@ -93,15 +89,15 @@ class Rnp(Repair):
         masks = [torch.ones(len(weights[p.weight]), device=model.device, requires_grad=True) for p in parts]
         optimizer = torch.optim.SGD(masks, LR, MOMENTUM)
         queue = batches(torch.arange(len(data)), derive_seed(case.seed, self.name, "recover"), BATCH)
-        twin = copy.copy(model)
+        running = copy.copy(model)
+        running.net = net
         for k in range(self.updates):
             rows = next(queue)
             masked = {}
             for part, m in zip(parts, masks, strict=True):
                 w = weights[part.gains[0]]
                 masked[part.gains[0]] = m.reshape(-1, *[1] * (w.ndim - 1)) * w
-            twin.net = _Changed(net, masked)
-            logits = twin.logits(data.x[rows].to(model.device)).float()
+            logits = with_weights(running, masked).logits(data.x[rows].to(model.device)).float()
             optimizer.zero_grad(set_to_none=True)
             (ALPHA * F.cross_entropy(logits, data.y[rows].to(model.device))).backward()
             optimizer.step()
@@ -112,39 +108,9 @@ class Rnp(Repair):
         return {p: m.detach() for p, m in zip(parts, masks, strict=True)}
 
 
-def pruned(model: Model, masks: Mapping[Layer, Tensor]) -> Iterator[Model]:
-    """The network with the filters of m < threshold silenced, for thresholds from small to large.
-
-    A threshold is the mask of a filter, so that each takes a quarter more filters than the one before.
-    """
-    values = torch.cat([m.cpu() for m in masks.values()]).sort().values
-    values = torch.cat([values[values < 1], torch.ones(1)])
-    count, before = 1, 0
-    while count < len(values):
-        threshold = values[count].item()
-        silent = int((values < threshold).sum())
-        if silent > before:
-            before, twin = silent, thawed(model)
-            for layer, mask in masks.items():
-                prune(twin.net, layer, mask < threshold)
-            yield twin.copy()
-        count = math.ceil(GROWTH * count) if count > 1 else 2
-
-
 def _batch_statistics(net: nn.Module) -> None:
     """Let every BatchNorm normalise by its batch and leave its running statistics as they are."""
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
             module.momentum = 0.0
-
-
-class _Changed(nn.Module):
-    """A network that runs with other tensors in the place of some parameters."""
-
-    def __init__(self, net: nn.Module, weights: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.net, self.weights = net, weights
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional_call(self.net, self.weights, (x,))

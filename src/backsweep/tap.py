@@ -1,0 +1,64 @@
+"""Looking into a network while it runs: what goes in and out of its affine operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_AFFINE = {"linear", "addmm", "conv2d", "convolution"}
+
+
+def _affine_input(name: str, args: tuple[Any, ...]) -> Tensor:
+    """Input of an affine call, which `addmm(bias, input, weight)` takes second."""
+    return args[1] if name == "addmm" else args[0]
+
+
+class Tap(TorchFunctionMode):
+    """Watches every affine operation (fully connected or convolutional) of one forward pass.
+
+    It works below the level of modules, so a head that is written as a function and the graph of
+    an exported program are seen just as an `nn.Linear` is.
+
+    Args:
+        wanted: index of the one operation to watch, in the order in which they run; None: all.
+        shift: added to the output of the watched operation.
+
+    Attributes:
+        seen: input and output of each watched operation.
+        weights: what each was multiplied with.
+    """
+
+    def __init__(self, wanted: int | None = None, shift: Tensor | None = None) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.shift = shift
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.weights: list[Tensor] = []
+        self.calls = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").split(".")[0]
+        if name in _AFFINE and args:
+            if self.wanted is None or self.calls == self.wanted:
+                self.seen.append((_affine_input(name, args), out))
+                self.weights.append(args[2] if name == "addmm" else args[1])
+                out = out if self.shift is None else out + self.shift
+            self.calls += 1
+        return out
+
+
+def pool(z: Tensor) -> Tensor:
+    """Feature map (N, D, H, W) or token sequence (N, T, D) -> one vector per sample (N, D)."""
+    if z.ndim == 4:
+        return z.mean((2, 3))
+    return z.flatten(1, -2).mean(1) if z.ndim == 3 else z.flatten(1)
