@@ -175,6 +175,11 @@ def test_a_repair_sees_clean_training_samples_and_recovered_triggers_alone(
     assert line["der"] == 0.5, "nothing was repaired"
 
 
+def test_too_few_samples_are_said_before_the_scan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_repairs, "scan_of", lambda *_: pytest.fail("it is not scanned"))
+    assert "too few samples" in bench_repairs.run_cell(infected(folder), FineTuning(), 0.05)["error"]
+
+
 def test_a_failing_repair_and_a_net_outside_the_gate(
     folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,8 +93,10 @@ def run_cell(net: zoo.Net, repair: Repair, share: float = SHARE) -> dict[str, An
     try:
         clean = train.sample(round(share * len(train)), derive_seed(seed, "repair"))
         line |= {"data_sha256": clean.digest, "samples": len(clean)}
+        work = net.model().copy("cpu")
+        mending.case_of(work, clean, None, seed)  # too few samples: said before they are scanned
         report = scan_of(net, clean, share)
-        case = mending.case_of(net.model().copy("cpu"), clean, report, seed)
+        case = mending.case_of(work, clean, report, seed)
         line |= {
             "verdict": report.verdict,
             "p_value": report.p_value,

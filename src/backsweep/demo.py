@@ -1,4 +1,4 @@
-"""`backsweep demo`: a clean network and a backdoored twin, told apart in under a minute."""
+"""`backsweep demo`: a clean network and a backdoored twin, told apart, and the twin repaired, in a minute."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from backsweep.api import scan
 from backsweep.attacks.badnets import BadNets
 from backsweep.data import Data
 from backsweep.files import writable_folder
+from backsweep.mending import repair
 from backsweep.model import Model
 from backsweep.render.console import show
+from backsweep.render.console_repair import show_repair
 from backsweep.report import Report
 from backsweep.run import Event, OnEvent
 from backsweep.tasks import TASKS
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, Report]:
-    """Train both networks on scikit-learn's digits, scan both, print and save the reports.
+    """Train both networks on scikit-learn's digits, scan both, repair the backdoored one; print and save all.
 
     Writes to `out`: both networks, the clean samples and the two reports, so that every step can be
     done again by hand. Returns the reports by the name of their network.
@@ -65,7 +67,18 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         console.print()
         console.rule(f"{name}.safetensors", align="left")
         show(report, console, folder=out / name)
-    console.print("\n[bold]3  Do it yourself:[/]")
+    console.print("\n[bold]3  Repairing[/] the backdoored one, with what its scan found.")
+    repaired = repair(
+        models["backdoored"], clean, reports["backdoored"], seed=seed, on_event=on_event, out=out / "repair"
+    )
+    repaired.save(out / "repaired.safetensors")
+    repaired.write(out / "repair")
+    show_repair(repaired, console, out / "repair", out / "repaired.safetensors")
+    console.print(
+        f"   With the pixel lit, {repaired.model.success_rate(trigger, test):.1%} of other digits now become "
+        f"a {trigger.target}; accuracy {repaired.model.accuracy(test.x, test.y):.1%}"
+    )
+    console.print("\n[bold]4  Do it yourself:[/]")
     console.print(
         f"backsweep scan {out}/backdoored.safetensors --arch backsweep.archs:digits_cnn "
         f"--data {out}/digits.npz --out {out}/mine",
