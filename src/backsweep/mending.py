@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -15,7 +16,7 @@ from torch import nn
 import backsweep
 from backsweep.api import as_model, describe_model, doubtful_accuracy, pick_device, scan
 from backsweep.base import Case, ModelDetector, Repair, acted_on, derive_seed
-from backsweep.data import Data
+from backsweep.data import MIN_SAMPLES, Data
 from backsweep.errors import BadInput
 from backsweep.model import Model
 from backsweep.plugins import make
@@ -121,7 +122,11 @@ def case_of(
     Of the triggers that the scan recovered it gets those that work on these samples.
     """
     held_out, clean = data.parted(HELD_OUT, derive_seed(seed, "held out"))
-    held_out.check(work)
+    if len(held_out) < MIN_SAMPLES:
+        raise BadInput(
+            f"{data.source}: {len(data)} samples are too few to repair by: a fifth is held out; give at least "
+            f"{math.ceil(MIN_SAMPLES / HELD_OUT)}"
+        )
     ways: list[Way] = []
     triggers: list[Trigger] = []
     if report is not None:
