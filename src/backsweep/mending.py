@@ -124,7 +124,7 @@ def case_of(
     held_out, clean = data.parted(HELD_OUT, derive_seed(seed, "held out"))
     if len(held_out) < MIN_SAMPLES:
         raise BadInput(
-            f"{data.source}: {len(data)} samples are too few to repair by: a fifth is held out; give at least "
+            f"{data.source}: too few samples ({len(data)}): a fifth is held out; give at least "
             f"{math.ceil(MIN_SAMPLES / HELD_OUT)}"
         )
     ways: list[Way] = []
