@@ -37,6 +37,7 @@ from backsweep.trigger import Trigger
 LEAST = 5  # clean samples of a class
 WASH = ((100, 128, 3e-3),)  # shorter than for a scan: unlearning goes on from there
 REGAINED = 0.02  # of the accuracy that washing costs, unlearning gives back at most this
+UNSUSPECTED = 4  # times the updates: a clean network is to be as good as it was
 BOLDER = 3.0  # from the suspect there is more to unlearn: a higher rate
 Changed = Callable[[Model], Tensor]  # logits of a network for the changed inputs
 Change = Callable[[Tensor, torch.Generator], Changed]
@@ -53,8 +54,8 @@ class ContrastiveUnlearning(Repair):
         batch: clean samples in an update; each is shown as it is and changed.
         steps, samples: budgets on a path of recovery, and inputs in each step.
         reach: perturbations are enlarged by a factor of up to this.
-        loss: held-out accuracy that a repair may cost. Without suspicion it is a fifth of that, and there
-            are twice the updates.
+        loss: held-out accuracy that a repair may cost. Without suspicion it is half of that, and there
+            are more updates.
     """
 
     name: ClassVar[str] = "contrastive_unlearning"
@@ -77,7 +78,7 @@ class ContrastiveUnlearning(Repair):
         seed = derive_seed(case.seed, self.name, "wash")
         reference = washed(case.model, case.clean, seed, WASH)
         case.tick(0.3)
-        least = case.accuracy(case.model) - (self.loss if case.aims else self.loss / 5)
+        least = case.accuracy(case.model) - (self.loss if case.aims else self.loss / 2)
         starts = [(case.model, BOLDER * self.rate), (case.model, self.rate)]
         if case.accuracy(reference) >= least - REGAINED:
             starts.insert(0, (reference, self.rate))
@@ -133,7 +134,7 @@ class ContrastiveUnlearning(Repair):
                 known = changed(reference).float().softmax(1).gather(1, y[:, None])[:, 0]
             return total + (known * F.cross_entropy(changed(twin).float(), y, reduction="none")).mean()
 
-        updates = self.updates if case.aims else 2 * self.updates
+        updates = self.updates if case.aims else UNSUSPECTED * self.updates
         epochs = math.ceil(updates / math.ceil(len(case.clean) / self.batch))
         recipe = Recipe(epochs=epochs, lr=rate, batch_size=self.batch, augment="shift", statistics=False)
         seed = derive_seed(case.seed, self.name, "order", number)
