@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
-demo: $(VENV)/.run   ## train a clean and a backdoored net on real digits, scan both
+demo: $(VENV)/.run   ## train a clean and a backdoored net on real digits, scan both, repair one
 	$(BIN)/backsweep demo --out demo-report
 
 test: $(VENV)/.dev lint   ## ruff, strict typing, all tests
@@ -34,6 +34,11 @@ results: $(VENV)/.dev   ## train the standard zoo, scan it, remake docs/results 
 	$(BIN)/backsweep zoo build plans/neural-cleanse.toml --workers 2
 	$(BIN)/backsweep bench run plans/neural-cleanse.toml --out docs/results/neural-cleanse.jsonl
 	$(BIN)/backsweep bench table docs/results/neural-cleanse.jsonl --out docs/results/neural-cleanse.md
+	for plan in repairs repairs-colour; do \
+	  $(BIN)/backsweep zoo build plans/$$plan.toml --workers 2 && \
+	  $(BIN)/backsweep bench run plans/$$plan.toml --out docs/results/repairs.jsonl --workers 2 || exit 1; \
+	done
+	$(BIN)/backsweep bench table docs/results/repairs.jsonl --out docs/results/repairs.md
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

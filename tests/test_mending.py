@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,10 @@ def test_wrong_use_is_one_line_and_leaves_nothing(twins: Twins, tmp_path: Path, 
         text = capsys.readouterr().err
         assert says in text
         assert len([line for line in text.splitlines() if line.startswith("error")]) == 1
+    backsweep.scan(twins.clean, twins.data, FAST, device="cpu", out=tmp_path / "none")
+    assert run("repair", str(model), *words, "--out", str(model)) == 2
+    assert "this is the model that was repaired" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "none")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.npz", "model.safetensors"]
     assert torch.equal(
         backsweep.load(model, "backsweep.archs:digits_cnn", shape=(1, 8, 8)).net.state_dict()["0.weight"],

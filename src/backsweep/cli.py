@@ -121,11 +121,13 @@ def repair(
     from backsweep.plugins import configure
     from backsweep.render.console_repair import show_repair
     from backsweep.report import Report
+    from backsweep.save import check
 
     methods = configure(Repair, method or [mending.DEFAULT_REPAIR], p or [])
     before = Report.load(report)
     how = _how(arch, shape, classes, mean, std, layer)
     loaded, clean = api.open_both(model, data, resize=resize, **how)
+    check(loaded, out)
     folder = out.with_name(out.name + ".repair")
     with Progress() as on_event:
         repaired = mending.repair(

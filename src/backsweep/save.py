@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,27 +48,44 @@ def save(model: Model, path: Path) -> Path:
             network; a weight is not finite in the dtype of the file.
     """
     path, source = Path(path), Path(model.source)
-    try:
+    check(model, path)
+    with _named(path):
+        if model.origin and source.is_dir():
+            _write_folder(path, source, *_folder(model, source))
+        else:
+            write_bytes(path, _file(model, source) if model.origin else _live(model))
+    return path
+
+
+def check(model: Model, path: Path) -> None:
+    """Whether `save` can write there, to be asked before a long repair is made.
+
+    Raises:
+        BadInput: the path is the source itself, something else is in the way there, or it cannot be written.
+    """
+    path, source = Path(path), Path(model.source)
+    with _named(path):
         with contextlib.suppress(OSError, RuntimeError):  # neither need exist; links may go round
             place, old = path.resolve(), source.resolve()
             inside = model.origin and source.is_dir() and old in place.parents
             if place == old or inside or path.samefile(source):
                 raise BadInput("this is the model that was repaired; choose another path")
-        if model.origin and source.is_dir():
-            _write_folder(path, source, *_folder(model, source))
-        else:
-            if path.is_dir():
-                raise BadInput("there is a folder of this name; choose another path")
-            content = _file(model, source) if model.origin else _live(model)
-            writable_folder(path.parent)
-            write_bytes(path, content)
+        if path.is_dir() and not (model.origin and source.is_dir()):
+            raise BadInput("there is a folder of this name; choose another path")
+        writable_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Every reason why a path cannot be written begins with the path, in one line."""
+    try:
+        yield
     except BadInput as e:
         raise BadInput(archive.one_line(f"{path}: {e}")) from e
     except OSError as e:
         raise BadInput(
             archive.one_line(f"{path}: cannot be written ({e.strerror}); choose another path")
         ) from e
-    return path
 
 
 # ---------------------------------------------------------------------- values
