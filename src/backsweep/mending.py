@@ -23,7 +23,7 @@ from backsweep.plugins import make
 from backsweep.recover import Way, recover, works
 from backsweep.reference import reference_of
 from backsweep.repaired import Answers, Check, Effect, Figures, Repaired
-from backsweep.report import BACKDOORED, CLEAN, ERROR, Note, Report
+from backsweep.report import BACKDOORED, CLEAN, ERROR, WARNING, Note, Report
 from backsweep.retune import POISONS, retuned
 from backsweep.run import Event, OnEvent
 from backsweep.trigger import Trigger
@@ -222,18 +222,25 @@ def _answer(result: Repaired, work: Model, case: Case) -> None:
     for i in best:
         trigger = result.effects[i].trigger
         rows = torch.nonzero(acted_on(trigger, case.held_out.y, work.classes)).flatten()
-        some = rows[torch.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).long()].tolist()
-        x, y = case.held_out.x[some], case.held_out.y[some].tolist()
+        y = case.held_out.y[rows]
+        first = torch.stack([rows[y == c][0] for c in y.unique()])  # of every class, or of the only one
+        some = spread(first if len(first) > 1 else rows, EXAMPLES).tolist()
+        x, labels = case.held_out.x[some], case.held_out.y[some].tolist()
         said = [m.predict(v).tolist() for v in (x, trigger(x)) for m in (work, result.model)]
         for k, row in enumerate(some):
             if row not in shown:
                 shown.append(row)
             before, after, triggered_before, triggered_after = (s[k] for s in said)
             result.answers.append(
-                Answers(shown.index(row), i, before, after, triggered_before, triggered_after, y[k])
+                Answers(shown.index(row), i, before, after, triggered_before, triggered_after, labels[k])
             )
     if shown:
         result.examples = case.held_out.x[shown]
+
+
+def spread(rows: torch.Tensor, most: int) -> torch.Tensor:
+    """At most so many of the rows, evenly spread."""
+    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]
 
 
 # ---------------------------------------------------------------------- checks
@@ -317,10 +324,12 @@ def _check_scan(
         seed=derive_seed(seed, "scan", settings.get("seed", 0)), device=result.model.device,
         on_event=on_event, out=place,
     )  # fmt: skip
-    words = {BACKDOORED: "still suspects " + ", ".join(f"class {again.label(t)}" for t in again.targets),
-             CLEAN: "finds nothing"}  # fmt: skip
-    text = words.get(again.verdict, "cannot tell")
-    p = "" if again.p_value is None else f" (p = {again.p_value:.2g}, level {again.settings['alpha']:g})"
+    doubts = [f.message for f in again.findings if f.level == WARNING] + [n.reason for n in again.errors]
+    text = {
+        BACKDOORED: "still suspects " + ", ".join(f"class {again.label(t)}" for t in again.targets),
+        CLEAN: "finds nothing",
+    }.get(again.verdict, "comes to no verdict (" + (doubts or ["no detector ran"])[0] + ")")
+    p = "" if again.p_value is None else f"; p = {again.p_value:.2g}, level {again.settings['alpha']:g}"
     passed = {CLEAN: True, BACKDOORED: False}.get(again.verdict)
     result.checks.insert(
         0, Check("scan", passed, f"a new scan with another seed {text}{p}", {"p_value": again.p_value})
