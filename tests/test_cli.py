@@ -212,3 +212,6 @@ def test_demo_tells_its_two_networks_apart(shell: Shell, tmp_path: Path) -> None
     }
     assert {n: r["verdict"] for n, r in reports.items()} == {"clean": "clean", "backdoored": "backdoored"}
     assert (tmp_path / "demo" / "backdoored" / "report.html").is_file()
+    record = json.loads((tmp_path / "demo" / "repair" / "repair.json").read_text())
+    assert record["after"]["attack_success_rate"] < 0.2 < 0.9 < record["before"]["attack_success_rate"]
+    assert (tmp_path / "demo" / "repaired.safetensors").is_file()

@@ -79,11 +79,10 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         f"a {trigger.target}; accuracy {repaired.model.accuracy(test.x, test.y):.1%}"
     )
     console.print("\n[bold]4  Do it yourself:[/]")
-    console.print(
-        f"backsweep scan {out}/backdoored.safetensors --arch backsweep.archs:digits_cnn "
-        f"--data {out}/digits.npz --out {out}/mine",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+    words = f"{out}/backdoored.safetensors --arch backsweep.archs:digits_cnn --data {out}/digits.npz"
+    for command in (
+        f"backsweep scan {words} --out {out}/mine",
+        f"backsweep repair {words} --report {out}/mine --out {out}/mended.safetensors",
+    ):
+        console.print(command, soft_wrap=True, markup=False, highlight=False)
     return reports
