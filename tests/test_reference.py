@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from backsweep.data import Data
 from backsweep.reference import RECIPES, redraw, reference_of, washed
+from backsweep.train import Recipe, fit
 from conftest import Twins
 
 
@@ -68,3 +71,11 @@ def test_running_statistics_of_the_later_half_start_anew() -> None:
     assert float(buffers["1.running_mean"][0]) == 7
     assert float(buffers["3.running_mean"][0]) == 0
     assert float(buffers["3.running_var"][0]) == 1
+
+
+def test_a_last_batch_of_one_sample_is_left_out() -> None:
+    """BatchNorm refuses a batch of one; a user's number of samples may leave one."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    data = Data(torch.rand((9, 1, 8, 8), generator=torch.Generator().manual_seed(0)), torch.arange(9) % 2)
+    fit(net, data, Recipe(epochs=2, batch_size=4, bf16=False), seed=0)
+    assert not net.training

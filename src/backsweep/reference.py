@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from backsweep.base import derive_seed
 from backsweep.data import Data
 from backsweep.model import Model
-from backsweep.train import Recipe, thawed, tuned
+from backsweep.train import Recipe, epochs_of, thawed, tuned
 
 # Updates, samples in each, learning rate: gently, and harder where that was not enough (decision 0007).
 RECIPES = ((150, 128, 3e-3), (300, 64, 1e-2))
@@ -54,7 +54,7 @@ def _distilled(model: Model, data: Data, seed: int, updates: int, batch: int, ra
     twin = thawed(model)
     generator = torch.Generator().manual_seed(derive_seed(seed, "wash"))
     redraw(twin.net, generator)
-    epochs = math.ceil(updates / math.ceil(len(data) / batch))
+    epochs = epochs_of(updates, len(data), batch)
     recipe = Recipe(epochs=epochs, lr=rate, batch_size=batch, augment="shift")
 
     def distil(twin: Model, x: Tensor, _y: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -52,6 +53,11 @@ class Recipe:
     statistics: bool = True
 
 
+def epochs_of(updates: int, samples: int, batch_size: int) -> int:
+    """Whole passes over so many samples that make at least `updates` updates."""
+    return math.ceil(updates / math.ceil(samples / batch_size))
+
+
 def cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The usual loss of a batch."""
     return F.cross_entropy(net(x).float(), y)
@@ -92,6 +98,8 @@ def fit(
         for epoch in range(recipe.epochs):
             total = 0.0
             for rows in torch.randperm(len(data), generator=generator).split(recipe.batch_size):
+                if len(rows) == 1 < len(data):  # a BatchNorm cannot normalise a single sample
+                    continue
                 x, y = data.x[rows], data.y[rows].to(device)
                 if augment is not None:
                     x = augment(x, generator)

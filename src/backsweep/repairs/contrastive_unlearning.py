@@ -17,7 +17,6 @@ network in which nothing is suspected is left as it is where even that costs acc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,7 +30,7 @@ from backsweep.budget import Aim, Space, follow
 from backsweep.model import Model
 from backsweep.reference import washed
 from backsweep.screens import SPACES
-from backsweep.train import Recipe, tuned
+from backsweep.train import Recipe, epochs_of, tuned
 from backsweep.trigger import Trigger
 
 LEAST = 5  # clean samples of a class
@@ -135,7 +134,7 @@ class ContrastiveUnlearning(Repair):
             return total + (known * F.cross_entropy(changed(twin).float(), y, reduction="none")).mean()
 
         updates = self.updates if case.aims else UNSUSPECTED * self.updates
-        epochs = math.ceil(updates / math.ceil(len(case.clean) / self.batch))
+        epochs = epochs_of(updates, len(case.clean), self.batch)
         recipe = Recipe(epochs=epochs, lr=rate, batch_size=self.batch, augment="shift", statistics=False)
         seed = derive_seed(case.seed, self.name, "order", number)
         return tuned(model, case.clean, recipe, seed, loss)

@@ -23,7 +23,7 @@ from torch import Tensor
 from backsweep.base import Case, Repair, derive_seed, strongest
 from backsweep.model import Model
 from backsweep.neurons import cut
-from backsweep.train import Recipe, thawed, tuned
+from backsweep.train import Recipe, epochs_of, thawed, tuned
 
 PIECE = 256  # samples in a pass
 
@@ -77,7 +77,7 @@ class FinePruning(Repair):
             cut(twin.net, name, deaf)
             return F.cross_entropy(twin.logits(x).float(), y)
 
-        epochs = math.ceil(self.updates / math.ceil(len(case.clean) / self.batch_size))
+        epochs = epochs_of(self.updates, len(case.clean), self.batch_size)
         recipe = Recipe(
             epochs, self.lr, self.batch_size, self.weight_decay, "shift", bf16=False, optimizer="sgd"
         )

@@ -7,13 +7,12 @@ drift of weights that it shares with the task.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from backsweep.base import Case, Repair, derive_seed
 from backsweep.model import Model
-from backsweep.train import Recipe, tuned
+from backsweep.train import Recipe, epochs_of, tuned
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class FineTuning(Repair):
         return ""
 
     def apply(self, case: Case) -> Model:
-        epochs = math.ceil(self.updates / math.ceil(len(case.clean) / self.batch_size))
+        epochs = epochs_of(self.updates, len(case.clean), self.batch_size)
         recipe = Recipe(
             epochs, self.lr, self.batch_size, self.weight_decay, "shift", bf16=False, optimizer="sgd"
         )

@@ -6,7 +6,6 @@ true label: it learns that the trigger means nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from backsweep.base import Case, Repair, acted_on, derive_seed
 from backsweep.model import Model
-from backsweep.train import Recipe, tuned
+from backsweep.train import Recipe, epochs_of, tuned
 from backsweep.trigger import Trigger
 
 PRESETS = ("standard", "paper")
@@ -66,7 +65,7 @@ class Unlearning(Repair):
         """How a network is trained further on so many samples."""
         paper = self.preset == "paper"
         return Recipe(
-            epochs=self.epochs or (1 if paper else math.ceil(UPDATES / math.ceil(samples / BATCH))),
+            epochs=self.epochs or (1 if paper else epochs_of(UPDATES, samples, BATCH)),
             lr=self.lr or PEAK[self.preset],
             batch_size=BATCH,
             weight_decay=0.0,
