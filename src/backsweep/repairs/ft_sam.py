@@ -13,7 +13,7 @@ two passes: the first finds e, the second the gradient at w + e, which is applie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -83,8 +83,12 @@ class FtSam(Repair):
         updates, least = self.updates or updates, -1.0
         if len(attempts) > 1:
             least = case.accuracy(case.model) - self.loss
-        for share, rate in attempts:
-            repaired = self._tuned(case, round(share * updates), rate)
+        for k, (share, rate) in enumerate(attempts):
+
+            def tick(done: float, before: int = k) -> None:
+                case.tick((before + done) / len(attempts))
+
+            repaired = self._tuned(replace(case, tick=tick), round(share * updates), rate)
             if least < 0 or case.accuracy(repaired) >= least:
                 break
         return repaired
