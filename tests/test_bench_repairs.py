@@ -313,12 +313,14 @@ def test_the_words_of_the_tables() -> None:
     assert "Split: judging. 5 networks (3 attacked, 2 clean, seeds 10 to 12), 8 repairs." in text
     row = next(x for x in text.split("\n") if x.startswith("| nad |"))
     cells = [c.strip() for c in row.strip("|").split("|")]
-    assert cells[1:4] == ["3 / 2", "**70.0%** (blended; mnist-blended-s12)", "40.0%"]
-    assert cells[6] == "30.0% (worst 60.0% badnets; 2/3 at most 20 %; clean twins 5.0%)"
-    assert cells[7:] == [
-        "1.67 (worst 5.00; mnist-blended-s12)", "**2.00** (worst 3.50; mnist-clean-s11)",
-        "6.0 (1.5 epochs)", "0 / 0",
+    assert cells[1:5] == [
+        "3 / 2", "**70.0%** (blended; mnist-blended-s12)", "**2.00** (worst 3.50; mnist-clean-s11)", "40.0%",
     ]  # fmt: skip
+    assert cells[6:8] == [
+        "1.67 (worst 5.00; mnist-blended-s12)",
+        "30.0% (worst 60.0% badnets; 2/3 at most 20 %; clean twins 5.0%)",
+    ]
+    assert cells[9:] == ["6.0 (1.5 epochs)", "0 / 0"]
     assert "| 0.0% (66.7% with those not repaired) |" in text
     assert "On the 3 networks that every repair was given" in text
     by_attack = text[text.index("### Attack success") :]

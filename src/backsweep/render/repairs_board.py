@@ -92,8 +92,8 @@ def _percent(share: float) -> str:
 # ---------------------------------------------------------------------- tables
 
 HEAD = (
-    "repair", "attacked / clean", "worst attack success", "attack success", "DER", "robust accuracy",
-    "re-tuned", "accuracy lost", "accuracy lost, CLEAN networks", "CPU s", "skipped / failed",
+    "repair", "attacked / clean", "worst attack success", "accuracy lost, CLEAN networks", "attack success",
+    "DER", "accuracy lost", "re-tuned", "robust accuracy", "CPU s", "skipped / failed",
 )  # fmt: skip
 
 
@@ -114,10 +114,10 @@ def _row(row: Row) -> list[Cell]:
         mean = Cell(mean.main, f"{row.unrepaired:.1%} with those not repaired")
     return [
         Cell(view.clean(row.repair)), Cell(f"{len(row.bad):,} / {len(row.good):,}"),
-        _worst_cell(row.worst),
-        mean, der, Cell(figure(row.robust, ".1%")),
+        _worst_cell(row.worst), _lost(row.clean_lost, row.worst_clean, strong=True),
+        mean, der, _lost(row.lost, row.worst_lost),
         Cell(figure(row.retuned, ".1%"), "; ".join(tuned)) if row.retuned is not None else Cell(NONE),
-        _lost(row.lost, row.worst_lost), _lost(row.clean_lost, row.worst_clean, strong=True),
+        Cell(figure(row.robust, ".1%")),
         Cell(
             figure(row.seconds, ",.1f"), "" if row.epochs is None else f"{row.epochs:,.1f} epochs"
         ),
