@@ -21,6 +21,7 @@ from backsweep.errors import BadInput
 from backsweep.model import Model
 from backsweep.repaired import CHECKS, Check, Repaired
 from backsweep.report import ERROR, Finding, Report
+from backsweep.trigger import Patch
 from conftest import Twins
 
 FAST = NeuralCleanse(steps=60)
@@ -118,6 +119,17 @@ def test_only_flagged_classes_are_repaired(twins: Twins, report: Report) -> None
     calm = dataclasses.replace(report, findings=[f for f in report.findings if f.level != ERROR])
     case = mending.case_of(twins.infected.copy(), twins.data, calm, seed=0)
     assert (case.aims, case.triggers) == ([], [])
+
+
+def test_a_report_that_does_not_fit_the_model_is_refused_in_a_line(twins: Twins, report: Report) -> None:
+    work = twins.infected.copy()
+    far = Finding("BSW110", "cascade", ERROR, "", target=77)
+    with pytest.raises(BadInput, match="suspects class 77, the model has 10 classes"):
+        mending.case_of(work, twins.data, dataclasses.replace(report, findings=[far]), seed=0)
+    large = Patch.square((1, 28, 28), 4, 0, twins.trigger.target)
+    evidence = [dataclasses.replace(e, trigger=large) for e in report.evidence]
+    with pytest.raises(BadInput, match="does not fit the model's inputs"):
+        mending.case_of(work, twins.data, dataclasses.replace(report, evidence=evidence), seed=0)
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,15 @@ def case_of(
     if report is not None:
         flagged = [f for f in report.findings if f.level == ERROR]
         ways = list(dict.fromkeys((f.source, f.target) for f in flagged))
+        named = {c for way in ways for c in way if c is not None}
+        if not named <= set(range(work.classes)):
+            raise BadInput(f"the report suspects class {max(named)}, the model has {work.classes} classes")
         targets = {t for _, t in ways}
         recovered = [e.trigger for e in report.evidence if e.trigger is not None and e.target in targets]
-        triggers = [t for t in recovered if works(work, t, clean)]
+        try:
+            triggers = [t for t in recovered if works(work, t, clean)]
+        except (RuntimeError, ValueError, IndexError) as e:
+            raise BadInput(f"a trigger of the report does not fit the model's inputs {work.shape}") from e
     return Case(work, clean, held_out, triggers, ways, seed, tick)
 
 
