@@ -95,8 +95,28 @@ def test_the_first_repair_that_applies_is_made(twins: Twins, report: Report) -> 
     assert [(n.what, n.reason) for n in done.skipped] == [("nothing", "it needs 10000 samples")]
     assert not done.verified
     assert done.exit_status == 3
-    with pytest.raises(BadInput, match="no repair applies: nothing: it needs 10000 samples"):
+    with pytest.raises(BadInput, match="no repair could be made: nothing: it needs 10000 samples"):
         backsweep.repair(twins.infected, twins.data, report, methods[0], device="cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(Repair):
+    """A repair that fails in the middle."""
+
+    name = "broken"
+
+    def apply(self, case: Case) -> Model:
+        raise RuntimeError("no gradient\n here")
+
+
+def test_a_repair_that_fails_gives_way_to_the_next(twins: Twins, report: Report) -> None:
+    done = backsweep.repair(
+        twins.infected, twins.data, report, [Broken(), Nothing()], device="cpu", verify=False
+    )
+    assert done.method == "nothing"
+    assert [(n.what, n.reason) for n in done.skipped] == [("broken", "failed: no gradient here")]
+    with pytest.raises(BadInput, match="broken: failed: no gradient here"):
+        backsweep.repair(twins.infected, twins.data, report, Broken(), device="cpu")
 
 
 def test_a_report_of_another_model_is_refused(twins: Twins, report: Report) -> None:

@@ -82,11 +82,8 @@ def repair(
         raise BadInput(doubt)
     clock = _Clock(on_event)
     case = case_of(work, data, report, seed, tick=lambda share: clock.tell("repair", share))
-    chosen, skipped = _choose(method, case)
     with clock.stage("repair"):
-        mended = chosen.apply(case)
-        mended._digest, mended.reference = "", None
-        mended._check_weights()
+        chosen, mended, skipped = _made(method, case)
     result = Repaired(
         mended, chosen.name, Figures(case.accuracy(work)), Figures(case.accuracy(mended)),
         suspected=list(case.aims), skipped=skipped, timings=clock.timings,
@@ -169,17 +166,25 @@ class _Clock:
             self._on_event(Event(stage, share, 1, 0, time.perf_counter() - self._begin[0]))
 
 
-def _choose(method: str | Repair | Sequence[str | Repair] | None, case: Case) -> tuple[Repair, list[Note]]:
-    """The first repair that applies, and why those before it do not."""
+def _made(
+    method: str | Repair | Sequence[str | Repair] | None, case: Case
+) -> tuple[Repair, Model, list[Note]]:
+    """The first repair that applies and succeeds, its network, and why those before it do not."""
     wanted = [method or DEFAULT_REPAIR] if method is None or isinstance(method, str | Repair) else method
+    candidates = [one if isinstance(one, Repair) else make(Repair, one) for one in wanted]
     skipped: list[Note] = []
-    for one in wanted:
-        candidate = one if isinstance(one, Repair) else make(Repair, one)
+    for candidate in candidates:
         reason = candidate.applies(case)
         if not reason:
-            return candidate, skipped
+            try:
+                mended = candidate.apply(case)
+                mended._digest, mended.reference = "", None
+                mended._check_weights()
+                return candidate, mended, skipped
+            except (RuntimeError, ArithmeticError, ValueError, TypeError, BadInput) as e:
+                reason = f"failed: {' '.join(str(e).split())[:300]}"
         skipped.append(Note(candidate.name, reason))
-    raise BadInput("no repair applies: " + "; ".join(f"{n.what}: {n.reason}" for n in skipped))
+    raise BadInput("no repair could be made: " + "; ".join(f"{n.what}: {n.reason}" for n in skipped))
 
 
 # ---------------------------------------------------------------------- figures
