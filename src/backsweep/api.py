@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import backsweep
 from backsweep import calibration
 from backsweep.base import ModelDetector, derive_seed
 from backsweep.data import Data
@@ -21,7 +19,7 @@ from backsweep.loading import load
 from backsweep.model import Model
 from backsweep.plugins import make
 from backsweep.report import Evidence, Note, Report, worst_first
-from backsweep.run import OnEvent, collect, run_key
+from backsweep.run import OnEvent, collect, run_key, versions
 
 DEFAULT_DETECTORS = ("cascade", "neural_cleanse")
 EXAMPLES = 8
@@ -85,10 +83,7 @@ def scan(
             "detectors": {m.name: m.settings() for m in methods},
             "reference": work.reference.digest if work.reference else None,
         },
-        versions={
-            "backsweep": backsweep.__version__, "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        versions=versions(),
         examples=examples.x,
     )  # fmt: skip
     folder = Path(out) if out is not None else None

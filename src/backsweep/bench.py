@@ -22,10 +22,10 @@ from backsweep.api import scan
 from backsweep.base import ModelDetector, derive_seed
 from backsweep.errors import BacksweepError, BadInput
 from backsweep.files import writable_folder
-from backsweep.lines import about, read, versions
+from backsweep.lines import about, read
 from backsweep.plugins import make
 from backsweep.report import ERROR, Note, Report, finite
-from backsweep.run import Event, OnEvent, run_key
+from backsweep.run import Event, OnEvent, run_key, versions
 from backsweep.trigger import Patch, overlap
 
 SAMPLES = 1000  # clean test images that a detector is given, at least 30 a class

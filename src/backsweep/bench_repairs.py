@@ -24,12 +24,12 @@ from backsweep.base import Repair, acted_on, derive_seed
 from backsweep.data import Data
 from backsweep.errors import BacksweepError, BadInput
 from backsweep.files import writable_folder
-from backsweep.lines import about, der, versions
+from backsweep.lines import about, der
 from backsweep.model import Model
 from backsweep.plugins import make
 from backsweep.report import Report
 from backsweep.retune import retuned
-from backsweep.run import run_key
+from backsweep.run import run_key, versions
 from backsweep.tasks import TASKS
 from backsweep.train import Recipe, fit
 from backsweep.trigger import Trigger
@@ -107,10 +107,8 @@ def run_cell(net: zoo.Net, repair: Repair, share: float = SHARE) -> dict[str, An
         if reason := repair.applies(case):
             return {**line, "skipped": reason}
         begin = time.process_time()
-        mended = repair.apply(case)
+        mended = mending.applied(repair, case)
         line["cpu_seconds"] = round(time.process_time() - begin, 2)
-        mended._digest, mended.reference = "", None
-        mended._check_weights()
         line |= {
             "repaired_sha256": mended.digest,
             "held_out_before": case.accuracy(case.model),

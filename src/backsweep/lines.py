@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import backsweep
 from backsweep.base import Attack, Method, ModelDetector, Repair
 from backsweep.errors import BadInput
 from backsweep.plugins import make
@@ -63,13 +59,6 @@ def about(net: Net) -> dict[str, Any]:
         "attack_success_rate": truth["attack_success_rate"],
         "gate": failed_gate(net),
         "sha256": truth["sha256"],
-    }  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    """What a line was made with."""
-    return {
-        "backsweep": backsweep.__version__, "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
 
 

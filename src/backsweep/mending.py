@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
-import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import backsweep
 from backsweep.api import as_model, describe_model, doubtful_accuracy, pick_device, scan
 from backsweep.base import Case, ModelDetector, Repair, acted_on, derive_seed
 from backsweep.data import MIN_SAMPLES, Data
@@ -25,7 +24,7 @@ from backsweep.reference import reference_of
 from backsweep.repaired import Answers, Check, Effect, Figures, Repaired
 from backsweep.report import BACKDOORED, CLEAN, ERROR, WARNING, Note, Report
 from backsweep.retune import POISONS, retuned
-from backsweep.run import Event, OnEvent
+from backsweep.run import Event, OnEvent, versions
 from backsweep.trigger import Trigger
 
 DEFAULT_REPAIR = "contrastive_unlearning"
@@ -93,8 +92,7 @@ def repair(
                      "is_path": Path(data.source).exists(), "held_out": len(case.held_out)},
             "repaired": {"sha256": mended.digest, "sha256_of": "weights"},
             "settings": {"seed": seed, "device": str(work.device), chosen.name: chosen.settings()},
-            "versions": {"backsweep": backsweep.__version__, "torch": torch.__version__,
-                         "python": platform.python_version()},
+            "versions": versions(),
         },
     )  # fmt: skip
     with clock.stage("measure"):
@@ -102,7 +100,7 @@ def repair(
     folder = Path(out) if out is not None else None
     if verify:
         with clock.stage("verify"):
-            _check_figures(result, case, clock)
+            _check_figures(result, case)
             _check_retuning(result, work, case, clock)
         with clock.stage("scan"):
             _check_scan(result, data, report, seed, on_event, folder)
@@ -112,7 +110,11 @@ def repair(
 
 
 def case_of(
-    work: Model, data: Data, report: Report | None, seed: int, tick: Any = lambda _share: None
+    work: Model,
+    data: Data,
+    report: Report | None,
+    seed: int,
+    tick: Callable[[float], None] = lambda _share: None,
 ) -> Case:
     """What a repair may know: the samples, a fifth of them held out, and what the scan suspects.
 
@@ -177,14 +179,23 @@ def _made(
         reason = candidate.applies(case)
         if not reason:
             try:
-                mended = candidate.apply(case)
-                mended._digest, mended.reference = "", None
-                mended._check_weights()
-                return candidate, mended, skipped
+                return candidate, applied(candidate, case), skipped
             except (RuntimeError, ArithmeticError, ValueError, TypeError, BadInput) as e:
                 reason = f"failed: {' '.join(str(e).split())[:300]}"
         skipped.append(Note(candidate.name, reason))
     raise BadInput("no repair could be made: " + "; ".join(f"{n.what}: {n.reason}" for n in skipped))
+
+
+def applied(method: Repair, case: Case) -> Model:
+    """The repaired network, known by a digest of its own; it may share the suspect's weights.
+
+    Raises:
+        BadInput: a weight is NaN or infinite.
+    """
+    mended = copy.copy(method.apply(case))
+    mended._digest, mended.reference = "", None
+    mended._check_weights()
+    return mended
 
 
 # ---------------------------------------------------------------------- figures
@@ -194,8 +205,7 @@ def _measure(result: Repaired, work: Model, case: Case, report: Report | None, c
     """Every recovered trigger, of the scan and fresh, on the held-out samples before and after."""
     reference = reference_of(work, case.clean, derive_seed(case.seed, "measure"))
     clock.tell("measure", 0.4)
-    ways = case.aims
-    fresh = recover(work, case.clean, ways, derive_seed(case.seed, "fresh")) if ways else []
+    fresh = recover(work, case.clean, case.aims, derive_seed(case.seed, "fresh"))
     clock.tell("measure", 0.8)
     found_by = {id(e.trigger): e.detector for e in report.evidence} if report is not None else {}
     for name, is_fresh, trigger in (
@@ -213,16 +223,10 @@ def _measure(result: Repaired, work: Model, case: Case, report: Report | None, c
             Effect(name, is_fresh, trigger, rates[0], rates[1], robust[0], robust[1], rates[2])
         )
     if result.effects:
-        for figures, rate, robust_rate in (
-            ("before", "before", "robust_before"),
-            ("after", "after", "robust_after"),
-        ):
-            found = Figures(
-                getattr(result, figures).clean_accuracy,
-                max(getattr(e, rate) for e in result.effects),
-                min(getattr(e, robust_rate) for e in result.effects),
-            )
-            setattr(result, figures, found)
+        all_of = result.effects
+        before, after = result.before.clean_accuracy, result.after.clean_accuracy
+        result.before = Figures(before, max(e.before for e in all_of), min(e.robust_before for e in all_of))
+        result.after = Figures(after, max(e.after for e in all_of), min(e.robust_after for e in all_of))
     _answer(result, work, case)
 
 
@@ -261,7 +265,7 @@ def _limit(effect: Effect) -> float:
     return max(MOST_SUCCESS, (effect.natural or 0.0) + BEYOND_NATURAL)
 
 
-def _check_figures(result: Repaired, case: Case, clock: _Clock) -> None:
+def _check_figures(result: Repaired, case: Case) -> None:
     """Clean accuracy, and the triggers, old and fresh."""
     before, after = result.before.clean_accuracy, result.after.clean_accuracy
     limit = max(MOST_LOSS, 2 / len(case.held_out))  # two samples tell nothing
@@ -298,18 +302,17 @@ def _check_retuning(result: Repaired, work: Model, case: Case, clock: _Clock) ->
         result.checks.append(Check("re-tuning", passed, "there is no trigger to re-tune with"))
         return
     reference = reference_of(work, case.clean, derive_seed(case.seed, "measure"))
-    outcomes: list[tuple[float, float, float, str]] = []
+    outcomes: list[tuple[float, float, float, float, str]] = []
     for way, effect in list(best.items())[:MOST_RETUNED]:
         seed = derive_seed(case.seed, "verify", *way)
         rates = [
             retuned(m, case.clean, effect.trigger, seed).success_rate(effect.trigger, case.held_out)
             for m in (result.model, reference)
         ]
-        excess = rates[0] - max(MOST_RELAPSE, rates[1] + 2 * BEYOND_NATURAL)
-        outcomes.append((excess, rates[0], rates[1], effect.name))
+        limit = max(MOST_RELAPSE, rates[1] + 2 * BEYOND_NATURAL)
+        outcomes.append((rates[0] - limit, rates[0], rates[1], limit, effect.name))
         clock.tell("verify", len(outcomes) / min(len(best), MOST_RETUNED))
-    excess, rate, natural, name = max(outcomes)
-    limit = max(MOST_RELAPSE, natural + 2 * BEYOND_NATURAL)
+    excess, rate, natural, limit, name = max(outcomes)
     result.checks.append(Check(
         "re-tuning", excess <= 0,
         f"after re-tuning on {POISONS} poisoned samples the trigger ({name}) works on {rate:.1%} of the "

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from backsweep.base import derive_seed
+from backsweep.base import acted_on, derive_seed
 from backsweep.budget import Aim, Dense, Sparse, follow
 from backsweep.data import Data
 from backsweep.families import Additive
@@ -58,6 +56,5 @@ def recover(model: Model, data: Data, ways: Sequence[Way], seed: int) -> list[tu
 
 def works(model: Model, trigger: Trigger, data: Data) -> bool:
     """Whether a trigger moves most of the samples that it is meant for."""
-    y = data.y
-    there = y != trigger.labels(y, model.classes) if trigger.source is None else y == trigger.source
-    return bool(torch.any(there)) and model.success_rate(trigger, data) >= WORKS
+    there = acted_on(trigger, data.y, model.classes)
+    return bool(there.any()) and model.success_rate(trigger, data) >= WORKS

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import backsweep
 from backsweep.base import ModelDetector, Unit
 from backsweep.data import Data
 from backsweep.errors import BadInput
@@ -49,6 +53,13 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
+
+
+def versions() -> dict[str, str]:
+    """What a result was made with."""
+    return {
+        "backsweep": backsweep.__version__, "torch": torch.__version__, "python": platform.python_version(),
+    }  # fmt: skip
 
 
 def run_key(**parts: Any) -> str:
