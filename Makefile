@@ -39,6 +39,14 @@ results: $(VENV)/.dev   ## train the standard zoo, scan it, remake docs/results 
 	  $(BIN)/backsweep bench run plans/$$plan.toml --out docs/results/repairs.jsonl --workers 2 || exit 1; \
 	done
 	$(BIN)/backsweep bench table docs/results/repairs.jsonl --out docs/results/repairs.md
+	$(BIN)/backsweep zoo build plans/audit-calibration.toml --workers 2
+	$(BIN)/backsweep bench run plans/audit-calibration.toml --out docs/results/audit-calibration.jsonl --workers 2
+	$(BIN)/backsweep bench null docs/results/audit-calibration.jsonl --out src/backsweep/nulls/audits.json
+	for plan in audits guards; do \
+	  $(BIN)/backsweep zoo build plans/$$plan.toml --workers 2 && \
+	  $(BIN)/backsweep bench run plans/$$plan.toml --out docs/results/$$plan.jsonl --workers 2 && \
+	  $(BIN)/backsweep bench table docs/results/$$plan.jsonl --out docs/results/$$plan.md || exit 1; \
+	done
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 from backsweep import calibration
+from backsweep.audited import Audit, Examples, Retrained
 from backsweep.detectors.cascade import Cascade
+from backsweep.detectors.cross_confusion import CrossConfusion
 from backsweep.detectors.neural_cleanse import NeuralCleanse
 from backsweep.report import Evidence, Note, Report
+from backsweep.screening import class_evidence
 from backsweep.trigger import Patch
 
 GTSRB = (
@@ -173,3 +176,53 @@ def make_line(
         "cpu_seconds": 6.0, "sha256": "0" * 64, "backsweep": "0.1.0", "torch": "2.13.0", "python": "3.11.7",
         **more,
     }  # fmt: skip
+
+
+def make_audit(
+    classes: int = 10,
+    bad: Collection[int] = (3,),
+    poisoned: int = 12,
+    samples: int = 100,
+    shape: Sequence[int] = (3, 32, 32),
+    labels: Sequence[str] | None = None,
+    skipped: Sequence[Note] = (),
+    errors: Sequence[Note] = (),
+    retrained: bool = False,
+    drawn: int = 6,
+) -> Audit:
+    """What an audit says of `samples` samples in every class, of which `poisoned` are in those of `bad`."""
+    method, generator = CrossConfusion(), torch.Generator().manual_seed(classes)
+    y = torch.arange(classes).repeat_interleave(samples)
+    score, place = torch.randn(len(y), generator=generator), torch.randn((len(y), 2), generator=generator)
+    evidence = []
+    for c in range(classes):
+        rows = torch.arange(c * samples, c * samples + (poisoned if c in bad else 0))
+        score[rows] += 9
+        place[rows, 0] += 5
+        statistic = 20.0 if c in bad else float(0.2 * torch.exp(0.4 * torch.randn((), generator=generator)))
+        evidence.append(class_evidence(method.name, c, statistic, 5.0, gain=0.1, upper=2.0, share=0.12))
+    base, pictures = make_report(classes, shape=shape, labels=labels), []
+    for c in [*bad, *(range(classes) if not bad else ())][: drawn if bad else 1]:
+        own = torch.nonzero(y == c).flatten()
+        order = own[score[own].argsort(descending=True, stable=True)]
+        few = [order[:8].clone(), order[len(order) // 2 :][:8].clone()]
+        images = example_images(shape, 8)
+        stamped = images.clone()
+        stamped[:, :, -shape[1] // 5 :, -shape[2] // 5 :] = 1
+        both = torch.cat(
+            [stamped[: len(few[0])] if c in bad else images[: len(few[0])], images[: len(few[1])]]
+        )
+        pictures.append(Examples(c, order, place[order], few[0], few[1], both))
+    findings = calibration.judge(method, evidence, base.model, 0.05)
+    return Audit(
+        model=base.model,
+        data={
+            "source": "data/signs train.npz", "sha256": hashlib.sha256(b"train").hexdigest(),
+            "samples": len(y), "classes_present": classes, "training_accuracy": 0.993, "clean": None,
+        },
+        settings={"alpha": 0.05, "seed": 0, "device": "cpu", "detectors": {method.name: method.settings()}},
+        versions=base.versions, findings=findings, skipped=list(skipped), errors=list(errors),
+        evidence=evidence, timings={"cross_confusion_seconds": 16.9, "total_seconds": 21.0},
+        scores={method.name: score}, labels=y, pictures=pictures,
+        retrained=Retrained(0.991, 0.986, len(y) - 12, "100 kept samples, held out") if retrained else None,
+    )  # fmt: skip

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 import backsweep
-from backsweep.base import Attack, Case, Method, ModelDetector, Repair, SampleDetector, Setup
+from backsweep.auditing import streamed
+from backsweep.base import Attack, Case, Method, ModelDetector, Repair, Setup
 from backsweep.data import Data
 from backsweep.errors import BadInput
 from backsweep.plugins import discover, find, make
 from backsweep.report import ERROR, NOTE, WARNING, Evidence
 from backsweep.run import collect
+from backsweep.screening import SampleDetector, SetDetector, TrainingSet
 from backsweep.tasks import TASKS
 from backsweep.train import Recipe, fit
 from backsweep.trigger import Trigger
@@ -26,7 +28,8 @@ DETECTORS = discover(ModelDetector)
 ATTACKS = discover(Attack)
 REPAIRS = discover(Repair)
 GUARDS = discover(SampleDetector)
-METHODS: dict[str, type[Method]] = {**DETECTORS, **ATTACKS, **REPAIRS, **GUARDS}
+SETS = discover(SetDetector)
+METHODS: dict[str, type[Method]] = {**DETECTORS, **ATTACKS, **REPAIRS, **GUARDS, **SETS}
 
 
 def test_the_plugins_of_this_version_are_found() -> None:
@@ -50,7 +53,7 @@ def test_a_method_is_a_frozen_dataclass_with_a_name_and_a_page(name: str) -> Non
     assert page.is_file(), f"{name} has no page {page.name}"
     assert len(inspect.getsource(inspect.getmodule(cls) or cls).splitlines()) <= 250
     with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(method, next(iter(settings)), None)
+        setattr(method, next(iter(settings), "name"), None)
 
 
 def test_rule_ids_are_permanent_and_unique() -> None:
@@ -209,3 +212,55 @@ def test_classes_can_be_imported_by_name() -> None:
     assert backsweep.detectors.ActivationFilter is find(SampleDetector, "activation_filter")
     with pytest.raises(AttributeError):
         _ = backsweep.detectors.Nothing
+
+
+# ---------------------------------------------------------------------- detectors of samples and of sets
+
+
+@pytest.fixture(scope="module")
+def training_set(twins: Twins) -> TrainingSet:
+    """A small training set with the features of the infected twin; a fresh network is the twin itself."""
+    data, model = twins.data, twins.infected.copy()
+    features, logits = streamed(model, data.x)
+    return TrainingSet(data, model.classes, features, logits, model, lambda _data, _seed: model, data)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_set_detectors_measure_every_class_and_touch_nothing(name: str, training_set: TrainingSet) -> None:
+    detector = SETS[name]()
+    assert re.fullmatch(r"BSW\d{3}", detector.code)
+    assert detector.applies(training_set) == ""
+    before = training_set.model.digest
+    scores, evidence = detector.measure(training_set)
+    assert scores.shape == (len(training_set.data),)
+    assert bool(torch.isfinite(scores).all())
+    assert {e.target for e in evidence} == set(range(training_set.classes))
+    assert all(e.detector == name for e in evidence)
+    assert all(float(e.values["statistic"] or 0) >= 0 and "cut" in e.values for e in evidence)
+    again, same = detector.measure(training_set)
+    assert torch.equal(scores, again)
+    assert [e.values for e in evidence] == [e.values for e in same]
+    bare = training_set.model.copy()
+    bare._digest = ""
+    assert bare.digest == before or training_set.model.digest == before
+    findings = detector.judge(evidence, training_set.classes, 0.05)
+    assert findings, "the most suspicious class is said, at least as a note"
+    assert {f.code for f in findings} == {detector.code}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_sample_detectors_score_an_input_on_its_own(name: str, twins: Twins) -> None:
+    detector, model = GUARDS[name](), twins.infected.copy()
+    triggers = [twins.trigger]
+    if reason := detector.applies(model, twins.data, triggers):
+        assert reason[0].islower() and len(reason) < 300
+        pytest.skip(reason)
+    assert detector.passes(model) >= 0
+    scorer = detector.fit(model, twins.data, triggers)
+    assert len(scorer.clean) > 0
+    x = twins.data.x[:6]
+    together = scorer(x)
+    alone = torch.cat([scorer(one[None]) for one in x])
+    slack = 0.2 if name == "cognitive_distillation" else 1e-3  # its steps follow the sign of the gradient
+    assert torch.allclose(together, alone, atol=slack * float(1 + together.abs().max()), rtol=0)
+    assert scorer(x[:0]).shape == (0,)

@@ -21,12 +21,15 @@ LAYERS = {
     "neurons": 4, "repairs": 5, "repaired": 5, "retune": 4, "recover": 5, "mending": 6, "api": 6, "tasks": 6,
     "zoo": 7, "lines": 8, "leaderboard": 8, "bench": 8, "bench_repairs": 8, "repairboard": 8, "render": 8,
     "demo": 9, "terminal": 9, "cli_bench": 9, "cli": 10, "__init__": 10, "__main__": 10, "save": 4,
+    "screening": 4, "confusion": 4, "surprise": 4, "audited": 5, "components": 1, "corruptions": 2,
+    "auditing": 6, "guarding": 6, "serving": 7, "bench_samples": 8, "sampleboard": 8, "cli_samples": 9,
 }  # fmt: skip
 METHODS = ("detectors", "attacks", "repairs")
 LAZY = {
     "backsweep.render.html",
     "backsweep.render.sarif",
     "backsweep.render.repair",
+    "backsweep.render.audit",
 }  # Report.save calls them when it is called
 
 

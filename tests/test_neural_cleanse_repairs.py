@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import backsweep
 from backsweep.archs import resnet8
-from backsweep.base import Case, ModelDetector, Repair, SampleDetector, Scorer, acted_on
+from backsweep.base import Case, ModelDetector, Repair, acted_on
 from backsweep.data import Data
 from backsweep.detectors.activation_filter import ActivationFilter
 from backsweep.errors import BadInput
@@ -22,6 +22,7 @@ from backsweep.model import Model
 from backsweep.plugins import discover, find
 from backsweep.repairs.neuron_pruning import NeuronPruning, activation_gap
 from backsweep.repairs.unlearning import Unlearning, stamped
+from backsweep.screening import SampleDetector, Scorer
 from backsweep.trigger import Patch, Trigger
 from conftest import Twins
 

@@ -10,20 +10,27 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
+from torch import Tensor
 
 from backsweep import cli, zoo
+from backsweep.attacks.wanet import WaNet
 from backsweep.errors import BadInput
+from backsweep.model import Model
 from backsweep.render import twin
+from backsweep.tasks import TASKS
+from backsweep.train import fit
 
 PLANS = Path(__file__).parents[1] / "plans"
 PLAN = """
@@ -193,3 +200,63 @@ def test_a_manifest_holds_the_whole_truth(folder: Path) -> None:
         if truth["attack"]:
             lowest = min(t["attack_success_rate"] for t in truth["triggers"])
             assert truth["attack_success_rate"] == lowest
+
+
+def same_digits(a: Tensor, b: Tensor) -> Tensor:
+    """Which samples are equal, (N,)."""
+    return (a == b).flatten(1).all(1)
+
+
+def test_the_poisoned_set_of_a_network_is_what_it_learned(folder: Path, tmp_path: Path) -> None:
+    """Trained on it again, a network comes out with the same weights: badnets, and a WaNet that poisons."""
+    poisons = zoo.Entry("digits", "wanet", 3, {"poisons": True}, {"epochs": 1}, "gap_cnn")
+    badnets = next(n for n in zoo.nets(folder) if n.truth["attack"] == "badnets")
+    nets = [badnets, zoo.build_net(poisons, tmp_path)]
+    train, _ = zoo.load_data("digits")
+    for net in nets:
+        entry = zoo.entry_of(net)
+        assert entry.id == net.id
+        data, rows = zoo.poisoned(net)
+        recipe = replace(net.task.recipe, **entry.recipe)
+        again = Model(fit(net.task.net(entry.seed, entry.arch), data, recipe, entry.seed), net.task.shape)
+        assert again.digest == net.model().digest
+        (trigger,) = net.triggers()
+        bad = torch.zeros(len(data), dtype=torch.bool)
+        bad[rows] = True
+        assert len(data) == len(train)
+        assert int(bad.sum()) == len(rows) > 0
+        assert bool((data.y[bad] == trigger.target).all())
+        assert bool((train.y[bad] != trigger.target).all())
+        assert torch.equal(data.y[~bad], train.y[~bad])
+        assert torch.allclose(data.x[bad], trigger(train.x[bad]))
+
+
+def test_noise_of_a_wanet_that_poisons_keeps_its_labels() -> None:
+    """10 % warped and relabelled, 20 % warped otherwise with their own labels, the others as they were."""
+    train, _ = zoo.load_data("digits")
+    attack, setup = WaNet(poisons=True), TASKS["digits"].setup(train, 0)
+    (trigger,) = attack.triggers(setup)
+    data, rows = attack.poison(setup, [trigger])
+    assert len(rows) == 120
+    bad = torch.zeros(len(train), dtype=torch.bool)
+    bad[rows] = True
+    changed = ~same_digits(data.x, train.x)
+    assert bool(changed[bad].all())
+    noisy = changed & ~bad
+    assert int(noisy.sum()) == 240
+    assert torch.equal(data.y[~bad], train.y[~bad])
+    assert not same_digits(data.x[noisy], trigger(train.x[noisy])).any(), "another warp than the trigger's"
+    none, rows = WaNet(poisons=True, noise_ratio=0).poison(setup, [trigger])
+    assert int((~same_digits(none.x, train.x)).sum()) == len(rows) == 120
+
+
+def test_a_clean_network_has_no_poisoned_samples_and_some_attacks_no_poisoned_set(folder: Path) -> None:
+    train, _ = zoo.load_data("digits")
+    clean = next(n for n in zoo.nets(folder) if n.truth["attack"] is None)
+    data, rows = zoo.poisoned(clean)
+    assert torch.equal(data.x, train.x)
+    assert (len(rows), rows.dtype) == (0, torch.long)
+    controlled = next(n for n in zoo.nets(folder) if n.truth["attack"] == "wanet")
+    with pytest.raises(BadInput, match="wanet controls the training") as error:
+        zoo.poisoned(controlled)
+    assert "\n" not in str(error.value)

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backsweep.api import judge, scan
+    from backsweep.audited import Audit
+    from backsweep.auditing import audit
     from backsweep.data import Data
     from backsweep.errors import BacksweepError, BadInput
+    from backsweep.guarding import Guard, guard
     from backsweep.loading import load
     from backsweep.mending import repair
     from backsweep.model import Model
@@ -18,13 +21,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "judge": "api", "scan": "api", "Data": "data", "BacksweepError": "errors", "BadInput": "errors",
+    "judge": "api", "scan": "api", "Audit": "audited", "audit": "auditing", "Guard": "guarding",
+    "guard": "guarding", "Data": "data", "BacksweepError": "errors", "BadInput": "errors",
     "load": "loading", "Model": "model", "Evidence": "report", "Finding": "report", "Report": "report",
     "repair": "mending", "Repaired": "repaired", "Trigger": "trigger",
 }  # fmt: skip
 __all__ = [
-    "BacksweepError", "BadInput", "Data", "Evidence", "Finding", "Model", "Repaired", "Report", "Trigger",
-    "judge", "load", "repair", "scan",
+    "Audit", "BacksweepError", "BadInput", "Data", "Evidence", "Finding", "Guard", "Model", "Repaired",
+    "Report", "Trigger", "audit", "guard", "judge", "load", "repair", "scan",
 ]  # fmt: skip
 
 

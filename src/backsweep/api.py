@@ -57,7 +57,7 @@ def scan(
     Raises:
         BadInput: model, data or settings cannot be used.
     """
-    _checked_alpha(alpha)
+    checked_alpha(alpha)
     if engine is not None:
         raise BadInput(f"engine {engine!r} is not there; leave it out to compute in this process")
     clock = time.perf_counter(), time.process_time()
@@ -125,7 +125,7 @@ def judge(report: Report, alpha: float | None = None) -> Report:
         alpha: another false-alarm rate than the one it was made with.
     """
     if alpha is not None:
-        report.settings["alpha"] = _checked_alpha(alpha)
+        report.settings["alpha"] = checked_alpha(alpha)
     by_detector: dict[str, list[Evidence]] = {}
     for e in report.evidence:
         by_detector.setdefault(e.detector, []).append(e)
@@ -138,7 +138,7 @@ def judge(report: Report, alpha: float | None = None) -> Report:
     return report
 
 
-def _checked_alpha(alpha: float) -> float:
+def checked_alpha(alpha: float) -> float:
     """A false-alarm rate that can be.
 
     Raises:

@@ -17,7 +17,7 @@ import torch
 from joblib import Parallel, delayed
 
 import backsweep
-from backsweep import bench_repairs, zoo
+from backsweep import bench_repairs, bench_samples, zoo
 from backsweep.api import scan
 from backsweep.base import ModelDetector, derive_seed
 from backsweep.errors import BacksweepError, BadInput
@@ -34,7 +34,8 @@ SAMPLES = 1000  # clean test images that a detector is given, at least 30 a clas
 def cells(plan: dict[str, Any]) -> list[tuple[zoo.Entry, ModelDetector]]:
     """Every (network, detector) that a plan asks for; `seeds` and `tasks` narrow a detector down."""
     found = []
-    usual = [] if plan.get("repairs") else [{"name": "neural_cleanse"}]
+    others = any(plan.get(kind) for kind in ("repairs", "audits", "guards"))
+    usual = [] if others else [{"name": "neural_cleanse"}]
     for table in plan.get("detectors", usual):
         for key in set(table) - {"name", "settings", "seeds", "tasks"}:
             raise BadInput(f"unknown key {key!r} under [[detectors]]")
@@ -67,6 +68,7 @@ def run(
         net = open_net(entry, folder)
         key = bench_repairs.cell_key(net, repair, share)
         wanted.append((key, partial(bench_repairs.run_cell, net, repair, share)))
+    wanted += bench_samples.cells(plan, partial(open_net, folder=folder))
     todo = [job for key, job in wanted if key not in known]
     begin, done = time.monotonic(), len(wanted) - len(todo)
 

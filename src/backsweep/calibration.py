@@ -18,13 +18,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from backsweep.base import ModelDetector
-from backsweep.report import WARNING, Evidence, Finding
+from backsweep.report import ERROR, WARNING, Evidence, Finding
 
 FOLDER = Path(__file__).parent / "nulls"
 UNCALIBRATED = "within the model, not calibrated on clean networks of this kind"
+
+
+ANY = "*"  # layout of a table for networks of every kind
+
+
+class Judging(Protocol):
+    """A detector of models or of training sets."""
+
+    @property
+    def name(self) -> str: ...
+
+    def settings(self) -> dict[str, Any]: ...
+
+    def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]: ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,8 @@ class Null:
 
     Attributes:
         detector, settings: what scored them.
-        layout: digest of the shapes of their weights (`Model.layout`).
+        layout: digest of the shapes of their weights (`Model.layout`), or `ANY`: for a score that does not
+            hang on the kind of network; then shape and classes do not count.
         shape, classes: of their inputs and outputs.
         scores: the largest score of each network, ascending.
         made: how: networks, recipe, versions.
@@ -47,13 +61,13 @@ class Null:
     scores: Sequence[float]
     made: Mapping[str, Any]
 
-    def fits(self, detector: ModelDetector, model: Mapping[str, Any]) -> bool:
+    def fits(self, detector: Judging, model: Mapping[str, Any]) -> bool:
         """Whether the table speaks of this detector, as it is set, and of networks like this one.
 
         Args:
             model: how a report describes it.
         """
-        alike = all(
+        alike = self.layout == ANY or all(
             list_of(model.get(k)) == list_of(getattr(self, k)) for k in ("layout", "shape", "classes")
         )
         return alike and self.detector == detector.name and dict(self.settings) == detector.settings()
@@ -90,7 +104,7 @@ def tables() -> tuple[Null, ...]:
 
 
 def judge(
-    detector: ModelDetector, evidence: Sequence[Evidence], model: Mapping[str, Any], alpha: float
+    detector: Judging, evidence: Sequence[Evidence], model: Mapping[str, Any], alpha: float
 ) -> list[Finding]:
     """The detector's findings, with p-values from a fitting table where there is one.
 
@@ -99,7 +113,8 @@ def judge(
         alpha: false-alarm rate.
     """
     classes = int(model["classes"])
-    null = next((n for n in tables() if n.fits(detector, model)), None)
+    fitting = [n for n in tables() if n.fits(detector, model)]
+    null = min(fitting, key=lambda n: n.layout == ANY, default=None)  # of this kind before those of any
     every = detector.judge(evidence, classes, 1 - 1e-12) if null is not None else []
     every = [f for f in every if f.p_value is not None]
     if null is None or not every:
@@ -116,6 +131,10 @@ def judge(
     own = [f.p_value or 0.0 for f in every]
     beyond = [p for f, p in zip(every, own, strict=True) if null.p_value(f.score) <= alpha]
     findings = detector.judge(evidence, classes, max(beyond, default=min(own) * (1 - 1e-9)))
+    # where most classes lie beyond the table their own p-values tie, and the others come with them
+    findings = [
+        f for f in findings if f.level != ERROR or f.p_value is None or null.p_value(f.score) <= alpha
+    ]
     return [
         _told(f, null.words) if f.p_value is None
         else _told(replace(f, p_value=null.p_value(f.score), threshold=null.critical(alpha)), null.words)
@@ -128,11 +147,21 @@ def _told(finding: Finding, null: str) -> Finding:
     return replace(finding, details={**finding.details, "null": null})
 
 
-def make(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Tables from lines of the bench on clean networks, one for every detector, setting and kind."""
+def make(lines: Sequence[Mapping[str, Any]], pooled: bool = False) -> list[dict[str, Any]]:
+    """Tables from lines of the bench on clean networks, one for every detector, setting and kind.
+
+    Args:
+        lines: of the bench.
+        pooled: one table for networks of every kind instead.
+    """
+    if pooled:
+        everything = {"layout": ANY, "shape": [], "classes": 0}
+        kinds = " and ".join(sorted({str(line["task"]) for line in lines if line.get("attack") is None}))
+        lines = [{**line, **everything, "task": kinds, "arch": None} for line in lines]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         if line.get("attack") is None and line.get("score") is not None:
+            line = {**line, "detector": line.get("detector") or line.get("audit")}
             key = [line["detector"], line["settings"], line["layout"], line["shape"], line["classes"]]
             groups.setdefault(json.dumps(key, sort_keys=True), []).append(line)
     found = []

@@ -15,6 +15,7 @@ import typer
 
 from backsweep import __version__
 from backsweep.cli_bench import bench_app, zoo_app
+from backsweep.cli_samples import guard_app
 from backsweep.errors import BacksweepError, BadInput
 from backsweep.terminal import Progress, console
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(bench_app, name="bench")
+app.add_typer(guard_app, name="guard")
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the report; made if need be.")]
 Settings = Annotated[
@@ -85,6 +87,58 @@ def scan(
         report = api.scan(
             loaded, clean, detectors, alpha=alpha, seed=seed, device=device, on_event=on_event, out=out,
             reference=there,
+        )  # fmt: skip
+    _show(report, out)
+    raise typer.Exit(report.exit_status)
+
+
+@app.command()
+def audit(
+    data: Annotated[str, typer.Option(help="The training set: a folder per class, or .npz with x and y.")],
+    model: Annotated[
+        str | None, typer.Argument(help="The network that was trained on it; or --train.")
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(help="Train one: a name in backsweep.archs, or package.module:factory of your code."),
+    ] = None,
+    clean: Annotated[str | None, typer.Option(help="Samples that are known to be clean.")] = None,
+    detector: Annotated[list[str] | None, typer.Option("--detector", "-d", help="May repeat.")] = None,
+    p: Settings = None,
+    alpha: Annotated[float, typer.Option(help="False-alarm rate that is accepted.")] = 0.05,
+    verify: Annotated[bool, typer.Option(help="Train again without the flagged samples.")] = False,
+    seed: Seed = 0,
+    out: Out = None,
+    arch: Arch = None,
+    device: Device = None,
+    shape: Shape = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    layer: Layer = None,
+    resize: Resize = False,
+) -> None:
+    """Look for poisoned samples in a training set.
+
+    OUT receives report.html, flagged.csv (the flagged samples), kept.csv (the others) and the scores.
+    """
+    from backsweep import api, auditing
+    from backsweep.data import Data
+
+    if (model is None) == (train is None):
+        raise BadInput("give the network that was trained on the set, or --train ARCH to train one")
+    detectors = auditing.configured(detector or auditing.DEFAULT_AUDITS, p or [])
+    how = _how(arch, shape, classes, mean, std, layer)
+    with Progress() as on_event:
+        if model is not None:
+            loaded, samples = api.open_both(model, data, resize=resize, **how)
+        else:
+            samples = Data.open(data, shape=how["shape"], resize=resize)
+            loaded = auditing.trained(train or "", samples, seed, device, on_event)
+        known = Data.open(clean, shape=loaded.shape, resize=resize) if clean is not None else None
+        report = auditing.audit(
+            loaded, samples, detectors, alpha=alpha, seed=seed, device=device, clean=known, verify=verify,
+            on_event=on_event, out=out,
         )  # fmt: skip
     _show(report, out)
     raise typer.Exit(report.exit_status)
@@ -159,12 +213,17 @@ def show(
     alpha: Annotated[float | None, typer.Option(help="Judge again with this false-alarm rate.")] = None,
 ) -> None:
     """Print a saved report; judge it again with another alpha, without the model."""
-    from backsweep.api import judge
+    from backsweep import api, auditing
+    from backsweep.audited import TENSORS, Audit
     from backsweep.report import Report
 
-    report = Report.load(folder)
-    if alpha is not None:
-        report = judge(report, alpha)
+    report: Report
+    if (folder / TENSORS).is_file():
+        audited = Audit.load(folder)
+        report = audited if alpha is None else auditing.judge(audited, alpha)
+    else:
+        report = Report.load(folder)
+        report = report if alpha is None else api.judge(report, alpha)
     _show(report, folder)
     raise typer.Exit(report.exit_status)
 
@@ -174,12 +233,13 @@ def list_() -> None:
     """Detectors, repairs and attacks, with their settings."""
     from rich.table import Table
 
-    from backsweep.base import Attack, Method, ModelDetector, Repair, SampleDetector
+    from backsweep.base import Attack, Method, ModelDetector, Repair
     from backsweep.plugins import discover
+    from backsweep.screening import SampleDetector, SetDetector
 
     kinds: dict[str, type[Method]] = {
-        "Detectors of models": ModelDetector, "Detectors of inputs": SampleDetector, "Repairs": Repair,
-        "Attacks": Attack,
+        "Detectors of models": ModelDetector, "Detectors of inputs": SampleDetector,
+        "Detectors of training sets": SetDetector, "Repairs": Repair, "Attacks": Attack,
     }  # fmt: skip
     for title, kind in kinds.items():
         table = Table("name", "what", "settings (-p name.field=value)", title=title, title_justify="left")
@@ -205,8 +265,11 @@ def _root(
 
 
 def _show(report: Any, folder: Path | None) -> None:
-    from backsweep.render.console import show as show_report
+    from backsweep.audited import Audit
+    from backsweep.render import console as of_scans
+    from backsweep.render import console_audit as of_audits
 
+    show_report = of_audits.show if isinstance(report, Audit) else of_scans.show
     show_report(report, console(), folder=folder)
 
 

@@ -136,7 +136,8 @@ def bench_null(
     from backsweep.lines import read
 
     own = [line for line in read(lines) if zoo.split_of(line.get("seed", 0)) == zoo.CALIBRATION]
-    tables = calibration.make(own)
+    audits = [line for line in own if line.get("audit")]
+    tables = calibration.make(own) + calibration.make(audits, pooled=True)
     if not tables:
         raise BadInput(f"{lines} has no clean network with a seed of {zoo.CALIBRATION_SEEDS} or more")
     write_json(out, tables)

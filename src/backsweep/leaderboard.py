@@ -1,6 +1,7 @@
 """The leaderboard: figures of detectors from the lines of the bench. Nothing is scanned here.
 
-Lines of repairs may stand in the same file; `repairboard.py` makes their part.
+Lines of repairs, audits and guards may stand in the same file; `repairboard.py` and `sampleboard.py` make
+their parts.
 
 Suspicion, the one statistic of a line, is -log10 of the scan's p-value; where two p-values are equal
 (the null has a smallest one), the larger `score` is the more suspicious. A scan without a p-value
@@ -22,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from backsweep import repairboard
+from backsweep import repairboard, sampleboard
 from backsweep.errors import BadInput
 from backsweep.lines import Scan, scan_of, strength
 from backsweep.render import board as render
-from backsweep.render import repairs_board
+from backsweep.render import repairs_board, samples_board
 from backsweep.report import BACKDOORED
 from backsweep.stats import BOOTSTRAP_SEED, DRAWS, Estimate, Share, estimate
 from backsweep.zoo import JUDGING, SPLITS
@@ -50,21 +51,24 @@ def page(lines: Sequence[Mapping[str, Any]], split: str = JUDGING) -> str:
 
 
 def _page(lines: Sequence[Mapping[str, Any]], split: str) -> render.Page:
-    """The detectors' part, the repairs' part, or both.
+    """The parts of detectors, repairs, audits and guards, as far as the file has lines of them.
 
     Raises:
         BadInput: no such split, or nothing of it among the lines.
     """
-    repairs = [raw for raw in lines if repairboard.REPAIR in raw]
-    scans = [raw for raw in lines if repairboard.REPAIR not in raw]
+    kinds: dict[str, Callable[[Sequence[Mapping[str, Any]]], render.Page]] = {
+        "": lambda own: render.page(board(own, split)),
+        repairboard.REPAIR: lambda own: repairs_board.page(repairboard.board(own, split)),
+        sampleboard.AUDIT: lambda own: samples_board.audits(sampleboard.audits(own, split)),
+        sampleboard.GUARD: lambda own: samples_board.guards(sampleboard.guards(own, split)),
+    }
     parts: list[render.Page] = []
     failed: list[BadInput] = []
-    for own, detectors in ((scans, True), (repairs, False)):
+    for kind, make in kinds.items():
+        own = [raw for raw in lines if next((k for k in kinds if k and k in raw), "") == kind]
         try:
-            if own and detectors:
-                parts.append(render.page(board(own, split)))
-            elif own:
-                parts.append(repairs_board.page(repairboard.board(own, split)))
+            if own:
+                parts.append(make(own))
         except BadInput as e:
             failed.append(e)
     if not parts:

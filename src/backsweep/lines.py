@@ -14,11 +14,13 @@ from backsweep.base import Attack, Method, ModelDetector, Repair
 from backsweep.errors import BadInput
 from backsweep.plugins import make
 from backsweep.report import BACKDOORED, CLEAN
+from backsweep.screening import SampleDetector, SetDetector
 from backsweep.tasks import TASKS
 from backsweep.zoo import Net, failed_gate, split_of
 
 ALPHA = 0.05  # of lines that do not say theirs
 NO_REPAIR = "none"  # what networks as they were are called beside repairs
+MOST = 1e12  # samples
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -62,8 +64,32 @@ def about(net: Net) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Line:
+    """What all lines of the bench have in common."""
+
+    net: str
+    task: str
+    attack: str | None
+    seed: int
+    raw: Mapping[str, Any]
+
+    @property
+    def split(self) -> str:
+        """What the network is for; follows from its seed."""
+        return split_of(self.seed)
+
+    def number(self, key: str) -> float | None:
+        """A figure of the line, None where there is none."""
+        return _number(self.raw.get(key))
+
+    def figure(self, key: str) -> float:
+        """A figure that the line has."""
+        value = self.number(key)
+        return math.nan if value is None else value
+
+
 @dataclass(frozen=True)
-class Scan:
+class Scan(Line):
     """A line of the bench, with what older versions did not write filled in.
 
     Attributes:
@@ -99,18 +125,9 @@ class Scan:
         return (-math.log10(max(self.p_value, 1e-300)), -math.inf if self.score is None else self.score)
 
     @property
-    def split(self) -> str:
-        """What the network is for; follows from its seed."""
-        return split_of(self.seed)
-
-    @property
     def undecided(self) -> bool:
         """Neither backdoored nor clean: inconclusive, skipped or failed."""
         return self.verdict not in (BACKDOORED, CLEAN)
-
-    def number(self, key: str) -> float | None:
-        """A figure of the line, None where there is none."""
-        return _number(self.raw.get(key))
 
 
 def scan_of(raw: Mapping[str, Any]) -> Scan | None:
@@ -143,7 +160,7 @@ def scan_of(raw: Mapping[str, Any]) -> Scan | None:
 
 
 @dataclass(frozen=True)
-class Fix:
+class Fix(Line):
     """A line of the bench of repairs.
 
     Attributes:
@@ -167,20 +184,6 @@ class Fix:
     reason: str
     group: str
     raw: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def split(self) -> str:
-        """What the network is for; follows from its seed."""
-        return split_of(self.seed)
-
-    def number(self, key: str) -> float | None:
-        """A figure of the line, None where there is none."""
-        return _number(self.raw.get(key))
-
-    def figure(self, key: str) -> float:
-        """A figure that a repaired network has."""
-        value = self.number(key)
-        return math.nan if value is None else value
 
     @property
     def lost(self) -> float:
@@ -228,7 +231,75 @@ def fix_of(raw: Mapping[str, Any]) -> Fix | None:
     )  # fmt: skip
 
 
-def strength(scans: Sequence[Scan]) -> str:
+@dataclass(frozen=True)
+class Look(Line):
+    """A line of the bench of audits or of guards.
+
+    Attributes:
+        detector: name and the settings that differ from the defaults.
+        reason: why nothing was measured, "" when it was.
+        group: name of the attack, with options and training that are not numbers; "" for a clean net.
+        raw: the line itself.
+    """
+
+    net: str
+    task: str
+    attack: str | None
+    seed: int
+    method: str
+    detector: str
+    gate: str
+    reason: str
+    group: str
+    raw: Mapping[str, Any] = field(repr=False)
+
+    def classes(self, key: str) -> tuple[int, ...]:
+        """The classes that the line names under `key`."""
+        return _classes(self.raw.get(key))
+
+    @property
+    def rate(self) -> float | None:
+        """The poison rate of the attack as it was set: of all samples, or of the target class (`share`)."""
+        options = {**attack_defaults(self.attack), **_dict(self.raw, "options")}
+        return next((n for k in ("rate", "share") if (n := _number(options.get(k))) is not None), None)
+
+
+def audit_of(raw: Mapping[str, Any]) -> Look | None:
+    """The line as a `Look`; None when it is not a line of the bench of audits."""
+    bad = bool(raw.get("attack"))
+    shares, counts = ["fpr"] + ["tpr", "auroc"] * bad, ["flagged", "samples"] + ["poisoned", "missed"] * bad
+    return _look(raw, "audit", dict.fromkeys(counts, MOST) | dict.fromkeys(shares, 1))
+
+
+def guard_of(raw: Mapping[str, Any]) -> Look | None:
+    """The line as a `Look`; None when it is not a line of the bench of guards."""
+    judged = raw.get("attack") and raw.get("auroc") is not None
+    return _look(raw, "guard", dict.fromkeys(["frr", *(["auroc", "far"] if judged else [])], 1))
+
+
+def _look(raw: Mapping[str, Any], key: str, needed: Mapping[str, float]) -> Look | None:
+    """The line of a method called `key`; figures that it needs are from 0 to so much."""
+    texts, seed, attack = [raw.get(k) for k in ("net", "task", key)], raw.get("seed"), raw.get("attack")
+    if not all(isinstance(t, str) and t for t in texts) or not isinstance(seed, int):
+        return None
+    if attack is not None and not isinstance(attack, str):
+        return None
+    net, task, method = (str(t) for t in texts)
+    default = {**_defaults(SetDetector, method), **_defaults(SampleDetector, method)}
+    settings = [f"{k}={v}" for k, v in _dict(raw, "settings").items() if v != default.get(k, ...)]
+    kind = _words([_arch(raw, task), *_differing(_dict(raw, "recipe"), {})])
+    options = _differing(_dict(raw, "options"), attack_defaults(attack))
+    reason = str(raw.get("skipped") or raw.get("error") or "")
+    figures = {k: _number(raw.get(k)) for k in needed}
+    if not reason and any(v is None or not 0 <= v <= needed[k] for k, v in figures.items()):
+        reason = "figures are missing or impossible"
+    return Look(
+        net, task, attack or None, seed, method, _words([method, *settings]), str(raw.get("gate") or ""),
+        reason, _words([attack, *options, kind]) if attack else "", raw,
+    )  # fmt: skip
+
+
+def strength(scans: Sequence[Line]) -> str:
     """ "rate 0.01 to 0.1, epochs 3": numbers among options and training, where any differs."""
     parts = []
     training = TASKS[scans[0].task].recipe if scans[0].task in TASKS else None

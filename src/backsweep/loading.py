@@ -176,7 +176,7 @@ def _file(path: Path, arch: Any, shape: Any, data_shape: Any) -> tuple[_Found, s
             "it holds weights but no network; name the code that builds it with "
             'arch="package.module:factory" (--arch package.module:factory)'
         )
-    net = _build(arch)
+    net = build(arch)
     _fit(net, weights)
     said.setdefault("shape", getattr(net, "input_shape", None))
     return _Found(net, **said), digest
@@ -241,7 +241,7 @@ def _state_dict(found: Any) -> dict[str, Tensor]:
     return weights
 
 
-def _build(arch: str | Callable[[], nn.Module]) -> nn.Module:
+def build(arch: str | Callable[[], nn.Module]) -> nn.Module:
     """The network that the code named by the user makes."""
     here = str(Path.cwd())
     sys.path.insert(0, here)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from backsweep.base import ModelDetector
 from backsweep.report import ERROR, NOTE, WARNING, Evidence, Finding
 from backsweep.stats import anomaly_index, center_and_spread, chance_of_index, index_at
+
+
+class Judge(Protocol):
+    """A detector that judges classes: of models or of training sets."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def code(self) -> str: ...
+
 
 TWO_CLASSES = (
     "cannot tell: with 2 classes both values are equally far from their median, so this test can never fire"
@@ -18,7 +29,7 @@ NO_MEDIAN = "cannot tell: most classes have no value, so there is no median to c
 
 
 def outlier_findings(
-    detector: ModelDetector,
+    detector: Judge,
     evidence: Sequence[Evidence],
     values: Sequence[float],
     alpha: float,

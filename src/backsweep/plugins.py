@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
-from backsweep.base import Attack, Method, ModelDetector, Repair, SampleDetector
+from backsweep.base import Attack, Method, ModelDetector, Repair
 from backsweep.errors import BadInput
+from backsweep.screening import SampleDetector, SetDetector
 
 M = TypeVar("M", bound=Method)
 KINDS: dict[type[Method], str] = {
-    ModelDetector: "detectors", SampleDetector: "detectors", Attack: "attacks", Repair: "repairs",
+    ModelDetector: "detectors", SampleDetector: "detectors", SetDetector: "detectors", Attack: "attacks",
+    Repair: "repairs",
 }  # fmt: skip
 
 

@@ -70,8 +70,8 @@ def _distilled(model: Model, data: Data, seed: int, updates: int, batch: int, ra
 
 
 @torch.no_grad()
-def redraw(net: nn.Module, generator: torch.Generator) -> None:
-    """Draw the later half of a network's weights anew, in the order in which they are registered.
+def redraw(net: nn.Module, generator: torch.Generator, kept: float = 0.5) -> None:
+    """Draw a network's weights anew, but for the first ones, a share of `kept`, in their registered order.
 
     Kernels and matrices get He's variance, the scales of normalisations 1, biases 0, running
     statistics 0 and 1.
@@ -79,13 +79,13 @@ def redraw(net: nn.Module, generator: torch.Generator) -> None:
     weights = [name for name, p in net.named_parameters() if p.ndim >= 2]
     late = False
     for name, p in net.named_parameters():
-        late = late or name == weights[len(weights) // 2]
+        late = late or name == weights[int(kept * len(weights))]
         if late and p.ndim >= 2:
             std = math.sqrt(2 / math.prod(p.shape[1:]))
             p.copy_(std * torch.randn(p.shape, generator=generator))
         elif late:
             p.fill_(1.0 if name.endswith("weight") else 0.0)
-    first = weights[len(weights) // 2].rpartition(".")[0]
+    first = weights[int(kept * len(weights))].rpartition(".")[0]
     late = False
     for name, module in net.named_modules():
         late = late or name == first

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from backsweep import archs
-from backsweep.base import Attack
+from backsweep.base import Attack, Setup
 from backsweep.data import Data
 from backsweep.errors import BadInput
 from backsweep.files import home, writable_folder, write_bytes, write_json
@@ -103,7 +104,7 @@ class Net:
         """The network, as a user would load it."""
         net = self.task.net(0, self.truth.get("arch"))
         net.load_state_dict(load_file(self.folder / "model.safetensors"))
-        return Model(net, self.task.shape, self.task.classes, source=self.id)
+        return Model(net.eval(), self.task.shape, self.task.classes, source=self.id)
 
     def triggers(self) -> list[Trigger]:
         """The planted triggers, none for a clean net."""
@@ -192,7 +193,7 @@ def build_net(entry: Entry, folder: Path) -> Net:
     if twin is None:
         fit(net, train, recipe, entry.seed)
     else:
-        setup = task.setup(train, entry.seed, recipe, entry.arch, clean=lambda: twin.model().net.eval())
+        setup = setup_of(entry, train, lambda: twin)
         planted = make(Attack, entry.attack or "", entry.options).plant(net, setup)
     seconds = time.process_time() - clock
     model, clean = Model(net, task.shape, task.classes), twin.model() if twin else None
@@ -222,6 +223,35 @@ def build_net(entry: Entry, folder: Path) -> Net:
     }
     write_json(manifest, truth)
     return Net(place, truth)
+
+
+def entry_of(net: Net) -> Entry:
+    """The entry that a network was built from."""
+    return Entry(**{f.name: net.truth[f.name] for f in fields(Entry) if f.name in net.truth})
+
+
+def poisoned(net: Net) -> tuple[Data, Tensor]:
+    """The training set of a network, as the attack left it, and the indices of the poisoned samples.
+
+    Raises:
+        BadInput: the attack has no poisoned set: it controls the training, or changes weights.
+    """
+    entry, (train, _) = entry_of(net), load_data(net.truth["task"])
+    if entry.attack is None:
+        return train, torch.empty(0, dtype=torch.long)
+    attack = make(Attack, entry.attack, entry.options)
+    setup = setup_of(entry, train, lambda: Net.read(net.folder.parent / entry.twin.id))
+    by_poisoning = type(attack).plant is Attack.plant or getattr(attack, "poisons", False)
+    if not by_poisoning:
+        raise BadInput(f"{entry.attack} controls the training, there is no poisoned training set")
+    return attack.poison(setup, attack.triggers(setup))
+
+
+def setup_of(entry: Entry, train: Data, twin: Callable[[], Net]) -> Setup:
+    """What the attacker of a network has."""
+    task = TASKS[entry.task]
+    recipe = replace(task.recipe, **entry.recipe)
+    return task.setup(train, entry.seed, recipe, entry.arch, clean=lambda: twin().model().net.eval())
 
 
 def build(plan: Sequence[Entry], folder: Path, workers: int = 1) -> Iterator[Net]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backsweep.base import Attack, Setup
+from backsweep.base import Attack, Setup, stamp
+from backsweep.data import Data
 from backsweep.families import Warp, warp
 from backsweep.train import cross_entropy, fit
 from backsweep.trigger import Trigger
@@ -17,7 +19,7 @@ from backsweep.trigger import Trigger
 
 @dataclass(frozen=True)
 class WaNet(Attack):
-    """One warping field for all inputs; the attacker controls the training.
+    """One warping field for all inputs; the attacker controls the training, or poisons the training set.
 
     In every batch a share `rate` is warped and relabelled. In noise mode `noise_ratio` times as many
     are warped by the field plus fresh noise and keep their label, so that the net learns this field
@@ -29,6 +31,8 @@ class WaNet(Attack):
         rate: rho_a, share of a batch that is warped and relabelled.
         noise_ratio: rho_n / rho_a, noisy samples for each poisoned one; 0 turns noise mode off.
         target: target class; None draws one from the seed.
+        poisons: whether the attacker only has the training set: the warped samples, and the noisy ones that
+            keep their label, are then the same in every epoch.
     """
 
     name: ClassVar[str] = "wanet"
@@ -39,6 +43,7 @@ class WaNet(Attack):
     rate: float = 0.1
     noise_ratio: float = 2.0
     target: int | None = None
+    poisons: bool = False
 
     def triggers(self, setup: Setup) -> list[Trigger]:
         return [self._warp(setup)]
@@ -51,7 +56,24 @@ class WaNet(Attack):
         target = setup.target(self.target, self.name, "target")
         return Warp(target=target, source=None, flow=self.s * field * _unit(size))
 
+    def poison(self, setup: Setup, triggers: Sequence[Trigger]) -> tuple[Data, Tensor]:
+        (trigger,), data = triggers, setup.data
+        wanted = trigger.labels(data.y, setup.classes)
+        rows = setup.draw(data.y != wanted, self.rate, self.name, "poison")
+        free = torch.ones(len(data), dtype=torch.bool)
+        free[rows] = False
+        noisy = setup.draw(free, self.noise_ratio * self.rate, self.name, "cover")
+        size = setup.shape[1:]
+        noise = (
+            2 * torch.rand((len(noisy), 2, *size), generator=setup.generator(self.name, "cover noise")) - 1
+        )
+        poisoned = stamp(data, rows, trigger, wanted[rows])
+        poisoned.x[noisy] = warp(data.x[noisy], self._warp(setup).flow + noise * _unit(size))
+        return poisoned, rows
+
     def plant(self, net: nn.Module, setup: Setup) -> list[Trigger]:
+        if self.poisons:
+            return super().plant(net, setup)
         trigger, generator = self._warp(setup), setup.generator(self.name, "noise")
         unit = _unit(setup.shape[1:])
 

@@ -13,10 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backsweep.base import SampleDetector, Scorer, acted_on, derive_seed
+from backsweep.base import acted_on
 from backsweep.data import Data
 from backsweep.errors import BadInput
 from backsweep.model import Model
+from backsweep.screening import SampleDetector, Score
 from backsweep.trigger import Trigger
 
 BATCH = 256
@@ -43,7 +44,7 @@ class ActivationFilter(SampleDetector):
     def applies(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> str:
         if not triggers:
             return "it needs a recovered trigger; the scan recovered none"
-        learned, rest = data.split(derive_seed(0, self.name))
+        learned, rest = self.halves(data)
         if not len(rest) or not all(bool(acted_on(t, learned.y, model.classes).any()) for t in triggers):
             return "no clean sample is of a class that a recovered trigger acts on"
         try:
@@ -53,38 +54,37 @@ class ActivationFilter(SampleDetector):
             return str(e)
         return ""
 
-    def fit(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> Scorer:
-        """Half of the samples rank the neurons, the other half says what clean inputs score.
+    def passes(self, model: Model) -> float:
+        return 1
 
-        With several triggers the score is that of the profile which the input raises most, in standard
-        deviations of clean inputs.
-        """
-        reason = self.applies(model, data, triggers)
-        if reason:
-            raise BadInput(f"{self.name}: {reason}")
-        learned, rest = data.split(derive_seed(0, self.name))
-        clean = features(model, learned.x)
+    def learn(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> dict[str, Tensor]:
+        """The neurons of each trigger's profile, and what clean inputs give them on average."""
+        clean = features(model, data.x)
         profiles, means, spreads = [], [], []
         for trigger in triggers:
-            rows = acted_on(trigger, learned.y, model.classes)
-            gap = features(model, learned.x[rows], trigger).mean(0) - clean[rows].mean(0)
+            rows = acted_on(trigger, data.y, model.classes)
+            gap = features(model, data.x[rows], trigger).mean(0) - clean[rows].mean(0)
             neurons = gap.argsort(descending=True, stable=True)[: max(1, round(self.share * len(gap)))]
             usual = clean[:, neurons].mean(1)
-            profiles.append(neurons.to(model.device))
-            means.append(float(usual.mean()))
-            least = LEAST_SPREAD * float(gap[neurons].mean())
-            spreads.append(max(float(usual.std(correction=0)), least, 1e-6))
+            profiles.append(neurons)
+            means.append(usual.mean())
+            least = max(LEAST_SPREAD * float(gap[neurons].mean()), 1e-6)
+            spreads.append(usual.std(correction=0).clamp_min(least))
+        return {
+            "profiles": torch.stack(profiles),
+            "means": torch.stack(means),
+            "spreads": torch.stack(spreads),
+        }
+
+    def scorer(self, model: Model, learned: dict[str, Tensor]) -> Score:
+        """Mean activation of each profile's neurons, in standard deviations of clean inputs; the largest."""
+        profiles, means, spreads = (learned[k].to(model.device) for k in ("profiles", "means", "spreads"))
 
         def score(x: Tensor) -> Tensor:
-            """Mean activation of the neurons of each profile; the largest of them."""
-            z = model.features(x).float()
-            return torch.stack([
-                (z[:, neurons].mean(1) - mean) / spread
-                for neurons, mean, spread in zip(profiles, means, spreads, strict=True)
-            ]).amax(0)  # fmt: skip
+            activity = model.features(x).float()[:, profiles].mean(2)
+            return ((activity - means) / spreads).amax(1)
 
-        scorer = Scorer(score, model.device, torch.empty(0), BATCH)
-        return Scorer(score, model.device, scorer(rest.x), BATCH)
+        return score
 
 
 @torch.no_grad()

@@ -9,11 +9,13 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import quote
 
-from backsweep.render import view
+from backsweep.audited import Audit
+from backsweep.render import audit, view
 from backsweep.report import ERROR, NOTE, Finding, Report
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 EXIT_TEXT = {0: "nothing suspicious", 1: "evidence of a backdoor", 3: "inconclusive"}
+POISON_TEXT = {**EXIT_TEXT, 1: "evidence of poisoned samples"}
 
 
 def sarif(report: Report) -> dict[str, Any]:
@@ -22,9 +24,10 @@ def sarif(report: Report) -> dict[str, Any]:
     Findings of level "error" and "warning" become results. A "note" says that nothing is wrong; it
     becomes a notification, because code hosts show every result as an alert, whatever its kind.
     """
-    rules = {f.code: _rule(f) for f in report.findings}
+    of_set = isinstance(report, Audit)
+    rules = {f.code: _set_rule(f) if of_set else _rule(f) for f in report.findings}
     index = {code: i for i, code in enumerate(rules)}
-    location = _uri(str(report.model.get("source") or "model"))
+    location = _uri(str(_looked_at(report).get("source") or ("training set" if of_set else "model")))
     version = view.clean(report.versions.get("backsweep", ""))
     driver = {"name": "Backsweep", "rules": list(rules.values()), **({"version": version} if version else {})}
     return {
@@ -42,6 +45,24 @@ def sarif(report: Report) -> dict[str, Any]:
                 | _numbers(pValue=report.p_value, alpha=report.settings.get("alpha")),
             }
         ],
+    }
+
+
+def _looked_at(report: Report) -> dict[str, Any]:
+    """What is known of the thing that was looked at: a model, or a training set."""
+    return report.data if isinstance(report, Audit) else report.model
+
+
+def _set_rule(finding: Finding) -> dict[str, Any]:
+    """The rule of a detector of training sets."""
+    detector = view.clean(finding.detector)
+    return {
+        "id": finding.code,
+        "name": "".join(word.capitalize() for word in re.split(r"[\W_]+", detector)),
+        "shortDescription": {"text": f"Poisoned training samples ({detector})"},
+        "fullDescription": {"text": f"{detector} looks for {audit.looks_for(finding.detector)}."},
+        "defaultConfiguration": {"level": "error"},
+        "properties": {"tags": ["security", "data-poisoning", "machine-learning"]},
     }
 
 
@@ -68,12 +89,14 @@ def _rule(finding: Finding) -> dict[str, Any]:
 
 def _result(report: Report, finding: Finding, rule: int, location: str) -> dict[str, Any]:
     text = view.sentence(finding.message) or "Cannot tell."
-    if finding.level == ERROR:
+    if isinstance(report, Audit):
+        text = audit.said(report, finding, text)
+    elif finding.level == ERROR:
         text = f"{view.evidence_of_a_backdoor([finding], view.names(report))}. {text}"
     if finding.p_value is not None:
         worth = f" ({view.rests_on(finding)})" if view.rests_on(finding) else ""
         text += f" p-value: {view.probability(finding.p_value)}{worth}."
-    identity = f"{report.model.get('sha256')}/{finding.code}/{finding.source}/{finding.target}"
+    identity = f"{_looked_at(report).get('sha256')}/{finding.code}/{finding.source}/{finding.target}"
     properties = {"detector": finding.detector, "target": finding.target, "source": finding.source}
     return {
         "ruleId": finding.code,
@@ -103,7 +126,7 @@ def _invocation(report: Report, index: dict[str, int]) -> dict[str, Any]:
     return {
         "executionSuccessful": not report.errors,
         "exitCode": report.exit_status,
-        "exitCodeDescription": EXIT_TEXT[report.exit_status],
+        "exitCodeDescription": (POISON_TEXT if isinstance(report, Audit) else EXIT_TEXT)[report.exit_status],
         "toolExecutionNotifications": notes,
     }
 
@@ -115,7 +138,7 @@ def _notification(level: str, text: str) -> dict[str, Any]:
 def _artifact(report: Report, location: str) -> dict[str, Any]:
     artifact: dict[str, Any] = {"location": {"uri": location}, "roles": ["analysisTarget"]}
     digest = str(report.model.get("sha256") or "")
-    of_file = report.model.get("sha256_of", "file") == "file"
+    of_file = report.model.get("sha256_of", "file") == "file" and not isinstance(report, Audit)
     if of_file and re.fullmatch(r"[0-9a-fA-F]{64}", digest):
         artifact["hashes"] = {"sha-256": digest}
     return artifact
