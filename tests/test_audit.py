@@ -384,7 +384,7 @@ def test_settings_from_a_command_line_for_both_kinds() -> None:
     found = configured(names, ["cross_confusion.rounds=3", "confused_expert.experts=1", "strip.overlays=5"])
     assert found == [Strip(overlays=5), CrossConfusion(rounds=3), ConfusedExpert(experts=1)]
     assert [type(m) for m in choose(found)] == [Screened, CrossConfusion, Screened]
-    assert choose(None) == [CrossConfusion()]
+    assert [m.name for m in choose(None)] == list(auditing.DEFAULT_AUDITS)
     assert choose("strip") == [Screened(Strip())]
 
 
@@ -653,7 +653,7 @@ def files(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 GIVEN = ("{f}/good.safetensors", "--data", "{f}/good.npz", "--arch", ARCH)
-SETTINGS = ("--seed", 1, "--device", "cpu", "-p", "cross_confusion.lr=2e-4")
+SETTINGS = ("--seed", 1, "--device", "cpu", "-d", "cross_confusion", "-p", "cross_confusion.lr=2e-4")
 
 
 @pytest.mark.parametrize(("name", "expected"), [("bad", 1), ("good", 0)])

@@ -53,7 +53,7 @@ def audited(twins: Twins) -> tuple[TrainingSet, TrainingSet, Tensor]:
 
 
 DETECTORS: list[SetDetector] = [
-    ActivationClustering(), ContaminationAnalyzer(), ContaminationAnalyzer(clean=False)
+    ActivationClustering(), ContaminationAnalyzer(clean=True), ContaminationAnalyzer(clean=False)
 ]  # fmt: skip
 
 
@@ -233,7 +233,7 @@ def test_the_decomposition_of_representations() -> None:
 def test_the_likelihood_ratio_by_hand() -> None:
     """Means at 3 and -1 with 2 and 6 samples: J = p (1 - p) times their squared distance, p = 1/4."""
     z = torch.tensor([3.0] * 2 + [-1.0] * 6, dtype=torch.float64)[:, None]
-    best = ContaminationAnalyzer()._untangled(z)
+    best = ContaminationAnalyzer(clean=True)._untangled(z)
     assert best.ratio == pytest.approx(0.25 * 0.75 * 16)
     assert min(best.share, 1 - best.share) == 0.25
     assert best.distance == pytest.approx(4)
@@ -258,7 +258,7 @@ def test_the_rule_of_the_paper() -> None:
             return clean.features[(x[:, 0, 0, 0] * 1000).round().long()]
 
     known = Data((torch.arange(1000) / 1000).reshape(-1, 1, 1, 1), y)
-    detector = ContaminationAnalyzer(preset="paper")
+    detector = ContaminationAnalyzer(preset="paper", clean=True)
     assert detector.threshold == pytest.approx(7.389, abs=1e-3)
     for given, wanted in ((features, (NOTE, None)), (poisoned, (ERROR, 3))):
         model = cast(Any, Identity())
@@ -291,11 +291,11 @@ def test_small_and_dead_classes(detector: SetDetector) -> None:
 
 def test_what_scan_needs() -> None:
     given = _set(_heaps((100, 0, 0), (100, 9, 0)), Y)
-    assert "clean samples" in ContaminationAnalyzer().applies(given)
+    assert "clean samples" in ContaminationAnalyzer(clean=True).applies(given)
     assert ContaminationAnalyzer(clean=False).applies(given) == ""
     few = replace(given, clean=given.data[:40])
-    assert "at least 50" in ContaminationAnalyzer().applies(few)
-    assert ContaminationAnalyzer().applies(replace(given, clean=given.data[50:150])) == ""
+    assert "at least 50" in ContaminationAnalyzer(clean=True).applies(few)
+    assert ContaminationAnalyzer(clean=True).applies(replace(given, clean=given.data[50:150])) == ""
 
 
 def test_wrong_settings() -> None:

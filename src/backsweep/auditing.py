@@ -31,7 +31,7 @@ from backsweep.run import Event, OnEvent, versions
 from backsweep.screening import SampleDetector, SetDetector, TrainingSet, class_evidence
 from backsweep.train import Recipe, thawed, tuned
 
-DEFAULT_AUDITS = ("cross_confusion",)
+DEFAULT_AUDITS = ("cross_confusion", "contamination_analyzer")
 LEARNED = 2000  # samples of the training set itself that a detector of inputs learns from, without clean ones
 HELD_OUT = 0.1  # of the kept samples, to measure a fresh network on where there are no clean ones
 RECIPE = Recipe(epochs=5, augment="shift")
@@ -75,8 +75,6 @@ def audit(
         BadInput: model, data or settings cannot be used.
     """
     checked_alpha(alpha)
-    if out is not None:
-        writable_folder(Path(out))
     clock = time.perf_counter(), time.process_time()
     data = Data.of(data)
     model = as_model(model, data)
@@ -88,6 +86,8 @@ def audit(
     work = model.copy(pick_device(device))
     if features is not None:
         features = checked_features(features, len(data), work.classes)
+    if out is not None:
+        writable_folder(Path(out))
     stage = _Stage(on_event)
     z, logits = features or streamed(work, data.x, stage.named("features"))
     given = TrainingSet(

@@ -8,7 +8,7 @@ is fitted on clean samples of the training set and judged on test images, clean 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from backsweep.tasks import TASKS
 from backsweep.train import Recipe, fit
 from backsweep.trigger import Trigger
 
-DEFAULT = "default"  # the default detectors of a guard together
+DEFAULT = "default"  # the default detectors of an audit or a guard together
 CLEAN_NET = "clean"
 FPR = 0.01  # false-rejection rate that a guard is asked for
 SHARE = 0.05  # of the training set, clean, that a guard is fitted on; at least 30 samples a class
@@ -72,9 +72,10 @@ def cells(plan: dict[str, Any], open_net: Callable[[zoo.Entry], zoo.Net]) -> lis
 
 
 def _settings(kind: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a detector, those of the default guard by its detectors."""
-    if kind == "guards" and name == DEFAULT:
-        return {n: make(SampleDetector, n).settings() for n in guarding.DEFAULT_GUARDS}
+    """All settings of a detector, those of the default ones together by their names."""
+    if name == DEFAULT:
+        names = guarding.DEFAULT_GUARDS if kind == "guards" else auditing.DEFAULT_AUDITS
+        return {n: auditing.made(n).settings() for n in names}
     if kind == "guards":
         return make(SampleDetector, name, dict(settings)).settings()
     return auditing.made(name, dict(settings)).settings()
@@ -93,38 +94,46 @@ def audit_cell(
 ) -> dict[str, Any]:
     """Audit the training set of one network on one core and compare with the truth."""
     torch.set_num_threads(1)
-    used = auditing.made(name, dict(settings)).settings()
+    used = _settings("audits", name, settings)
     line = {"cell": key, **about(net), "audit": name, "settings": used, "retrain": retrain, **versions()}
     if line["gate"]:
         return line
     try:
         data, rows = zoo.poisoned(net)
         clock = time.process_time()
-        report = auditing.audit(
-            net.model(), data, auditing.made(name, dict(settings)), seed=net.truth["seed"], device="cpu"
-        )
+        asked = None if name == DEFAULT else auditing.made(name, dict(settings))
+        report = auditing.audit(net.model(), data, asked, seed=net.truth["seed"], device="cpu")
     except BacksweepError as e:
         return {**line, "error": " ".join(str(e).split())}
-    if name not in report.scores:
+    if not report.scores:
         return {**line, "error": "; ".join(n.reason for n in (*report.skipped, *report.errors))}
     bad, flagged = (torch.zeros(len(data), dtype=torch.bool) for _ in range(2))
     bad[rows], flagged[report.flagged] = True, True
+    score = joint(list(report.scores.values()))
     top = max(report.evidence, key=lambda e: float(e.values["statistic"] or 0))
     line |= {
         "layout": report.model["layout"], "shape": report.model["shape"], "classes": report.model["classes"],
         "verdict": report.verdict, "p_value": report.p_value, "alpha": report.settings["alpha"],
-        "score": float(top.values["statistic"] or 0), "most_suspicious": top.target,
+        "score": float(top.values["statistic"] or 0),
+        "most_suspicious": report.findings[0].target if report.findings else top.target,
         "suspected": list(report.targets), "samples": len(data), "poisoned": int(bad.sum()),
         "flagged": int(flagged.sum()), "missed": int((bad & ~flagged).sum()),
         "tpr": float(flagged[bad].double().mean()) if len(rows) else None,
         "fpr": float(flagged[~bad].double().mean()),
-        "auroc": auroc(report.scores[name][~bad], report.scores[name][bad]) if len(rows) else None,
+        "auroc": auroc(score[~bad], score[bad]) if len(rows) else None,
         "cpu_seconds": round(time.process_time() - clock, 2),
-        "detector_cpu_seconds": report.timings.get(f"{name}_cpu_seconds"),
+        "detector_cpu_seconds": sum(report.timings.get(f"{n}_cpu_seconds", 0.0) for n in report.scores),
     }  # fmt: skip
     if retrain and len(rows) and len(report.flagged):
         line |= _retrained(net, data[report.kept])
     return line
+
+
+def joint(scores: Sequence[Tensor]) -> Tensor:
+    """One score of several (N,): the largest rank that any of them gives a sample."""
+    if len(scores) == 1:
+        return scores[0]
+    return torch.stack([s.argsort(stable=True).argsort(stable=True) for s in scores]).amax(0).double()
 
 
 def _retrained(net: zoo.Net, kept: Data) -> dict[str, Any]:

@@ -36,8 +36,8 @@ class ContaminationAnalyzer(SetDetector):
 
     Attributes:
         dimensions: at most, of the representation: principal components of the whole training set.
-        clean: learn the scatter from clean samples, as the paper does. False: from the training set alone,
-            as the scatter within the groups that a first split finds.
+        clean: learn the scatter from clean samples, as the paper does. False (ours): from the training set
+            alone, as the scatter within the groups that a first split finds.
         preset: "standard": the class that stands out by how clearly it splits; "paper": J* above `threshold`.
         threshold: of "paper"; exp(2).
         iterations: at most, of the two fits.
@@ -49,7 +49,7 @@ class ContaminationAnalyzer(SetDetector):
     code: ClassVar[str] = "BSW204"
 
     dimensions: int = 64
-    clean: bool = True
+    clean: bool = False
     preset: str = "standard"
     threshold: float = math.exp(2)
     iterations: int = 100
