@@ -97,7 +97,8 @@ def _result(report: Report, finding: Finding, rule: int, location: str) -> dict[
         worth = f" ({view.rests_on(finding)})" if view.rests_on(finding) else ""
         text += f" p-value: {view.probability(finding.p_value)}{worth}."
     identity = f"{_looked_at(report).get('sha256')}/{finding.code}/{finding.source}/{finding.target}"
-    properties = {"detector": view.clean(finding.detector), "target": finding.target, "source": finding.source}
+    named = view.clean(finding.detector)
+    properties = {"detector": named, "target": finding.target, "source": finding.source}
     return {
         "ruleId": finding.code,
         "ruleIndex": rule,
