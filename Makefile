@@ -15,7 +15,10 @@ demo: $(VENV)/.run   ## train a clean and a backdoored net on real digits, scan 
 test: $(VENV)/.dev lint   ## ruff, strict typing, all tests
 	@if [ -n "$$CI" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi || true
-	$(BIN)/python -m pytest -n 2
+	@if [ -n "$$CI" ] && [ ! -d /usr/lib/postgresql ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null; fi || true
+	@if [ -n "$$CI" ]; then $(PYTHON) -m venv $(VENV)/mlflow && $(VENV)/mlflow/bin/pip install -q mlflow; fi || true
+	BACKSWEEP_MLFLOW=$(abspath $(VENV)/mlflow/bin/python) $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

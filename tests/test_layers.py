@@ -21,8 +21,11 @@ LAYERS = {
     "neurons": 4, "repairs": 5, "repaired": 5, "retune": 4, "recover": 5, "mending": 6, "api": 6, "tasks": 6,
     "zoo": 7, "lines": 8, "leaderboard": 8, "bench": 8, "bench_repairs": 8, "repairboard": 8, "render": 8,
     "demo": 9, "terminal": 9, "cli_bench": 9, "cli": 10, "__init__": 10, "__main__": 10, "save": 4,
+    "claims": 1, "store": 2, "sources": 2, "registry": 2, "sweep": 7, "cli_store": 9,
     "screening": 4, "confusion": 4, "surprise": 4, "audited": 5, "components": 1, "corruptions": 2,
     "auditing": 6, "guarding": 6, "serving": 7, "bench_samples": 8, "sampleboard": 8, "cli_samples": 9,
+    "engine": 1, "pools": 1, "clusters": 1, "cli_options": 9, "wide": 2, "jumbo": 2, "shadows": 4, "meta": 3,
+    "bank": 4, "shelf": 4, "cli_bank": 9,
 }  # fmt: skip
 METHODS = ("detectors", "attacks", "repairs")
 LAZY = {

@@ -14,6 +14,7 @@ from torch import nn
 from backsweep import calibration
 from backsweep.base import ModelDetector, derive_seed
 from backsweep.data import Data
+from backsweep.engine import Engine, Lost
 from backsweep.errors import BadInput
 from backsweep.loading import load
 from backsweep.model import Model
@@ -32,7 +33,7 @@ def scan(
     alpha: float = 0.05,
     seed: int = 0,
     device: str | torch.device | None = None,
-    engine: str | None = None,
+    engine: str | Engine | None = None,
     on_event: OnEvent | None = None,
     out: str | os.PathLike[str] | None = None,
     reference: Model | nn.Module | None = None,
@@ -47,7 +48,8 @@ def scan(
         alpha: false-alarm rate that is accepted.
         seed: of everything that is drawn.
         device: where to compute; None takes a GPU when there is one.
-        engine: None computes in this process, the only way so far.
+        engine: where units of work are computed: an `Engine`, or "dask" or "ray" for one on this machine;
+            None is this process.
         on_event: told about progress (`run.Event`).
         out: folder for the report; a second scan with the same settings goes on where an
             interrupted one stopped.
@@ -58,8 +60,7 @@ def scan(
         BadInput: model, data or settings cannot be used.
     """
     checked_alpha(alpha)
-    if engine is not None:
-        raise BadInput(f"engine {engine!r} is not there; leave it out to compute in this process")
+    engine = Engine.of(engine)
     clock = time.perf_counter(), time.process_time()
     data = Data.of(data)
     model = as_model(model, data)
@@ -97,15 +98,15 @@ def scan(
             continue
         key = run_key(
             model=model.digest, data=data.digest, detector=method.name, settings=method.settings(),
-            seed=seed, versions=report.versions, device=device.type, chunk=method.chunk(work),
-            preprocessing=[model.mean, model.std, model.layer],
+            files=method.depends_on(), seed=seed, versions=report.versions, device=device.type,
+            chunk=method.chunk(work), preprocessing=[model.mean, model.std, model.layer],
             reference=work.reference.digest if work.reference else None,
         )  # fmt: skip
         begin = time.perf_counter(), time.process_time()
         try:
-            for evidence in collect(method, work, data, seed, key, folder, on_event):
+            for evidence in collect(method, work, data, seed, key, folder, on_event, engine):
                 report.evidence.append(evidence)
-        except (RuntimeError, ArithmeticError, ValueError, TypeError) as e:
+        except (RuntimeError, ArithmeticError, ValueError, TypeError, Lost) as e:
             report.errors.append(Note(method.name, f"failed: {' '.join(str(e).split())[:300]}"))
         report.timings[f"{method.name}_seconds"] = round(time.perf_counter() - begin[0], 3)
         report.timings[f"{method.name}_cpu_seconds"] = round(time.process_time() - begin[1], 3)

@@ -199,6 +199,10 @@ class ModelDetector(Method):
         """Why this detector cannot look at this model, "" when it can."""
         return ""
 
+    def depends_on(self) -> dict[str, str]:
+        """Digests of what evidence hangs on beside the settings, such as the content of a file they name."""
+        return {}
+
     def units(self, model: Model, data: Data) -> Sequence[Unit]:
         """The work, one unit per class unless said otherwise."""
         return [Unit(f"class-{t}", target=t) for t in range(model.classes)]

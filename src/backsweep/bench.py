@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
 
 import backsweep
 from backsweep import bench_repairs, bench_samples, zoo
 from backsweep.api import scan
 from backsweep.base import ModelDetector, derive_seed
+from backsweep.engine import Engine, Lost
 from backsweep.errors import BacksweepError, BadInput
 from backsweep.files import writable_folder
 from backsweep.lines import about, read
@@ -49,16 +49,22 @@ def cells(plan: dict[str, Any]) -> list[tuple[zoo.Entry, ModelDetector]]:
 
 
 def run(
-    plan: dict[str, Any], folder: Path, out: Path, workers: int = 1, on_event: OnEvent | None = None
+    plan: dict[str, Any],
+    folder: Path,
+    out: Path,
+    engine: Engine | None = None,
+    on_event: OnEvent | None = None,
 ) -> int:
-    """Run what is missing in `out`; returns how many cells it holds then.
+    """Run what is missing in `out` on an engine; returns how many cells it holds then.
 
     A scan or a repair that fails is a line with the reason ("verdict" or "error"): it is not run again
     unless that line is removed.
 
     Raises:
         BadInput: a network is missing, or the plan, the data or the folder cannot be used.
+        Lost: the worker of a cell died at every try; raised when the others are done, and without a line.
     """
+    folder = folder.resolve()
     known = {line.get("cell") for line in read(out)} if out.is_file() else set()
     wanted: list[tuple[str, Callable[[], dict[str, Any]]]] = []
     for entry, detector in cells(plan):
@@ -70,7 +76,7 @@ def run(
         wanted.append((key, partial(bench_repairs.run_cell, net, repair, share)))
     wanted += bench_samples.cells(plan, partial(open_net, folder=folder))
     todo = [job for key, job in wanted if key not in known]
-    begin, done = time.monotonic(), len(wanted) - len(todo)
+    begin, done, lost = time.monotonic(), len(wanted) - len(todo), list[Lost]()
 
     def tell() -> None:
         if on_event is not None:
@@ -78,11 +84,15 @@ def run(
             on_event(Event("bench", done, len(wanted), resumed, time.monotonic() - begin))
 
     tell()
-    jobs = (delayed(job)() for job in todo)
-    for line in Parallel(n_jobs=workers, return_as="generator_unordered")(jobs):
+    for _, line in (engine or Engine()).run(todo):
+        if isinstance(line, Lost):
+            lost.append(line)
+            continue
         _append(out, line)
         done += 1
         tell()
+    if lost:
+        raise Lost(f"{len(lost)} of {len(wanted)} cells were lost, the same command tries again: {lost[0]}")
     return done
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from backsweep.cli_options import Address, EngineName, Gpus, Workers
 from backsweep.errors import BadInput
 from backsweep.terminal import Progress, console
 
@@ -21,10 +22,16 @@ Home = Annotated[Path | None, typer.Option(help="Folder of the zoo. Default: $BA
 
 @zoo_app.command("build")
 def zoo_build(
-    plan: Plan, zoo: Home = None, workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1
+    plan: Plan,
+    zoo: Home = None,
+    workers: Workers = None,
+    engine: EngineName = None,
+    address: Address = None,
+    gpus: Gpus = 0.0,
 ) -> None:
     """Train the networks of a plan; what is there already is kept."""
     from backsweep import zoo as z
+    from backsweep.engine import Engine
     from backsweep.run import Event
 
     entries, folder = z.entries(z.read_plan(plan)), zoo or z.home_folder()
@@ -33,7 +40,7 @@ def zoo_build(
     begin = time.monotonic()
     with Progress() as on_event:
         on_event(Event("zoo", known, len(entries), known, 0.0))
-        for net in z.build(entries, folder, workers):
+        for net in z.build(entries, folder, Engine(engine, workers, address, gpus)):
             nets.append(net)
             done = max(known, len(nets))
             on_event(Event("zoo", done, len(entries), known, time.monotonic() - begin))
@@ -93,14 +100,19 @@ def bench_run(
     plan: Plan,
     out: Annotated[Path, typer.Option(help="JSON lines; finished cells are not run again.")],
     zoo: Home = None,
-    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    workers: Workers = None,
+    engine: EngineName = None,
+    address: Address = None,
+    gpus: Gpus = 0.0,
 ) -> None:
     """Run the plan's detectors over its networks and append JSON lines."""
     from backsweep import bench
     from backsweep import zoo as z
+    from backsweep.engine import Engine
 
+    where = Engine(engine, workers, address, gpus)
     with Progress() as on_event:
-        count = bench.run(z.read_plan(plan), zoo or z.home_folder(), out, workers, on_event)
+        count = bench.run(z.read_plan(plan), zoo or z.home_folder(), out, where, on_event)
     console().print(f"{count} cells in {out}")
 
 

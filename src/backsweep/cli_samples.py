@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backsweep.cli_options import numbers
 from backsweep.errors import BadInput
 from backsweep.terminal import Progress, console
 
@@ -73,8 +74,8 @@ def guard_fit(
 
     methods = configure(SampleDetector, detector or guarding.DEFAULT_GUARDS, p or [])
     loaded, clean = api.open_both(
-        model, data, arch=arch, shape=_numbers(shape, int), classes=classes, mean=_numbers(mean, float),
-        std=_numbers(std, float), layer=layer, resize=resize,
+        model, data, arch=arch, shape=numbers(shape, int), classes=classes, mean=numbers(mean, float),
+        std=numbers(std, float), layer=layer, resize=resize,
     )  # fmt: skip
     loaded.resize = loaded.resize or resize  # what is checked later is made to fit in the same way
     triggers = _triggers(report, loaded.digest) if report is not None else []
@@ -287,13 +288,3 @@ def _show(guard: Guard, names: list[str], found: Answers, out: Path | None) -> N
     screen.print(f"drift: {guard.drift(found.scores).message}", markup=False, soft_wrap=True)
     if out is not None:
         screen.print(f"scores: {out}", markup=False, soft_wrap=True)
-
-
-def _numbers(text: str | None, kind: type) -> list[Any] | None:
-    """ "3,32,32" -> [3, 32, 32]"""
-    if text is None:
-        return None
-    try:
-        return [kind(part) for part in text.replace("x", ",").split(",")]
-    except ValueError as e:
-        raise BadInput(f"{text!r} is not a list of numbers such as 3,32,32") from e

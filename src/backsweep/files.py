@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,7 @@ def writable_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".backsweep-probe"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()  # of no fixed name: others may try at the same time
     except OSError as e:
         raise BadInput(f"cannot write to {path}: {e.strerror}; choose another folder") from e
     return path

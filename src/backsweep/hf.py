@@ -68,6 +68,23 @@ def read(path: Path) -> tuple[nn.Module, dict[str, Any], str]:
     return net, said, folder.digest
 
 
+def digest(path: Path) -> str:
+    """The digest of a folder as `read` gives it, from its files alone.
+
+    Raises:
+        BadInput: not such a folder. Any other error means damage.
+    """
+    folder = Folder(path)
+    if "config.json" not in folder.names:
+        raise BadInput("this folder has no config.json, as a Hugging Face model has; name the model file")
+    for name in ("config.json", "preprocessor_config.json"):
+        if name in folder.names:
+            folder.read(name)
+    for name in _weight_files(folder):
+        folder.read(name)
+    return folder.digest
+
+
 def numbers(values: Iterable[Any]) -> tuple[float, ...]:
     """Finite numbers out of JSON."""
     found = tuple(float(v) for v in values)

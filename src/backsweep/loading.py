@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from backsweep import hf, pt2
+from backsweep import archs, hf, pt2
 from backsweep.archive import WAY_OUT, members, one_line, some, unpickle
 from backsweep.errors import BadInput
 from backsweep.model import Model
@@ -119,6 +120,30 @@ def load(
     model.origin = digest
     model.arch = arch if isinstance(arch, str) else None
     return model
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """The digest that the model of a file or folder will have, without loading it.
+
+    Raises:
+        BadInput: it is missing or cannot be read.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            with _damage("a Hugging Face folder"):
+                return hf.digest(path)
+        if not path.is_file():
+            raise BadInput("there is no such file or folder; check the path")
+        found = hashlib.sha256()
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                found.update(part)
+        return found.hexdigest()
+    except OSError as e:
+        raise BadInput(f"{path}: it cannot be opened ({e.strerror}); check its permissions") from e
+    except BadInput as e:
+        raise BadInput(one_line(f"{path}: {e}")) from e
 
 
 @contextlib.contextmanager
@@ -267,6 +292,31 @@ def build(arch: str | Callable[[], nn.Module]) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise BadInput(f"arch {arch!r} returns {type(net).__name__}, not a torch.nn.Module")
     return net
+
+
+def named(arch: str, classes: int, shape: Sequence[int], seed: int) -> nn.Module:
+    """A fresh network for a number of classes and a shape of input, its weights drawn from `seed`.
+
+    Args:
+        arch: name of a network in `backsweep.archs`, or "package.module:factory" of the user's own code.
+
+    Raises:
+        BadInput: there is no such network, or it does not take such inputs.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if ":" in arch:
+            return build(arch)
+        known = {n: f for n, f in vars(archs).items() if inspect.isfunction(f) and not n.startswith("_")}
+        if arch not in known:
+            raise BadInput(
+                f"there is no network {arch!r}; there are {', '.join(known)}, or give package.module:factory"
+            )
+        channels, height, width = shape
+        if height != width:
+            raise BadInput(f"{arch} takes square images, these are {height} x {width}; resize them")
+        net: nn.Module = known[arch](classes, channels, height)
+        return net
 
 
 def _fit(net: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -193,18 +193,37 @@ class Report:
         Raises:
             BadInput: no report there, damaged, or of a newer schema.
         """
-        from safetensors import SafetensorError
-
-        from backsweep.files import load_tensor
-
         folder = Path(folder)
         path = folder / "report.json" if folder.is_dir() else folder
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as e:
+            raise BadInput(f"cannot read {path}: {e.strerror}; give the folder of a scan (--out)") from e
+        except (ValueError, RecursionError) as e:
+            raise BadInput(f"{path} is not a report of Backsweep, or is damaged ({e})") from e
+        return Report.from_json(raw, path.parent, str(path))
+
+    @staticmethod
+    def from_json(raw: Any, folder: Path | None = None, name: str = "this") -> Report:
+        """The report that `to_json` wrote.
+
+        Args:
+            raw: the JSON.
+            folder: where its triggers and examples are; None leaves them out.
+            name: of the report, for errors.
+
+        Raises:
+            BadInput: damaged, or of a newer schema.
+        """
+        from safetensors import SafetensorError
+
+        from backsweep.files import load_tensor
+
+        try:
             if raw["schema"] != SCHEMA:
-                raise BadInput(f"{path} has schema {raw['schema']}; this version reads schema {SCHEMA}")
+                raise BadInput(f"{name} has schema {raw['schema']}; this version reads schema {SCHEMA}")
             parts = {n: raw[n] for n in ("versions", "model", "data", "settings", "timings")}
-            evidence = [read_evidence(e, path.parent) for e in raw["evidence"]]
+            evidence = [read_evidence(e, folder) for e in raw["evidence"]]
             triggers = {(e.detector, e.target, e.source): e.trigger for e in evidence}
             findings = [Finding(**{k: v for k, v in f.items() if k != "trigger"}) for f in raw["findings"]]
             mappings = [*parts.values(), *(e.values for e in evidence), *(f.details for f in findings)]
@@ -220,12 +239,12 @@ class Report:
                 skipped=[Note(**n) for n in raw["skipped"]],
                 errors=[Note(**n) for n in raw["errors"]],
                 evidence=evidence,
-                examples=load_tensor(path.parent / "examples.safetensors"),
+                examples=load_tensor(folder / "examples.safetensors") if folder is not None else None,
             )
         except OSError as e:
-            raise BadInput(f"cannot read {path}: {e.strerror}; give the folder of a scan (--out)") from e
+            raise BadInput(f"cannot read {name}: {e.strerror}; give the folder of a scan (--out)") from e
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as e:
-            raise BadInput(f"{path} is not a report of Backsweep, or is damaged ({e})") from e
+            raise BadInput(f"{name} is not a report of Backsweep, or is damaged ({e})") from e
 
 
 def trigger_file(detector: str, unit: str) -> str:
@@ -239,15 +258,15 @@ def evidence_json(evidence: Evidence) -> dict[str, Any]:
     return plain
 
 
-def read_evidence(raw: dict[str, Any], folder: Path) -> Evidence:
-    """The record that `evidence_json` wrote, with its trigger from the folder."""
+def read_evidence(raw: dict[str, Any], folder: Path | None) -> Evidence:
+    """The record that `evidence_json` wrote, with its trigger from the folder if there is one."""
     from backsweep.trigger import Trigger
 
     file = raw.get("trigger")
     expected = trigger_file(raw["detector"], raw["unit"])
     if file is not None and (file != expected or len(Path(file).parts) != 2):
         raise ValueError(f"trigger file {file!r}")
-    trigger = Trigger.load(folder / file) if file else None
+    trigger = Trigger.load(folder / file) if file and folder is not None else None
     return Evidence(**{**raw, "trigger": trigger})
 
 

@@ -1,7 +1,8 @@
 """Units of work -> evidence: order, progress, and a log that survives a kill.
 
 With a folder, every finished unit is appended to `evidence.jsonl` at once. A later run of the same
-scan (same model, data, settings, seed and versions: one key) takes from there what is done.
+scan (same model, data, settings, seed and versions: one key) takes from there what is done. Which engine
+computes a unit, and when, changes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 import backsweep
 from backsweep.base import ModelDetector, Unit
 from backsweep.data import Data
+from backsweep.engine import Engine, Lost
 from backsweep.errors import BadInput
 from backsweep.files import writable_folder
 from backsweep.model import Model
@@ -75,48 +78,83 @@ def collect(
     key: str,
     folder: Path | None = None,
     on_event: OnEvent | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[Evidence]:
-    """Evidence of every unit of one detector, those of an earlier run first.
+    """Evidence of every unit of one detector, in the order of the units.
 
     Args:
         model: a frozen working copy.
         key: what the evidence hangs on (`run_key`); records with another key are not used.
         folder: where to log and resume; None keeps nothing.
-        on_event: told about progress.
+        on_event: told about progress: within a unit in this process, else after each.
+        engine: where units are computed; None is this process.
+
+    Raises:
+        Lost: the worker of a unit died at every try; raised when the others of its round are done.
     """
+    engine = engine or Engine()
     known = _read_log(folder, key, detector.name) if folder else {}
     begin, size = time.monotonic(), detector.chunk(model)
     gathered: list[Evidence] = []
-    total = resumed = 0
+    total = resumed = finished = 0
 
     def tell(done: float) -> None:
         if on_event is not None:
             on_event(Event(detector.name, done, total, resumed, time.monotonic() - begin))
 
+    def tick(share: float, first: int, count: int) -> None:
+        tell(first + share * count)
+
     units = list(detector.units(model, data))
     while units:
-        kept = [known[u.key] for u in units if u.key in known]
-        total, resumed = total + len(units), resumed + len(kept)
-        gathered += kept
-        yield from kept
+        found = {u.key: known[u.key] for u in units if u.key in known}
+        total, resumed, finished = total + len(units), resumed + len(found), finished + len(found)
         todo = [u for u in units if u.key not in known]
-        tell(len(gathered))
-        for start in range(0, len(todo), size):
-            part: Sequence[Unit] = todo[start : start + size]
-            clock = time.process_time()
-
-            def tick(share: float, first: int = len(gathered), count: int = len(part)) -> None:
-                tell(first + share * count)
-
-            found = detector.probe(model, data, part, seed, tick)
-            cost = (time.process_time() - clock) / len(part)
-            for evidence in (replace(e, cpu_seconds=round(cost, 3)) for e in found):
+        parts = [todo[start : start + size] for start in range(0, len(todo), size)]
+        tell(finished)
+        # drawn one by one: in this process `finished` counts what is done before a part begins
+        jobs = (
+            partial(
+                _probe, detector, model, data, part, seed,
+                partial(tick, first=finished, count=len(part)) if engine.here else _untold,
+            )
+            for part in parts
+        )  # fmt: skip
+        lost: dict[str, Lost] = {}
+        for index, result in engine.run(jobs, shared=(model, data)):
+            if isinstance(result, Lost):
+                lost |= {u.key: result for u in parts[index]}
+                continue
+            for evidence in result:
                 if folder is not None:
                     _append(folder, key, evidence)
-                gathered.append(evidence)
-                yield evidence
-            tell(len(gathered))
+                found[evidence.unit] = evidence
+            finished += len(result)
+            tell(finished)
+        gathered += [found[u.key] for u in units if u.key in found]
+        yield from (found[u.key] for u in units if u.key in found)
+        for name, why in lost.items():
+            raise Lost(f"{len(lost)} units were lost, {name} first: {why}")
         units = list(detector.more(model, data, gathered))
+
+
+def _probe(
+    detector: ModelDetector,
+    model: Model,
+    data: Data,
+    units: Sequence[Unit],
+    seed: int,
+    tick: Callable[[float], None],
+) -> list[Evidence]:
+    """A job: measure units that share a pass, and what that cost."""
+    clock = time.process_time()
+    found = detector.probe(model, data, units, seed, tick)
+    cost = (time.process_time() - clock) / len(units)
+    return [replace(e, cpu_seconds=round(cost, 3)) for e in found]
+
+
+def _untold(_share: float) -> None:
+    """A worker has nobody to tell."""
 
 
 def _append(folder: Path, key: str, evidence: Evidence) -> None:

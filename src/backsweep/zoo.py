@@ -14,18 +14,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from backsweep import archs
 from backsweep.base import Attack, Setup
 from backsweep.data import Data
+from backsweep.engine import Engine, Lost
 from backsweep.errors import BadInput
 from backsweep.files import home, writable_folder, write_bytes, write_json
 from backsweep.model import Model
@@ -254,15 +254,26 @@ def setup_of(entry: Entry, train: Data, twin: Callable[[], Net]) -> Setup:
     return task.setup(train, entry.seed, recipe, entry.arch, clean=lambda: twin().model().net.eval())
 
 
-def build(plan: Sequence[Entry], folder: Path, workers: int = 1) -> Iterator[Net]:
-    """Build every network of a plan over `workers` processes; yields each as it is finished.
+def build(plan: Sequence[Entry], folder: Path, engine: Engine | None = None) -> Iterator[Net]:
+    """Build every network of a plan on an engine; yields each as it is finished.
 
     The clean nets come first, since every attacked net looks at its twin.
+
+    Raises:
+        Lost: the worker of a network died at every try; raised when the others are built.
     """
-    writable_folder(folder)
+    place, lost = writable_folder(folder).resolve(), []
     for attacked in (False, True):
-        work = (delayed(build_net)(e, folder) for e in plan if (e.attack is not None) == attacked)
-        yield from Parallel(n_jobs=workers, return_as="generator_unordered")(work)
+        part = [e for e in plan if (e.attack is not None) == attacked]
+        for index, net in (engine or Engine()).run(partial(build_net, e, place) for e in part):
+            if isinstance(net, Lost):
+                lost.append(f"{part[index].id}: {net}")
+            else:
+                yield net
+    if lost:
+        raise Lost(
+            f"{len(lost)} of {len(plan)} networks were not built, the same command tries again: {lost[0]}"
+        )
 
 
 def failed_gate(net: Net) -> str:
