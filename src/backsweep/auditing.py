@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import time
@@ -14,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from backsweep import archs, calibration
+from backsweep import calibration
 from backsweep.api import as_model, checked_alpha, describe_model, doubtful_accuracy, pick_device
 from backsweep.audited import MAP_ROWS, Audit, Examples, Retrained
 from backsweep.base import derive_seed
@@ -22,7 +21,7 @@ from backsweep.components import two_components
 from backsweep.data import Data
 from backsweep.errors import BadInput
 from backsweep.files import writable_folder
-from backsweep.loading import build
+from backsweep.loading import named
 from backsweep.model import Model
 from backsweep.plugins import configure, discover, find, make
 from backsweep.reference import redraw
@@ -306,21 +305,8 @@ def trained(
     Raises:
         BadInput: there is no such network, or it does not take the samples.
     """
-    classes, (channels, height, width) = int(data.y.max()) + 1, data.x.shape[1:]
-    if ":" in arch:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "weights"))
-            net = build(arch)
-    else:
-        factory: Any = getattr(archs, arch, None)
-        if not inspect.isfunction(factory) or arch.startswith("_"):
-            known = ", ".join(n for n, f in vars(archs).items() if inspect.isfunction(f) and n[0] != "_")
-            raise BadInput(f"there is no network {arch!r}; there are {known}, or give package.module:factory")
-        if height != width:
-            raise BadInput(f"{arch} takes square images, these are {height} x {width}; resize them")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "weights"))
-            net = factory(classes, channels, height)
+    classes = int(data.y.max()) + 1
+    net = named(arch, classes, data.x.shape[1:], derive_seed(seed, "weights"))
     model = Model(net, tuple(data.x.shape[1:]), classes, source=f"{arch} trained on {data.source}")
     model.arch = arch
     twin = thawed(model)

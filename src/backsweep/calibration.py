@@ -108,6 +108,8 @@ def judge(
 ) -> list[Finding]:
     """The detector's findings, with p-values from a fitting table where there is one.
 
+    A detector that brings clean networks of its own says so in `details["null"]`.
+
     Args:
         model: how a report describes it: layout, shape, classes.
         alpha: false-alarm rate.
@@ -118,7 +120,8 @@ def judge(
     every = detector.judge(evidence, classes, 1 - 1e-12) if null is not None else []
     every = [f for f in every if f.p_value is not None]
     if null is None or not every:
-        return [_told(f, UNCALIBRATED) for f in detector.judge(evidence, classes, alpha)]
+        findings = detector.judge(evidence, classes, alpha)
+        return [_told(f, str(f.details.get("null", UNCALIBRATED))) for f in findings]
     if null.critical(alpha) is None:
         least = null.p_value(math.inf)
         doubt = (

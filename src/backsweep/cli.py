@@ -14,8 +14,30 @@ from typing import Annotated, Any
 import typer
 
 from backsweep import __version__
+from backsweep.cli_bank import bank_app
 from backsweep.cli_bench import bench_app, zoo_app
+from backsweep.cli_options import (
+    Address,
+    Arch,
+    Classes,
+    Device,
+    EngineName,
+    Gpus,
+    Layer,
+    Mean,
+    Model,
+    Out,
+    Resize,
+    Samples,
+    Seed,
+    Settings,
+    Shape,
+    Std,
+    Workers,
+    numbers,
+)  # fmt: skip
 from backsweep.cli_samples import guard_app
+from backsweep.cli_store import AllVersions, Every, Models, StoreUrl, Watch, history, is_many, scan_many
 from backsweep.errors import BacksweepError, BadInput
 from backsweep.terminal import Progress, console
 
@@ -30,29 +52,12 @@ app = typer.Typer(
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(bench_app, name="bench")
 app.add_typer(guard_app, name="guard")
-
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for the report; made if need be.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("-p", metavar="NAME.FIELD=VALUE", help="A setting of a method.")
-]
-
-
-Model = Annotated[str, typer.Argument(help="safetensors, weights-only .pt/.pth, .pt2, or a folder.")]
-Samples = Annotated[str, typer.Option(help="Clean samples: a folder per class, or .npz with x and y.")]
-Arch = Annotated[str | None, typer.Option(help="package.module:factory of your own code.")]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if any.")]
-Shape = Annotated[str | None, typer.Option(help="Of one input, e.g. 3,32,32.")]
-Classes = Annotated[int | None, typer.Option(help="Number of classes.")]
-Mean = Annotated[str | None, typer.Option(help="The model's normalisation, e.g. 0.5,0.5,0.5.")]
-Std = Annotated[str | None, typer.Option(help="Likewise.")]
-Layer = Annotated[str | None, typer.Option(help="Name of the penultimate layer.")]
-Resize = Annotated[bool, typer.Option(help="Resize images to the model's input.")]
+app.add_typer(bank_app, name="bank")
 
 
 @app.command()
 def scan(
-    model: Model,
+    models: Models,
     data: Samples,
     arch: Arch = None,
     detector: Annotated[list[str] | None, typer.Option("--detector", "-d", help="May repeat.")] = None,
@@ -70,23 +75,42 @@ def scan(
     reference: Annotated[
         str | None, typer.Option(help="A clean network for the same classes to compare with, a model file.")
     ] = None,
+    bank: Annotated[
+        Path | None, typer.Option(help="Of shadow networks, for mntd; see `backsweep bank`.")
+    ] = None,
+    workers: Workers = None,
+    engine: EngineName = None,
+    address: Address = None,
+    gpus: Gpus = 0.0,
+    store: StoreUrl = None,
+    watch: Watch = False,
+    every: Every = 10.0,
+    all_versions: AllVersions = False,
 ) -> None:
-    """Look for a backdoor in a model."""
+    """Look for a backdoor in a model, or in many."""
     from backsweep import api
     from backsweep.base import ModelDetector
+    from backsweep.engine import Engine
     from backsweep.loading import load
     from backsweep.plugins import configure
 
-    detectors = configure(ModelDetector, detector or api.DEFAULT_DETECTORS, p or [])
+    where = Engine(engine, workers, address, gpus)
+    given = [*(p or []), *([f"mntd.bank={bank}"] if bank is not None else [])]
+    detectors = configure(ModelDetector, detector or api.DEFAULT_DETECTORS, given)
     how = _how(arch, shape, classes, mean, std, layer)
-    loaded, clean = api.open_both(model, data, resize=resize, **how)
+    if is_many(models, store, watch):
+        from backsweep.sweep import Scan
+
+        one = Scan(data, detectors, alpha, seed, device, resize, reference, how)
+        raise typer.Exit(scan_many(models, one, store, where, out, every if watch else None, all_versions))
+    loaded, clean = api.open_both(models[0], data, resize=resize, **how)
     there = None
     if reference is not None:
         there = load(reference, **{**how, "shape": loaded.shape, "classes": loaded.classes})
     with Progress() as on_event:
         report = api.scan(
             loaded, clean, detectors, alpha=alpha, seed=seed, device=device, on_event=on_event, out=out,
-            reference=there,
+            reference=there, engine=where,
         )  # fmt: skip
     _show(report, out)
     raise typer.Exit(report.exit_status)
@@ -228,6 +252,9 @@ def show(
     raise typer.Exit(report.exit_status)
 
 
+app.command()(history)
+
+
 @app.command("list")
 def list_() -> None:
     """Detectors, repairs and attacks, with their settings."""
@@ -283,24 +310,14 @@ def _how(
 ) -> dict[str, Any]:
     """What `load` is told of a model."""
     return {
-        "arch": arch, "shape": _numbers(shape, int), "classes": classes, "mean": _numbers(mean, float),
-        "std": _numbers(std, float), "layer": layer,
+        "arch": arch, "shape": numbers(shape, int), "classes": classes, "mean": numbers(mean, float),
+        "std": numbers(std, float), "layer": layer,
     }  # fmt: skip
 
 
 def _beside(path: Path, folder: Path) -> str:
     """The path as seen from a folder."""
     return Path(os.path.relpath(path, folder)).as_posix()
-
-
-def _numbers(text: str | None, kind: type) -> list[Any] | None:
-    """ "3,32,32" -> [3, 32, 32]"""
-    if text is None:
-        return None
-    try:
-        return [kind(part) for part in text.replace("x", ",").split(",")]
-    except ValueError as e:
-        raise BadInput(f"{text!r} is not a list of numbers such as 3,32,32") from e
 
 
 def main() -> None:

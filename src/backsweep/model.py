@@ -223,6 +223,11 @@ class Model:
         return tensor.device if tensor is not None else torch.device("cpu")
 
     @property
+    def answers_probabilities(self) -> bool:
+        """Whether the network yields probabilities and its logits cannot be read off before a softmax."""
+        return self._probabilities and self._head is None
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the model file, or of the weights when the model came as a live module."""
         if not self._digest:

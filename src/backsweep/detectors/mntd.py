@@ -1,0 +1,113 @@
+"""Meta Neural Analysis (Xu, Wang, Li, Borisov, Gunter, Li; IEEE S&P 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from backsweep.bank import answers, opened
+from backsweep.base import ModelDetector, Unit
+from backsweep.data import Data
+from backsweep.meta import FORMS, JUMBO, LOGITS, VARIANTS
+from backsweep.meta import spread as spread_of
+from backsweep.model import Model
+from backsweep.report import ERROR, NOTE, WARNING, Evidence, Finding
+
+
+@dataclass(frozen=True)
+class MNTD(ModelDetector):
+    """Finds networks that answer tuned queries as trojaned shadow networks do.
+
+    The score is that of the bank's meta-classifier (`meta.py`); the p-value its rank among clean shadows
+    that the meta-classifier was not tuned with, or among networks that somebody vouches for. One pass over
+    fifty inputs; no gradient is needed. It names no class and recovers no trigger.
+
+    Attributes:
+        bank: file that `backsweep bank build` wrote, made for this kind of network and task.
+        variant: "jumbo", "one_class" or "robust".
+        form: "logits", or "centred" for networks that answer with probabilities.
+        shadows: a side, that the meta-classifier was tuned with; None takes the one with the most.
+    """
+
+    name: ClassVar[str] = "mntd"
+    code: ClassVar[str] = "BSW106"
+    summary: ClassVar[str] = "answers to tuned queries, read as shadow networks taught (MNTD, 2021)"
+
+    bank: str | None = None
+    variant: str = JUMBO
+    form: str = LOGITS
+    shadows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant {self.variant!r} is none of {', '.join(VARIANTS)}")
+        if self.form not in FORMS:
+            raise ValueError(f"form {self.form!r} is none of {', '.join(FORMS)}")
+
+    def applies(self, model: Model, data: Data) -> str:
+        if self.bank is None:
+            return "no bank of shadow networks; make one with `backsweep bank build`, name it with --bank"
+        bank = opened(self.bank)
+        bank.meta(self.variant, self.form, self.shadows)
+        if model.answers_probabilities and self.form == LOGITS:
+            return "the network answers with probabilities; set mntd.form=centred"
+        return bank.outside(model, data)
+
+    def units(self, model: Model, data: Data) -> Sequence[Unit]:
+        return [Unit("network")]
+
+    def depends_on(self) -> dict[str, str]:
+        return {} if self.bank is None else {"bank": opened(self.bank).digest}
+
+    def probe(
+        self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
+    ) -> list[Evidence]:
+        bank = opened(self.bank or "")
+        meta = bank.meta(self.variant, self.form, self.shadows)
+        given = answers(model, meta)
+        score, spread = float(meta.score(given)[0]), float(spread_of(given)[0])
+        vouched = len(meta.clean) > 0
+        null = meta.clean if vouched else meta.null
+        values: dict[str, float | int | bool | str | None] = {
+            "score": score, "exceeding": int((null >= score).sum()), "clean": len(null), "vouched": vouched,
+            "spread": spread, "least_spread": float(meta.reach[0]), "most_spread": float(meta.reach[1]),
+            "trojaned_below": float((meta.held_out < score).float().mean()), "bank": bank.digest,
+            "shadows": meta.shadows, "passes": 1,
+        }  # fmt: skip
+        return [Evidence(self.name, unit.key, values=values) for unit in units]
+
+    def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
+        return [self._finding(e, alpha) for e in evidence]
+
+    def _finding(self, evidence: Evidence, alpha: float) -> Finding:
+        v = evidence.values
+        score, exceeding, count = (float(v[k] or 0) for k in ("score", "exceeding", "clean"))
+        spread, least, most = (float(v[k] or 0) for k in ("spread", "least_spread", "most_spread"))
+        p: float | None = (1 + exceeding) / (1 + count)  # conformal rank
+        clean = "clean networks" if v["vouched"] else "clean shadow networks"
+        alike = f"{exceeding:.0f} of {count:.0f} {clean} score as high"
+        if not v["vouched"] and not least <= spread <= most:
+            level, p = WARNING, None
+            message = (
+                f"cannot tell: its answers spread by {spread:.2g}, those of the bank's shadows by "
+                f"{least:.2g} to {most:.2g}: it was trained in another way; calibrate the bank with clean "
+                "networks of its kind (backsweep bank calibrate)"
+            )
+        elif 1 / (1 + count) > alpha:
+            level = WARNING
+            message = (
+                f"cannot tell: among {count:.0f} {clean} no p-value is below {1 / (1 + count):.3g}; make a "
+                f"larger bank, or ask for a higher alpha than {alpha:.3g}"
+            )
+        elif p is not None and p <= alpha:
+            level, message = ERROR, f"answers tuned queries as trojaned shadow networks do: {alike}"
+        else:
+            level, message = NOTE, f"answers tuned queries as clean networks do: {alike}"
+        return Finding(
+            self.code, self.name, level, message, score=score, p_value=p,
+            details={
+                "null": f"{count:.0f} {clean} of its bank", "trojaned_below": v["trojaned_below"],
+                "variant": self.variant, "shadows": float(v["shadows"] or 0),
+            },
+        )  # fmt: skip
