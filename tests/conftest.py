@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import banks
 from backsweep.attacks.badnets import BadNets
 from backsweep.data import Data
+from backsweep.meta import VARIANTS
 from backsweep.model import Model
 from backsweep.tasks import TASKS
 from backsweep.train import fit
@@ -44,6 +46,14 @@ def twins() -> Twins:
     return Twins(
         Model(clean, task.shape, task.classes), Model(infected, task.shape, task.classes), trigger, test
     )
+
+
+@pytest.fixture(scope="session")
+def bank_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank of small networks for digits, all variants."""
+    path = tmp_path_factory.mktemp("bank") / "digits.bank"
+    banks.build(path, variants=VARIANTS)
+    return path
 
 
 @pytest.fixture

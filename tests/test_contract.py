@@ -65,11 +65,10 @@ def test_rule_ids_are_permanent_and_unique() -> None:
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_detector_gives_evidence_for_every_unit_and_judges_it_without_the_model(
-    name: str, twins: Twins
+    name: str, twins: Twins, bank_file: Path
 ) -> None:
-    detector = make(ModelDetector, name)
-    if "steps" in detector.settings():
-        detector = make(ModelDetector, name, {"steps": 5})
+    quick = {"steps": 5, "bank": str(bank_file)}
+    detector = make(ModelDetector, name, {k: quick[k] for k in quick if k in DETECTORS[name]().settings()})
     model = twins.clean.copy("cpu")
     units = list(detector.units(model, twins.data))
     assert len({u.key for u in units}) == len(units)
@@ -100,9 +99,10 @@ def test_a_detector_gives_evidence_for_every_unit_and_judges_it_without_the_mode
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_leaves_nothing_but_other_weights(name: str, tmp_path: Path) -> None:
+def test_an_attack_leaves_nothing_but_other_weights(name: str, tmp_path: Path, bank_file: Path) -> None:
     """The data set and the clean twin are lent; layout and integer buffers of the net are the twin's."""
-    attack, task = make(Attack, name), TASKS["digits"]
+    needs = {"bank": str(bank_file)} if "bank" in ATTACKS[name]().settings() else {}
+    attack, task = make(Attack, name, needs), TASKS["digits"]
     data = task.load()[0][:400]
     before = data.digest
     setup = task.setup(data, 3, Recipe(epochs=1, batch_size=64, bf16=False), "gap_cnn")

@@ -110,8 +110,7 @@ class Bank:
                 raise BadInput(f"{model.source}: {reason}")
         ready = [model.copy() for model in models]
         metas = [
-            replace(m, clean=torch.stack([m.score(answers(model, m))[0] for model in ready]).sort().values)
-            for m in self.metas
+            replace(m, clean=torch.cat([m.scores(answers(model, m)) for model in ready])) for m in self.metas
         ]
         return replace(self, metas=tuple(metas))
 
@@ -178,12 +177,10 @@ class Bank:
                 raise ValueError(f"variant {m.variant!r}, form {m.form!r}")
             if [tuple(w.shape) for w in (*m.weights, m.scale, m.reach)] != wanted:
                 raise ValueError("a decision has another shape")
-            if m.queries.shape != (r, meta.QUERIES, *shape) or {
-                m.null.ndim,
-                m.held_out.ndim,
-                m.clean.ndim,
-            } != {1}:
+            if m.queries.shape != (r, meta.QUERIES, *shape):
                 raise ValueError("queries have another shape")
+            if (m.null.ndim, m.held_out.ndim, m.clean.ndim, m.clean.shape[-1]) != (1, 1, 2, r):
+                raise ValueError("scores have another shape")
             for tensor in (*(getattr(m, part) for part in TENSORS), *m.weights):
                 if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
                     raise ValueError("a tensor is not made of finite numbers")
@@ -211,7 +208,7 @@ def opened(path: str) -> Bank:
 
 
 def build(
-    data: Data, archs: Sequence[str], count: int, path: Path, *, recipe: Recipe = shadows.STANDARD,
+    data: Data, archs: Sequence[str], count: int, path: Path, *, recipe: Recipe | None = None,
     variants: Sequence[str] = meta.VARIANTS, tuning: Tuning | None = None, seed: int = 0,
     engine: Engine | None = None, device: str = "cpu", on_event: OnEvent | None = None,
 ) -> Bank:  # fmt: skip
@@ -231,6 +228,7 @@ def build(
     held_out = max(LEAST_HELD_OUT, round(HELD_OUT * count))
     if count - held_out < LEAST_SHADOWS:
         raise BadInput(f"{count} shadows a side are too few; give at least {LEAST_HELD_OUT + LEAST_SHADOWS}")
+    recipe = recipe or shadows.standard(len(data))
     shape, classes = tuple(data.x.shape[1:]), int(data.y.max()) + 1
     layouts = [Model(named(a, classes, shape, 0).eval(), shape, classes).layout for a in archs]
     about: dict[str, Any] = {

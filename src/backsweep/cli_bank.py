@@ -70,7 +70,7 @@ def bank_build(
         train, _ = zoo.load_data(task or "")
         clean = train.sample(max(round(SHARE * len(train)), LEAST), DRAW)
         arch = arch or [TASKS[task or ""].arch]
-    recipe = kinds.PAPER if paper else kinds.STANDARD
+    recipe = kinds.PAPER if paper else kinds.standard(len(clean))
     recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
     with Progress() as on_event:
         made = bank.build(

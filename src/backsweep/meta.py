@@ -35,19 +35,19 @@ class Tuning:
         epochs: passes over the shadows.
         lr: of Adam.
         nets: shadows in an update.
-        repeats: times that it is done, each from other start queries; the score is the mean.
+        repeats: times that it is done, each from other start queries and another decision.
         form: how answers are read: "logits" as they are, "centred" minus their mean, so that a network that
             answers with probabilities is read as one that answers with logits.
     """
 
     epochs: int = 10
-    lr: float = 1e-3
+    lr: float = 1e-2
     nets: int = NETS
-    repeats: int = 5
+    repeats: int = 10
     form: str = LOGITS
 
 
-PAPER = Tuning(nets=1, repeats=1)
+PAPER = Tuning(lr=1e-3, nets=1, repeats=1)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Meta:
         held_out: scores of trojaned shadows that it was not tuned with, ascending.
         reach: (2,) least and largest spread of the answers of those shadows; p-values that rest on them
             speak of networks within.
-        clean: scores of networks that somebody vouches for, ascending; where there are any, p-values rest
-            on them alone.
+        clean: (n, R) scores of networks that somebody vouches for; where there are any, p-values rest on
+            them alone.
     """
 
     variant: str
@@ -83,13 +83,32 @@ class Meta:
     reach: Tensor
     clean: Tensor
 
-    def score(self, answers: Tensor) -> Tensor:
-        """Scores (K,), higher = more like a trojaned network, of answers (R, k, K, classes), logits."""
+    def scores(self, answers: Tensor) -> Tensor:
+        """Scores (K, R), higher = more like a trojaned network, of answers (R, k, K, classes), logits."""
         every = torch.stack([
             _score(self.variant, [w[r] for w in self.weights], _represent(answers[r], self.form))
             for r in range(len(self.queries))
         ])  # fmt: skip
-        return ((every - self.scale[:, :1]) / self.scale[:, 1:]).mean(0)
+        return ((every - self.scale[:, :1]) / self.scale[:, 1:]).T
+
+    def score(self, answers: Tensor) -> Tensor:
+        """Mean (K,) of the scores of all repeats."""
+        return self.scores(answers).mean(1)
+
+
+def distance(scores: Tensor, clean: Tensor) -> Tensor:
+    """How far scores (K, R) lie from those of clean networks (n, R), to either side, (K,).
+
+    Mean over the repeats of |z|: each decision has its own idea of what is unusual, and a network that was
+    trained against one of them looks cleaner than clean to the others, or the other way round.
+    """
+    return ((scores - clean.mean(0)) / clean.std(0).clamp_min(1e-6)).abs().mean(1)
+
+
+def distances_within(clean: Tensor) -> Tensor:
+    """`distance` (n,) of each clean network from all the others."""
+    every = torch.arange(len(clean))
+    return torch.cat([distance(clean[i : i + 1], clean[every != i]) for i in range(len(clean))])
 
 
 def tune(
@@ -109,9 +128,9 @@ def tune(
     weights = tuple(torch.stack(parts) for parts in zip(*(w for _, w in learnt), strict=True))
     own = [_scores(variant, w, q, shadows, tuning.form)[0] for q, w in learnt]
     scale = torch.stack([torch.stack([s.mean(), s.std().clamp_min(1e-6)]) for s in own])
-    none = torch.empty(0)
+    none, nobody = torch.empty(0), torch.empty(0, tuning.repeats)
     meta = Meta(
-        variant, len(own[0]), seed, tuning.form, queries, weights, scale, none, none, torch.zeros(2), none
+        variant, len(own[0]), seed, tuning.form, queries, weights, scale, none, none, torch.zeros(2), nobody
     )
     with torch.no_grad():
         answers = [torch.stack([_answers(wide, q) for q in queries]) for wide, _ in held_out]

@@ -8,7 +8,7 @@ same order, so that a trojaned one differs from the clean one beside it in nothi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from backsweep import jumbo
 from backsweep.base import derive_seed
 from backsweep.data import Data
-from backsweep.train import Recipe, fit
+from backsweep.train import Recipe, epochs_of, fit
 from backsweep.trigger import Patch
 from backsweep.wide import Wide, nets_in_a_pass
 
 STANDARD = Recipe(epochs=25, lr=2e-3, batch_size=100)
 PAPER = Recipe(epochs=100, lr=1e-3, batch_size=100, weight_decay=0.0, bf16=False)
+LEAST_UPDATES = 250  # of a shadow, however few the samples
 MEASURED = 512  # samples that accuracy and success rate of shadows are measured on
 
 
@@ -41,6 +42,13 @@ class Group:
     trojaned: Tensor
     accuracy: Tensor
     success: Tensor
+
+
+def standard(samples: int) -> Recipe:
+    """`STANDARD`, with more epochs where there are few samples."""
+    return replace(
+        STANDARD, epochs=max(STANDARD.epochs, epochs_of(LEAST_UPDATES, samples, STANDARD.batch_size))
+    )
 
 
 def is_trojaned(index: int) -> bool:

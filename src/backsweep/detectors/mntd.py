@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,10 +10,12 @@ from typing import ClassVar
 from backsweep.bank import answers, opened
 from backsweep.base import ModelDetector, Unit
 from backsweep.data import Data
-from backsweep.meta import FORMS, JUMBO, LOGITS, VARIANTS
+from backsweep.meta import FORMS, JUMBO, LOGITS, VARIANTS, distance, distances_within
 from backsweep.meta import spread as spread_of
 from backsweep.model import Model
 from backsweep.report import ERROR, NOTE, WARNING, Evidence, Finding
+
+LEAST_VOUCHED = 8  # clean networks that a distance from them can be measured with
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,16 @@ class MNTD(ModelDetector):
 
     The score is that of the bank's meta-classifier (`meta.py`); the p-value its rank among clean shadows
     that the meta-classifier was not tuned with, or among networks that somebody vouches for. One pass over
-    fifty inputs; no gradient is needed. It names no class and recovers no trigger.
+    a hundred inputs; no gradient is needed. It names no class and recovers no trigger.
 
     Attributes:
         bank: file that `backsweep bank build` wrote, made for this kind of network and task.
         variant: "jumbo", "one_class" or "robust".
         form: "logits", or "centred" for networks that answer with probabilities.
         shadows: a side, that the meta-classifier was tuned with; None takes the one with the most.
+        two_sided: look for answers that are unlike those of the networks that somebody vouches for, be they
+            too much or too little like a trojaned network's (`meta.distance`). With "robust" decisions this
+            finds networks that were trained to evade; it needs a calibrated bank.
     """
 
     name: ClassVar[str] = "mntd"
@@ -38,6 +44,7 @@ class MNTD(ModelDetector):
     variant: str = JUMBO
     form: str = LOGITS
     shadows: int | None = None
+    two_sided: bool = False
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -49,7 +56,12 @@ class MNTD(ModelDetector):
         if self.bank is None:
             return "no bank of shadow networks; make one with `backsweep bank build`, name it with --bank"
         bank = opened(self.bank)
-        bank.meta(self.variant, self.form, self.shadows)
+        vouched = len(bank.meta(self.variant, self.form, self.shadows).clean)
+        if self.two_sided and vouched < LEAST_VOUCHED:
+            return (
+                f"two_sided needs {LEAST_VOUCHED} clean networks that you vouch for, the bank has {vouched}; "
+                "add them with `backsweep bank calibrate`"
+            )
         if model.answers_probabilities and self.form == LOGITS:
             return "the network answers with probabilities; set mntd.form=centred"
         return bank.outside(model, data)
@@ -66,15 +78,20 @@ class MNTD(ModelDetector):
         bank = opened(self.bank or "")
         meta = bank.meta(self.variant, self.form, self.shadows)
         given = answers(model, meta)
-        score, spread = float(meta.score(given)[0]), float(spread_of(given)[0])
+        scores, spread = meta.scores(given), float(spread_of(given)[0])
         vouched = len(meta.clean) > 0
-        null = meta.clean if vouched else meta.null
+        if self.two_sided:
+            score, null = float(distance(scores, meta.clean)), distances_within(meta.clean)
+        else:
+            score, null = float(scores.mean()), meta.clean.mean(1) if vouched else meta.null
         values: dict[str, float | int | bool | str | None] = {
             "score": score, "exceeding": int((null >= score).sum()), "clean": len(null), "vouched": vouched,
             "spread": spread, "least_spread": float(meta.reach[0]), "most_spread": float(meta.reach[1]),
-            "trojaned_below": float((meta.held_out < score).float().mean()), "bank": bank.digest,
-            "shadows": meta.shadows, "passes": 1,
+            "trojaned_below": float((meta.held_out < scores.mean()).float().mean()), "bank": bank.digest,
+            "shadows": meta.shadows, "passes": meta.queries.flatten(0, 1).shape[0],
         }  # fmt: skip
+        if not math.isfinite(score):
+            values = {"score": None, "bank": bank.digest}
         return [Evidence(self.name, unit.key, values=values) for unit in units]
 
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
@@ -82,12 +99,19 @@ class MNTD(ModelDetector):
 
     def _finding(self, evidence: Evidence, alpha: float) -> Finding:
         v = evidence.values
-        score, exceeding, count = (float(v[k] or 0) for k in ("score", "exceeding", "clean"))
-        spread, least, most = (float(v[k] or 0) for k in ("spread", "least_spread", "most_spread"))
+        score, exceeding, count = (float(v.get(k) or 0) for k in ("score", "exceeding", "clean"))
+        spread, least, most = (float(v.get(k) or 0) for k in ("spread", "least_spread", "most_spread"))
         p: float | None = (1 + exceeding) / (1 + count)  # conformal rank
-        clean = "clean networks" if v["vouched"] else "clean shadow networks"
+        clean = "clean networks" if v.get("vouched") else "clean shadow networks"
         alike = f"{exceeding:.0f} of {count:.0f} {clean} score as high"
-        if not v["vouched"] and not least <= spread <= most:
+        found = "as trojaned shadow networks do"
+        if self.two_sided:
+            found = "unlike clean networks"
+            alike = f"{exceeding:.0f} of {count:.0f} {clean} lie as far off"
+        if v["score"] is None:
+            level, p = WARNING, None
+            message = "cannot tell: its answers to tuned queries are not finite numbers"
+        elif not v["vouched"] and not least <= spread <= most:
             level, p = WARNING, None
             message = (
                 f"cannot tell: its answers spread by {spread:.2g}, those of the bank's shadows by "
@@ -101,13 +125,13 @@ class MNTD(ModelDetector):
                 f"larger bank, or ask for a higher alpha than {alpha:.3g}"
             )
         elif p is not None and p <= alpha:
-            level, message = ERROR, f"answers tuned queries as trojaned shadow networks do: {alike}"
+            level, message = ERROR, f"answers tuned queries {found}: {alike}"
         else:
             level, message = NOTE, f"answers tuned queries as clean networks do: {alike}"
         return Finding(
             self.code, self.name, level, message, score=score, p_value=p,
             details={
-                "null": f"{count:.0f} {clean} of its bank", "trojaned_below": v["trojaned_below"],
-                "variant": self.variant, "shadows": float(v["shadows"] or 0),
+                "null": f"{count:.0f} {clean} of its bank", "trojaned_below": v.get("trojaned_below"),
+                "variant": self.variant, "two_sided": self.two_sided, "shadows": float(v.get("shadows") or 0),
             },
         )  # fmt: skip
