@@ -117,12 +117,19 @@ def open_net(entry: zoo.Entry, folder: Path) -> zoo.Net:
 
 def cell_key(net: zoo.Net, detector: ModelDetector) -> str:
     """What a line is known by; a network that was trained again is another one."""
-    return key_of(net.id, net.truth["sha256"], detector.name, detector.settings(), backsweep.__version__)
+    return key_of(
+        net.id, net.truth["sha256"], detector.name, detector.settings(), backsweep.__version__,
+        detector.depends_on(),
+    )  # fmt: skip
 
 
-def key_of(net: str, sha256: str, detector: str, settings: dict[str, Any], version: str) -> str:
+def key_of(
+    net: str, sha256: str, detector: str, settings: dict[str, Any], version: str,
+    files: dict[str, str] | None = None,
+) -> str:  # fmt: skip
     """`cell_key`, from what a line says."""
-    return run_key(net=net, sha256=sha256, detector=detector, settings=settings, version=version)[:16]
+    own = {"files": files} if files else {}
+    return run_key(net=net, sha256=sha256, detector=detector, settings=settings, version=version, **own)[:16]
 
 
 def run_cell(net: zoo.Net, detector: ModelDetector) -> dict[str, Any]:
@@ -145,7 +152,7 @@ def run_cell(net: zoo.Net, detector: ModelDetector) -> dict[str, Any]:
         "cell": cell_key(net, detector),
         **about(net),
         "layout": model.layout, "shape": list(model.shape), "classes": model.classes,
-        "detector": detector.name, "settings": detector.settings(),
+        "detector": detector.name, "settings": detector.settings(), "files": detector.depends_on(),
         **outcome(report, net), **failed,
         "data_sha256": clean.digest, **versions(),
     }  # fmt: skip
