@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+ZOO := $(or $(BACKSWEEP_HOME),$(HOME)/.cache/backsweep)/zoo
 export BACKSWEEP_DATA ?= $(abspath ../shared/data)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint results clean
+.PHONY: demo test lint results mntd clean
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
@@ -50,6 +51,28 @@ results: $(VENV)/.dev   ## train the standard zoo, scan it, remake docs/results 
 	  $(BIN)/backsweep bench run plans/$$plan.toml --out docs/results/$$plan.jsonl --workers 2 && \
 	  $(BIN)/backsweep bench table docs/results/$$plan.jsonl --out docs/results/$$plan.md || exit 1; \
 	done
+
+mntd: $(VENV)/.dev   ## banks of shadow networks, and docs/results/mntd* (three hours on two cores)
+	mkdir -p banks
+	$(BIN)/backsweep zoo build plans/mntd-calibration.toml --workers 2
+	$(BIN)/backsweep bank build banks/mnist.bank --task mnist --shadows 320 --workers 2
+	$(BIN)/backsweep bank build banks/cifar.bank --task cifar10 --arch gap_cnn --shadows 120 --workers 2
+	for bank in known mnist-paper; do \
+	  cp banks/mnist.bank banks/$$bank.bank && ln -sfn mnist.bank.shadows banks/$$bank.bank.shadows || exit 1; \
+	done
+	$(BIN)/backsweep bank tune banks/known.bank --variant jumbo --variant robust --seed 1
+	$(BIN)/backsweep bank tune banks/mnist-paper.bank --paper --seed 2
+	$(BIN)/backsweep bank tune banks/mnist.bank --shadows 16 --shadows 32 --shadows 64 --shadows 128 --seed 3
+	$(BIN)/backsweep bank tune banks/cifar.bank --shadows 16 --shadows 32 --shadows 64 --seed 3
+	for bank in mnist mnist-paper; do \
+	  $(BIN)/backsweep bank calibrate banks/$$bank.bank --arch mnist_cnn $(ZOO)/mnist-clean-*-s10[0-9][0-9]/model.safetensors || exit 1; \
+	done
+	$(BIN)/backsweep bank calibrate banks/cifar.bank --arch gap_cnn $(ZOO)/cifar10-gap_cnn-clean-*-s10[0-9][0-9]/model.safetensors
+	for plan in mnist unseen evading cifar10; do \
+	  $(BIN)/backsweep zoo build plans/mntd-$$plan.toml --workers 2 && \
+	  $(BIN)/backsweep bench run plans/mntd-$$plan.toml --out docs/results/mntd.jsonl --workers 2 || exit 1; \
+	done
+	$(BIN)/backsweep bench table docs/results/mntd.jsonl --out docs/results/mntd.md
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

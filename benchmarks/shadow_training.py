@@ -4,9 +4,9 @@ CPU seconds of one thread, all in one run, the arms taking turns:
 
     OMP_NUM_THREADS=1 python benchmarks/shadow_training.py [--task mnist] [--shadows 8] [--out FILE]
 
-Arms: the paper's recipe (100 epochs, float32) one after another; the bank's recipe in float32 one after another;
-the bank's recipe in bfloat16 one after another; and as the bank trains them, in groups. Each gives CPU seconds
-a shadow, and for 256; the last two columns say what the shadows learned.
+Arms: the paper's recipe (100 epochs, float32) one after another; the bank's recipe in float32 one after
+another and in bfloat16 one after another; and as the bank trains them, in groups. Each gives CPU seconds a
+shadow, and for 256; the last two columns say what the shadows learned.
 """
 
 from __future__ import annotations

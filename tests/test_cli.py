@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import banks
 from backsweep import cli
 from backsweep.trigger import to_image
 from conftest import Twins
@@ -215,3 +216,69 @@ def test_demo_tells_its_two_networks_apart(shell: Shell, tmp_path: Path) -> None
     record = json.loads((tmp_path / "demo" / "repair" / "repair.json").read_text())
     assert record["after"]["attack_success_rate"] < 0.2 < 0.9 < record["before"]["attack_success_rate"]
     assert (tmp_path / "demo" / "repaired.safetensors").is_file()
+
+
+# ------------------------------------------------------------------ banks of shadow networks
+
+
+def test_a_bank_from_the_shell(
+    shell: Shell, files: Path, bank_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Build, show, tune, calibrate, and scans that use it, or say why they cannot."""
+    path, quick = tmp_path / "digits.bank", ["--shadows", 32, "--epochs", 1, "--variant", "jumbo"]
+    status, stdout, stderr = shell("bank", "build", path, "--task", "digits", *quick, "--arch", banks.ARCH)
+    assert status == 0, stderr
+    assert "300 samples of scikit-learn digits" in " ".join(stdout.split())
+    assert "bank: " in stderr
+    assert path.is_file()
+    assert shell("bank", "show", bank_file)[1].count("clean shadows") == 3
+    status, stdout, stderr = shell("bank", "tune", path, "--variant", "robust", "--arch", banks.ARCH)
+    assert status == 0, stderr
+    assert "robust" in stdout
+    nets = banks.like_shadows(24)
+    for k, net in enumerate(nets):
+        save_file(net.net.state_dict(), tmp_path / f"{'bad' if k % 2 else 'good'}-{k}.safetensors")
+    own = ["--arch", banks.ARCH, "--data", files / "digits.npz"]
+    big = ["-d", "mntd", "--bank", bank_file]
+    assert shell("scan", tmp_path / "bad-3.safetensors", *own, *big)[0] == 1
+    assert shell("scan", tmp_path / "good-4.safetensors", *own, *big)[0] == 0
+    words = ["-p", "mntd.two_sided=true"]
+    status, _, stderr = shell("scan", tmp_path / "bad-3.safetensors", *own, *big, *words)
+    assert status == 3
+    assert "backsweep bank calibrate" in " ".join(stderr.split())
+    vouched = sorted(map(str, tmp_path.glob("good-*.safetensors")))
+    status, stdout, stderr = shell("bank", "calibrate", path, *vouched, "--arch", banks.ARCH)
+    assert status == 0, stderr
+    assert stdout.count("12 clean networks") == 2
+    status, _, stderr = shell("scan", files / "bad.pth", "--arch", ARCH, "--data", files / "digits.npz", *big)
+    assert status == 3
+    assert "the model is another" in " ".join(stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["build", "b", "--task", "digits", "--data", "x"], "give clean samples with --data, or"),
+        (["build", "b", "--task", "digitz"], "unknown task 'digitz'"),
+        (["build", "b", "--data", "{f}/digits.npz"], "name the kind of networks with --arch"),
+        (["build", "b", "--task", "digits", "--shadows", "5"], "5 shadows a side are too few"),
+        (["build", "b", "--task", "digits", "--arch", "nothing"], "there is no network 'nothing'"),
+        (["show", "{f}/digits.npz"], "is not a bank of Backsweep"),
+        (["show", "nothing.bank"], "make it with `backsweep bank build`"),
+        (["tune", "{b}", "--variant", "jumble"], "allow it with --arch"),
+        (["tune", "{b}", "--form", "loud"], "there is no form 'loud'"),
+        (["calibrate", "{b}", "{f}/good.pth", "--arch", ARCH], "the bank is for networks of the kind"),
+    ],
+)
+def test_what_a_bank_cannot_be_made_of_is_one_line(
+    shell: Shell, files: Path, bank_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str], says: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    before = bank_file.read_bytes()
+    status, _, stderr = shell("bank", *(w.format(f=files, b=bank_file) for w in words))
+    assert status == 2, stderr
+    assert stderr.count("\n") == 1
+    assert says in stderr
+    assert not list(tmp_path.iterdir())
+    assert bank_file.read_bytes() == before

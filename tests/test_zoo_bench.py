@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from backsweep import __version__, api, bench, leaderboard, zoo
 from backsweep.base import ModelDetector
+from backsweep.detectors.mntd import MNTD
 from backsweep.errors import BadInput
 from backsweep.lines import read
 from backsweep.plugins import make
@@ -124,6 +125,19 @@ def test_a_net_that_was_trained_again_is_measured_again(folder: Path, tmp_path: 
     truth = net.truth
     key = bench.key_of(net.id, truth["sha256"], detector.name, detector.settings(), __version__)
     assert bench.cell_key(net, detector) == key
+
+
+def test_a_net_is_measured_again_when_a_file_of_the_detector_changes(folder: Path, bank_file: Path) -> None:
+    net = bench.open_net(zoo.entries(PLAN)[0], folder)
+    detector = MNTD(bank=str(bank_file))
+    key = bench.cell_key(net, detector)
+    line = bench.run_cell(net, detector)
+    assert line["files"] == detector.depends_on() != {}
+    assert line["verdict"] == "inconclusive"
+    assert "mntd: the bank is for networks of the kind" in line["reason"]
+    settings, version = detector.settings(), __version__
+    assert key == bench.key_of(net.id, net.truth["sha256"], "mntd", settings, version, line["files"])
+    assert key != bench.key_of(net.id, net.truth["sha256"], "mntd", settings, version, {"bank": "another"})
 
 
 def test_published_lines_have_the_keys_that_the_bench_looks_for() -> None:

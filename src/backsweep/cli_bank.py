@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backsweep.cli_options import Address, Arch, EngineName, Gpus, Mean, Seed, Std, Workers, numbers
+from backsweep.cli_options import Address, EngineName, Gpus, Mean, Seed, Std, Workers, numbers
 from backsweep.errors import BadInput
 from backsweep.terminal import Progress, console
 
@@ -120,7 +121,10 @@ def bank_tune(
 def bank_calibrate(
     file: File,
     models: Annotated[list[str], typer.Argument(help="Clean networks that you vouch for.")],
-    arch: Arch = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="For weights alone: as in `bank build`. It is run: name only code you trust."),
+    ] = None,
     mean: Mean = None,
     std: Std = None,
 ) -> None:
@@ -130,12 +134,13 @@ def bank_calibrate(
     19 networks the least p-value is 0.05, with 99 it is 0.01.
     """
     from backsweep.bank import Bank
-    from backsweep.loading import load
+    from backsweep.loading import load, named
     from backsweep.sources import find
 
     bank = Bank.load(file)
     shape, classes = bank.about["shape"], bank.about["classes"]
-    how = {"arch": arch, "shape": shape, "classes": classes, "mean": numbers(mean), "std": numbers(std)}
+    own = partial(named, arch, classes, shape, 0) if arch and ":" not in arch else arch
+    how = {"arch": own, "shape": shape, "classes": classes, "mean": numbers(mean), "std": numbers(std)}
     vouched = []
     for source in find(models):
         with source.fetch() as path:
