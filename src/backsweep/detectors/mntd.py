@@ -87,11 +87,11 @@ class MNTD(ModelDetector):
         values: dict[str, float | int | bool | str | None] = {
             "score": score, "exceeding": int((null >= score).sum()), "clean": len(null), "vouched": vouched,
             "spread": spread, "least_spread": float(meta.reach[0]), "most_spread": float(meta.reach[1]),
-            "trojaned_below": float((meta.held_out < scores.mean()).float().mean()), "bank": bank.digest,
+            "trojaned_below": float((meta.held_out < scores.mean()).float().mean()),
             "shadows": meta.shadows, "passes": meta.queries.flatten(0, 1).shape[0],
         }  # fmt: skip
         if not math.isfinite(score):
-            values = {"score": None, "bank": bank.digest}
+            values = {"score": None}
         return [Evidence(self.name, unit.key, values=values) for unit in units]
 
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:

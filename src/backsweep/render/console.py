@@ -53,6 +53,8 @@ def show(report: Report, console: Console, folder: str | Path | None = None) -> 
     console.print(say(_facts(report), "dim"))
     groups = standing.groups(report)
     for group in groups:
+        if group.of_the_network:  # the panel says it
+            continue
         caption = say(f"{view.title(group.detector)}: the classes that stand out most", "bold")
         console.print(Text(), caption, _table(report, group, say, console.width < NARROW), sep="\n")
     width = min(WIDEST, max(8, (console.width - 2) // 2))

@@ -106,6 +106,11 @@ class Group:
     limit: float | None = None
 
     @property
+    def of_the_network(self) -> bool:
+        """Whether it speaks of the network as a whole alone."""
+        return all(e.target is None and e.source is None for e in self.evidence)
+
+    @property
     def by_class(self) -> bool:
         """Whether every record has a target class of its own."""
         targets = {e.target for e in self.evidence}

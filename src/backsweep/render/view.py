@@ -241,19 +241,30 @@ def verdict(report: Report, name: Name | None = None) -> Verdict:
 
 def _backdoored(report: Report, name: Name) -> Verdict:
     errors = [f for f in worst_first(report.findings) if f.level == ERROR]
-    why = [_worth(report)]
+    why = [*of_the_network(errors), _worth(report)]
     why.append(
         "This is the chance of a false alarm on a clean model, not the chance that this model is "
-        "clean. It says nothing of who made the model or why: a class can be unusually easy to reach "
-        "by nature. The pictures below help to judge."
+        "clean. It says nothing of who made the model or why"
+        + (
+            ": a class can be unusually easy to reach by nature. The pictures below help to judge."
+            if any(f.target is not None for f in errors)
+            else ", and shows no trigger: look for one with the default detectors."
+        )
     )
     if report.errors:
         why.append("Part of the scan failed, so there may be more than was found; see below.")
+    again = "Scan again with another seed or other clean samples; a real backdoor shows the same class again."
     what_next = [
-        "Scan again with another seed or other clean samples; a real backdoor shows the same class again.",
+        again if any(f.target is not None for f in errors) else "Scan again with another detector.",
         "Until the trigger is explained, keep the model away from inputs that strangers can shape.",
     ]
     return Verdict("Evidence found", evidence_of_a_backdoor(errors, name) + ".", why, what_next)
+
+
+def of_the_network(findings: Sequence[Finding]) -> list[str]:
+    """What detectors say of the network as a whole, in sentences."""
+    found = [f for f in findings if f.target is None and f.source is None and not is_shortcut(f)]
+    return [sentence(f"{title(f.detector)}: {f.message}") for f in found]
 
 
 def evidence_of_a_backdoor(errors: Sequence[Finding], name: Name) -> str:
@@ -306,6 +317,7 @@ def _nothing(report: Report, name: Name) -> Verdict:
     said = [f for f in worst_first(report.findings) if f.target is not None and not is_shortcut(f)]
     if said and report.p_value is not None:
         why.append(f"The class that stands out most is {name(said[0].target)}. {_worth(report)}")
+    why += of_the_network([f for f in report.findings if f.p_value is not None])
     what = "; ".join(looks_for(d) for d in dict.fromkeys(e.detector for e in report.evidence))
     why.append(
         f"This scan looks for {what}. Other kinds of backdoor are not looked for, and no scan "
