@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from backsweep.model import Model
 from backsweep.tasks import TASKS
 from backsweep.train import fit
 from backsweep.trigger import Patch
+from postgres import Postgres, server
 
 torch.set_num_threads(1)
 # A shared machine may stall at any moment: no test fails for being slow once.
@@ -54,6 +56,22 @@ def bank_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bank") / "digits.bank"
     banks.build(path, variants=VARIANTS)
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL server."""
+    with server() as found:
+        yield found
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address where no store is yet, in both databases."""
+    if request.param == "sqlite":
+        return str(tmp_path / "stores" / "store.db")
+    found: Postgres = request.getfixturevalue("postgres")
+    return found.fresh()
 
 
 @pytest.fixture

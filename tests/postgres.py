@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,8 +41,9 @@ class Postgres:
         options = f"-p {self.port} -h 127.0.0.1 -k {self.folder} -c fsync=off"
         self._pg_ctl("start", "-w", "-o", options, "-l", str(self.folder / "log"))
 
-    def fresh(self, name: str) -> str:
+    def fresh(self) -> str:
         """URL of a new, empty database."""
+        name = f"fresh{uuid.uuid4().hex}"
         where = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "tester", "postgres"]
         environment = {**os.environ, "PGPASSWORD": PASSWORD}
         words: list[str | Path] = [self.binaries / "psql", *where, "-qc", f"CREATE DATABASE {name}"]

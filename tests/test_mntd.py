@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,6 +31,7 @@ from backsweep.engine import Engine
 from backsweep.errors import BadInput
 from backsweep.loading import named
 from backsweep.model import Model
+from backsweep.render.console import show
 from backsweep.report import ERROR, NOTE, WARNING, Finding
 from backsweep.run import Event
 from backsweep.tasks import TASKS
@@ -406,6 +409,15 @@ def test_a_scan_from_the_outside(bank_file: Path, others: Sequence[Model]) -> No
     assert (bad.verdict, bad.findings[0].code) == ("backdoored", "BSW106")
     good = backsweep.scan(others[4], banks.clean_samples(), detectors=detectors)
     assert good.verdict == "clean"
+    for report, says in ((bad, "as trojaned shadow networks do"), (good, "as clean networks do")):
+        screen = Console(file=io.StringIO(), width=300)
+        show(report, screen)
+        assert isinstance(screen.file, io.StringIO)
+        text = screen.file.getvalue()
+        assert f"Mntd: answers tuned queries {says}: " in text
+        assert "of 24 clean shadow networks score as high" in text
+        assert "classes that stand out" not in text
+        assert "pictures below" not in text
 
 
 def test_networks_that_answer_unlike_any_shadow_cannot_be_told(bank_file: Path, others: list[Model]) -> None:

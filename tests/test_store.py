@@ -10,9 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -23,24 +22,7 @@ from hypothesis import strategies as st
 from backsweep.errors import BadInput
 from backsweep.store import Record, Store
 from many import SOURCE, make_record
-from postgres import PASSWORD, Postgres, server
-
-NUMBERS = count()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with server() as found:
-        yield found
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An address where no store is yet, in both databases."""
-    if request.param == "sqlite":
-        return str(tmp_path / "stores" / "store.db")
-    found: Postgres = request.getfixturevalue("postgres")
-    return found.fresh(f"fresh{next(NUMBERS)}")
+from postgres import PASSWORD, Postgres
 
 
 def test_a_verdict_comes_back_as_it_went_in(url: str) -> None:
@@ -134,7 +116,7 @@ def test_many_writers_at_once(url: str) -> None:
 
 def test_the_server_is_started_again(postgres: Postgres) -> None:
     """The connection is lost in mid-run: the verdict is stored all the same, claims are taken again."""
-    url = postgres.fresh(f"fresh{next(NUMBERS)}")
+    url = postgres.fresh()
     with Store(url) as store, Store(url) as other:
         assert store.claim("m", "s")
         postgres.stop()
@@ -148,7 +130,7 @@ def test_the_server_is_started_again(postgres: Postgres) -> None:
 
 
 def test_a_verdict_that_cannot_be_stored_is_kept_in_a_file(postgres: Postgres, tmp_path: Path) -> None:
-    url, record = postgres.fresh(f"fresh{next(NUMBERS)}"), make_record(bad=(2,))
+    url, record = postgres.fresh(), make_record(bad=(2,))
     with Store(url, patience=0.3) as store:
         postgres.stop()
         try:

@@ -9,8 +9,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +25,7 @@ from backsweep.run import Event
 from backsweep.store import Record, Store
 from backsweep.sweep import Outcome
 from many import QUICK, command, linear, make_data, make_models, quick_scan
-from postgres import Postgres, server
 from test_cli import Shell, shell  # noqa: F401
-
-NUMBERS = count()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with server() as found:
-        yield found
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An address where no store is yet, in both databases."""
-    if request.param == "sqlite":
-        return str(tmp_path / "store.db")
-    found: Postgres = request.getfixturevalue("postgres")
-    return found.fresh(f"sweep{next(NUMBERS)}")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backsweep.cli_options import numbers
+from backsweep.cli_options import Arch, Classes, Device, Layer, Mean, Resize, Settings, Shape, Std, numbers
 from backsweep.errors import BadInput
 from backsweep.terminal import Progress, console
 
@@ -28,17 +28,6 @@ guard_app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a fitted guard.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("-p", metavar="NAME.FIELD=VALUE", help="A setting of a method.")
-]
-Arch = Annotated[str | None, typer.Option(help="package.module:factory of your own code.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if any.")]
-Shape = Annotated[str | None, typer.Option(help="Of one input, e.g. 3,32,32.")]
-Classes = Annotated[int | None, typer.Option(help="Number of classes.")]
-Mean = Annotated[str | None, typer.Option(help="The model's normalisation, e.g. 0.5,0.5,0.5.")]
-Std = Annotated[str | None, typer.Option(help="Likewise.")]
-Layer = Annotated[str | None, typer.Option(help="Name of the penultimate layer.")]
-Resize = Annotated[bool, typer.Option(help="Resize images to the model's input.")]
 Again = Annotated[
     str | None, typer.Option("--model", help="The guarded model. Default: the path that it was fitted from.")
 ]
