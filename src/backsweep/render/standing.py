@@ -107,8 +107,8 @@ class Group:
 
     @property
     def of_the_network(self) -> bool:
-        """Whether it speaks of the network as a whole alone."""
-        return all(e.target is None and e.source is None for e in self.evidence)
+        """Whether it is one record, of the network as a whole."""
+        return len(self.evidence) == 1 and self.evidence[0].target is self.evidence[0].source is None
 
     @property
     def by_class(self) -> bool:
