@@ -155,7 +155,7 @@ class Row:
         strength: range of the numeric options of attack and training that differ from the defaults.
         bad, good: scans of attacked and of clean networks.
         undecided: of attacked and of clean networks, inconclusive, skipped or failed.
-        target: right class named first, among the networks called backdoored that have target classes.
+        target: right class named first, among the attacked networks for which a class is named, and that have one.
         cpu_seconds, passes: medians over the scans that ran.
     """
 
@@ -182,13 +182,13 @@ def row(task: str, group: str, scans: Sequence[Scan]) -> Row:
     bad = tuple(s for s in scans if s.attack)
     good = tuple(s for s in scans if not s.attack)
     called = [s for s in bad if s.verdict == BACKDOORED]
-    named = [s for s in called if s.targets]
+    named = [s for s in called if s.targets and s.suspected]
     return Row(
         task, scans[0].detector, group, strength(bad) if group else "", bad, good, ranking(bad, good),
         caught=Share(len(called), len(bad)),
         alarms=Share(sum(s.verdict == BACKDOORED for s in good), len(good)),
         undecided=(sum(s.undecided for s in bad), sum(s.undecided for s in good)),
-        target=Share(sum(s.suspected[:1] != () and s.suspected[0] in s.targets for s in named), len(named)),
+        target=Share(sum(s.suspected[0] in s.targets for s in named), len(named)),
         jaccard=_over(statistics.fmean, bad, "jaccard"), inside=_over(statistics.fmean, bad, "inside"),
         cpu_seconds=_over(statistics.median, scans, "cpu_seconds", ran=True),
         passes=_over(statistics.median, scans, "passes", ran=True),
