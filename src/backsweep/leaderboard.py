@@ -155,7 +155,7 @@ class Row:
         strength: range of the numeric options of attack and training that differ from the defaults.
         bad, good: scans of attacked and of clean networks.
         undecided: of attacked and of clean networks, inconclusive, skipped or failed.
-        target: right class named first, among the attacked networks for which a class is named, and that have one.
+        target: right class named first, among the networks called backdoored where a class is named.
         cpu_seconds, passes: medians over the scans that ran.
     """
 
