@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -94,15 +95,25 @@ def survives_deaths(engine: Engine, folder: Path) -> None:
     """Workers die by their jobs and by an outside hand; nothing is lost and nothing counted twice."""
     jobs: list[Callable[[], int]] = [partial(job, i, folder, 0.3) for i in range(6)]
     jobs[2:2] = [partial(dies_once, 100, folder / "mark"), always_dies]
-    found: list[tuple[int, int | Lost]] = []
-    killed = 0
-    for index, result in engine.run(jobs):
-        found.append((index, result))
-        busy = [p for p in folder.glob("*.pid") if not p.with_suffix(".done").exists()]
-        if busy and not killed:
-            killed = int(busy[0].read_text())
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(killed, signal.SIGKILL)
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        """Kill the first worker that is seen at work."""
+        end = time.monotonic() + 120
+        while not killed and time.monotonic() < end:
+            for mark in folder.glob("*.pid"):
+                text = "" if mark.with_suffix(".done").exists() else mark.read_text()
+                if text:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(text), signal.SIGKILL)
+                    killed.append(int(text))
+                    return
+            time.sleep(0.01)
+
+    hand = threading.Thread(target=kill_one)
+    hand.start()
+    found = list(engine.run(jobs))
+    hand.join()
     assert killed
     assert sorted(i for i, _ in found) == list(range(8))
     results = dict(found)

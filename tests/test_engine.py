@@ -130,6 +130,9 @@ def test_jobs_are_drawn_when_there_is_room_and_results_are_not_kept(engine: Engi
     assert total == count
     assert alive <= 2 * (engine.workers or 1)
     engine.close()
+    end = time.monotonic() + 20
+    while threading.active_count() > begin and time.monotonic() < end:
+        time.sleep(0.05)
     assert threading.active_count() <= begin
 
 
