@@ -72,7 +72,9 @@ mntd: $(VENV)/.dev   ## banks of shadow networks, and docs/results/mntd* (three 
 	  $(BIN)/backsweep zoo build plans/mntd-$$plan.toml --workers 2 && \
 	  $(BIN)/backsweep bench run plans/mntd-$$plan.toml --out docs/results/mntd.jsonl --workers 2 || exit 1; \
 	done
+	$(BIN)/backsweep bench run plans/mntd-curve.toml --out docs/results/mntd-curve.jsonl --workers 2
 	$(BIN)/backsweep bench table docs/results/mntd.jsonl --out docs/results/mntd.md
+	$(BIN)/python benchmarks/mntd_curve.py docs/results/mntd.jsonl docs/results/mntd-curve.jsonl --out docs/images/mntd-curve.svg
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
 """AUROC of MNTD against the number of shadows, from lines of the bench: a table, and a drawing.
 
-    python benchmarks/mntd_curve.py docs/results/mntd.jsonl --out docs/images/mntd-curve.svg
+    python benchmarks/mntd_curve.py docs/results/mntd*.jsonl --out docs/images/mntd-curve.svg
 
 Judging networks; suspicion as in the leaderboard (p-value, then score); 95 % bootstrap intervals.
 """
@@ -17,16 +17,16 @@ from backsweep.leaderboard import Ranking, ranking
 from backsweep.lines import Scan, read, scan_of
 from backsweep.zoo import JUDGING
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEAST = 740, 340, 56, 24, 54, 0.5
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEAST = 740, 340, 56, 24, 54, 0.8
 COLOURS = ("#1f5fa8", "#c2571a", "#2e7d4f", "#8a3ffc", "#a2191f", "#5c6670", "#007d79", "#b28600")
 CURVES = {("jumbo", False): "jumbo", ("robust", True): "robust, two-sided"}  # variant, two_sided
 Curves = Mapping[str, Sequence[tuple[int, Ranking]]]
 
 
-def curves(path: Path) -> Curves:
+def curves(paths: Sequence[Path]) -> Curves:
     """AUROC by number of shadows, for each task, method and kind of trigger."""
     groups: dict[tuple[str, str, int], list[Scan]] = defaultdict(list)
-    for raw in read(path):
+    for raw in (line for path in paths for line in read(path)):
         scan = scan_of(raw)
         if scan is None or raw.get("split") != JUDGING or raw["detector"] != "mntd" or scan.gate:
             continue
@@ -72,9 +72,9 @@ def drawing(found: Curves) -> str:
         "<title>AUROC of MNTD against the number of shadow networks</title>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
     ]
-    for tick in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+    for tick in (0.8, 0.85, 0.9, 0.95, 1.0):
         parts.append(f'<path d="M{LEFT} {y(tick):.1f}h{plot}" stroke="#dfe3e6"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.1f}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.2f}</text>')
     for n in counts:
         parts.append(f'<text x="{x(n):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{n}</text>')
     middle = LEFT + plot / 2
@@ -97,7 +97,7 @@ def drawing(found: Curves) -> str:
 def main() -> None:
     """See the top of this file."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("lines", type=Path)
+    parser.add_argument("lines", type=Path, nargs="+")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     found = curves(args.lines)
