@@ -27,6 +27,13 @@ from reports import make_report
 SOURCE = Path(backsweep.__file__).parents[1]
 QUICK = ("-d", "mm_bd", "-p", "mm_bd.images=2", "-p", "mm_bd.steps=4")
 
+# the command line; a parent in the background may have had its interrupts ignored, and hands that on
+BACKSWEEP = [
+    sys.executable, "-c",
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from backsweep.cli import main; main()",
+]  # fmt: skip
+
 
 def linear() -> nn.Module:
     """The smallest network there is for the digits."""
@@ -89,6 +96,6 @@ def command(folder: Path, *words: object) -> subprocess.Popen[str]:
         "COLUMNS": "160",
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-m", "backsweep", *map(str, words)], cwd=folder, env=environment, text=True,
+        [*BACKSWEEP, *map(str, words)], cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip

@@ -90,7 +90,6 @@ def _binaries() -> Path | None:
 
 def _as_postgres(words: list[str | Path]) -> None:
     """Run as a user who may: the server refuses to be run by root."""
-    who = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    subprocess.run(
-        [*who, *map(str, words)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
-    )
+    who = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*map(str, words)], check=True, cwd="/", **quiet, **who)  # type: ignore[call-overload]

@@ -20,6 +20,7 @@ import banks
 from backsweep import cli
 from backsweep.trigger import to_image
 from conftest import Twins
+from many import BACKSWEEP
 
 ARCH = "backsweep.archs:digits_cnn"
 
@@ -169,12 +170,8 @@ def test_ctrl_c_keeps_what_is_done_and_a_second_run_resumes(
     words = ["scan", files / "bad.pth", "--data", files / "digits.npz", "--arch", ARCH, "--out", out]
     slow = [*map(str, words), "-d", "neural_cleanse", "-p", "neural_cleanse.preset=paper"]
     slow += ["-p", "neural_cleanse.steps=8"]
-    code = (  # a parent in the background may have had its interrupts ignored
-        "import signal, torch; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "torch.set_num_threads(1); from backsweep.cli import main; main()"
-    )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *slow], stderr=subprocess.PIPE, env={**os.environ}, text=True
+        [*BACKSWEEP, *slow], stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True
     )
     log = out / "evidence.jsonl"
     for _ in range(600):

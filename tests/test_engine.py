@@ -40,6 +40,7 @@ from engines import (
     survives_deaths,
     weigh,
 )
+from many import BACKSWEEP
 
 QUICK = (Cascade(spaces="dense+late", pairs=False, steps=5), NeuralCleanse(steps=20))
 
@@ -206,7 +207,7 @@ def files(twins: Twins, folder: Path) -> list[str]:
     np.savez(folder / "digits.npz", x=x, y=twins.data.y.numpy())
     words = ["scan", str(folder / "net.safetensors"), "--data", str(folder / "digits.npz")]
     more = ["--arch", "backsweep.archs:digits_cnn", "-d", "neural_cleanse", "--out", str(folder / "out")]
-    return [sys.executable, "-m", "backsweep", *words, *more, "--workers", "2"]
+    return [*BACKSWEEP, *words, *more, "--workers", "2"]
 
 
 @pytest.mark.slow
