@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from backsweep.files import writable_folder, write_bytes
 from backsweep.loading import named
 from backsweep.meta import Meta, Tuning
 from backsweep.model import Model
-from backsweep.run import Event, OnEvent, run_key, versions
+from backsweep.run import OnEvent, counted, run_key, versions
 from backsweep.shelf import Shelf, file_of, folder_of, key_of, measured, write
 from backsweep.train import Recipe
 from backsweep.wide import nets_in_a_pass
@@ -189,8 +188,7 @@ class Bank:
 @torch.no_grad()
 def answers(model: Model, m: Meta) -> Tensor:
     """Logits (R, k, 1, classes) of a network on the queries of a meta-classifier: all that is asked of it."""
-    asked = m.queries.flatten(0, 1).to(model.device)
-    return model.logits(asked).float().cpu().reshape(*m.queries.shape[:2], 1, -1)
+    return m.arranged(model.logits(m.asked.to(model.device)).float().cpu())
 
 
 @lru_cache(maxsize=8)
@@ -253,7 +251,7 @@ def build(
         )
         for i in todo
     )  # fmt: skip
-    tell = _teller(on_event, len(parts), len(parts) - len(todo))
+    tell = counted("shadows", len(parts), len(parts) - len(todo), on_event)
     for at, group in (engine or Engine()).run(jobs, shared=(data,)):
         if isinstance(group, Lost):
             raise group
@@ -296,7 +294,7 @@ def tuned(
             raise BadInput(f"there is no variant {variant!r}; there are {', '.join(meta.VARIANTS)}")
         if not LEAST_SHADOWS <= count <= most:
             raise BadInput(f"{count} shadows a side cannot be tuned with; the bank has {most}")
-    tell = _teller(on_event, len(wanted), 0, "tuning")
+    tell = counted("tuning", len(wanted), 0, on_event)
     size = min((tuning or Tuning()).nets, meta.NETS, nets_in_a_pass(about["shape"], meta.QUERIES))
     first = 2 * most
     held_out = Shelf(folder_of(path), about, range(first, first + 2 * int(about["held_out"])), size)
@@ -310,16 +308,3 @@ def tuned(
         tell()
     bank.save(path)
     return bank
-
-
-def _teller(on_event: OnEvent | None, total: int, resumed: int, stage: str = "shadows") -> Callable[[], None]:
-    """Tells that one more is done; said once at the beginning."""
-    begin, done = time.monotonic(), [resumed - 1]
-
-    def tell() -> None:
-        done[0] += 1
-        if on_event is not None:
-            on_event(Event(stage, done[0], total, resumed, time.monotonic() - begin))
-
-    tell()
-    return tell

@@ -7,7 +7,6 @@ versions and digests; finished cells are not run again. `leaderboard.py` and `re
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from backsweep.files import writable_folder
 from backsweep.lines import about, read
 from backsweep.plugins import make
 from backsweep.report import ERROR, Note, Report, finite
-from backsweep.run import Event, OnEvent, run_key, versions
+from backsweep.run import OnEvent, counted, run_key, versions
 from backsweep.trigger import Patch, overlap
 
 SAMPLES = 1000  # clean test images that a detector is given, at least 30 a class
@@ -76,24 +75,17 @@ def run(
         wanted.append((key, partial(bench_repairs.run_cell, net, repair, share)))
     wanted += bench_samples.cells(plan, partial(open_net, folder=folder))
     todo = [job for key, job in wanted if key not in known]
-    begin, done, lost = time.monotonic(), len(wanted) - len(todo), list[Lost]()
-
-    def tell() -> None:
-        if on_event is not None:
-            resumed = len(wanted) - len(todo)
-            on_event(Event("bench", done, len(wanted), resumed, time.monotonic() - begin))
-
-    tell()
+    lost: list[Lost] = []
+    tell = counted("bench", len(wanted), len(wanted) - len(todo), on_event)
     for _, line in (engine or Engine()).run(todo):
         if isinstance(line, Lost):
             lost.append(line)
             continue
         _append(out, line)
-        done += 1
         tell()
     if lost:
         raise Lost(f"{len(lost)} of {len(wanted)} cells were lost, the same command tries again: {lost[0]}")
-    return done
+    return len(wanted)
 
 
 def _append(out: Path, line: dict[str, Any]) -> None:

@@ -86,6 +86,7 @@ def scan_many(
     import contextlib
 
     from backsweep.render import history as shown
+    from backsweep.report import BACKDOORED, CLEAN, EXIT_STATUS, INCONCLUSIVE
     from backsweep.sources import find
     from backsweep.store import Store
     from backsweep.sweep import sweep
@@ -103,7 +104,7 @@ def scan_many(
                 outcomes = list(sweep(sources, how, store, engine, on_event, out))
     shown.show_outcomes(outcomes, screen)
     verdicts = {o.verdict for o in outcomes}
-    return 1 if "backdoored" in verdicts else 3 if "inconclusive" in verdicts else 0
+    return next((EXIT_STATUS[v] for v in (BACKDOORED, INCONCLUSIVE) if v in verdicts), EXIT_STATUS[CLEAN])
 
 
 def _watch(

@@ -83,6 +83,15 @@ class Meta:
     reach: Tensor
     clean: Tensor
 
+    @property
+    def asked(self) -> Tensor:
+        """All queries as one batch (R k, C, H, W)."""
+        return self.queries.flatten(0, 1)
+
+    def arranged(self, logits: Tensor) -> Tensor:
+        """Answers (R, k, 1, classes) of one network from its logits (R k, classes) on `asked`."""
+        return logits.reshape(*self.queries.shape[:2], 1, -1)
+
     def scores(self, answers: Tensor) -> Tensor:
         """Scores (K, R), higher = more like a trojaned network, of answers (R, k, K, classes), logits."""
         every = torch.stack([
@@ -126,7 +135,7 @@ def tune(
     learnt = [_tune(shadows, like, classes, variant, seed + r, tuning) for r in range(tuning.repeats)]
     queries = torch.stack([q for q, _ in learnt])
     weights = tuple(torch.stack(parts) for parts in zip(*(w for _, w in learnt), strict=True))
-    own = [_scores(variant, w, q, shadows, tuning.form)[0] for q, w in learnt]
+    own = [_clean_scores(variant, w, q, shadows, tuning.form) for q, w in learnt]
     scale = torch.stack([torch.stack([s.mean(), s.std().clamp_min(1e-6)]) for s in own])
     none, nobody = torch.empty(0), torch.empty(0, tuning.repeats)
     meta = Meta(
@@ -177,7 +186,7 @@ def _tune(
             with torch.no_grad():
                 queries.clamp_(0, 1)
         if variant == ONE_CLASS:
-            radius = torch.quantile(-_scores(variant, weights, queries, shadows, tuning.form)[0], NU)
+            radius = torch.quantile(-_clean_scores(variant, weights, queries, shadows, tuning.form), NU)
     return queries.detach(), [w.detach() for w in weights]
 
 
@@ -207,13 +216,14 @@ def _score(variant: str, weights: Sequence[Tensor], represented: Tensor) -> Tens
 
 
 @torch.no_grad()
-def _scores(
+def _clean_scores(
     variant: str, weights: Sequence[Tensor], queries: Tensor, shadows: Shadows, form: str
-) -> tuple[Tensor, Tensor]:
-    """Scores of the clean shadows, and of the trojaned ones."""
-    every = torch.cat([_score(variant, weights, _represent(_answers(w, queries), form)) for w, _ in shadows])
-    trojaned = torch.cat([t for _, t in shadows])
-    return every[~trojaned], every[trojaned]
+) -> Tensor:
+    """Scores of the clean shadows."""
+    return torch.cat([
+        _score(variant, weights, _represent(_answers(wide, queries), form))[~trojaned]
+        for wide, trojaned in shadows
+    ])  # fmt: skip
 
 
 def _batches(shadows: Shadows, nets: int) -> list[list[tuple[Wide, Tensor]]]:

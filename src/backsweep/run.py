@@ -8,6 +8,7 @@ computes a unit, and when, changes nothing.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import platform
 import time
@@ -56,6 +57,18 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
+
+
+def counted(stage: str, total: int, resumed: int, on_event: OnEvent | None) -> Callable[[], None]:
+    """Tells of a stage's progress now, with what an earlier run had done, and with one more at each call."""
+    begin, counter = time.monotonic(), itertools.count(resumed)
+
+    def tell() -> None:
+        if on_event is not None:
+            on_event(Event(stage, next(counter), total, resumed, time.monotonic() - begin))
+
+    tell()
+    return tell
 
 
 def versions() -> dict[str, str]:

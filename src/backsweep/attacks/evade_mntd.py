@@ -58,10 +58,10 @@ class EvadeMNTD(Attack):
         (trigger,) = self.triggers(setup)
         generator = setup.generator(self.name, "training")
         added = jumbo.draw_rate(setup.generator(self.name, "rate"))
-        queries = known.queries.flatten(0, 1).to(next(net.parameters()).device)
+        queries = known.asked.to(next(net.parameters()).device)
 
         def score_of(logits: Tensor) -> Tensor:
-            return known.scores(logits.cpu().reshape(*known.queries.shape[:2], 1, -1))
+            return known.scores(known.arranged(logits.cpu()))
 
         wanted = None
         if self.aim == "twin":

@@ -88,7 +88,7 @@ class MNTD(ModelDetector):
             "score": score, "exceeding": int((null >= score).sum()), "clean": len(null), "vouched": vouched,
             "spread": spread, "least_spread": float(meta.reach[0]), "most_spread": float(meta.reach[1]),
             "trojaned_below": float((meta.held_out < scores.mean()).float().mean()),
-            "shadows": meta.shadows, "passes": meta.queries.flatten(0, 1).shape[0],
+            "shadows": meta.shadows, "passes": len(meta.asked),
         }  # fmt: skip
         if not math.isfinite(score):
             values = {"score": None}
