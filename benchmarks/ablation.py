@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from backsweep.bench import key_of
-from backsweep.detectors.cascade import Cascade
-from backsweep.lines import read
-from backsweep.report import Evidence, Report
-from backsweep.stats import wilson
-from backsweep.zoo import split_of
+from backsweep.bench.detectors import key_of
+from backsweep.bench.records import read
+from backsweep.core.statistics import wilson
+from backsweep.reports.report import Evidence, Report
+from backsweep.scanning.detectors.cascade import Cascade
+from backsweep.zoo.build import split_of
 
 FULL = Cascade()
 Needs = Callable[[Evidence], bool]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from backsweep.archs import digits_cnn
-from backsweep.auditing import made
-from backsweep.data import Data
-from backsweep.model import Model
-from backsweep.screening import TrainingSet
+from backsweep.auditing.audit import made
+from backsweep.auditing.detector import TrainingSet
+from backsweep.inputs.samples import Data
+from backsweep.models.architectures import digits_cnn
+from backsweep.models.model import Model
 
 NAMES = ("spectral_signatures", "activation_clustering", "spectre", "contamination_analyzer")
 

@@ -27,17 +27,20 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from backsweep import Model, api, archs, bank, meta, reference, screens
-from backsweep.base import ModelDetector
-from backsweep.budget import Aim, Dense, follow
-from backsweep.data import Data
-from backsweep.detectors.cascade import CLOSER, PAIRS, SHORT, Cascade
-from backsweep.detectors.mm_bd import MmBd
-from backsweep.detectors.mntd import MNTD
-from backsweep.detectors.neural_cleanse import NeuralCleanse
-from backsweep.report import Report
-from backsweep.tasks import TASKS
-from backsweep.train import Recipe, epochs_of, fit, thawed
+from backsweep import Model
+from backsweep.inputs.samples import Data
+from backsweep.inversion.budget import Aim, Dense, follow
+from backsweep.models import architectures, washing
+from backsweep.models.training import Recipe, epochs_of, fit, thawed
+from backsweep.reports.report import Report
+from backsweep.scanning import scan, screens
+from backsweep.scanning.detector import ModelDetector
+from backsweep.scanning.detectors.cascade import CLOSER, PAIRS, SHORT, Cascade
+from backsweep.scanning.detectors.mm_bd import MmBd
+from backsweep.scanning.detectors.mntd import MNTD
+from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
+from backsweep.shadows import bank, meta_classifier
+from backsweep.zoo.tasks import TASKS
 
 SMALL, LARGE = ("gap_cnn", "resnet8", "small_vit", "preact_resnet18"), ("ResNet-50", "ViT-B/16")
 NETS = {"digits_cnn": (1, 8, 8), "mnist_cnn": (1, 28, 28)}
@@ -121,7 +124,7 @@ def inputs_of(d: ModelDetector, classes: int, samples: int, washes: int = 1) -> 
         stages["class"] = (classes * images * steps, "dense")
         stages["margins"] = (classes * images * (d.preset == "standard"), "forward")
     elif isinstance(d, MNTD):
-        stages["queries"] = (meta.Tuning().repeats * meta.QUERIES, "forward")
+        stages["queries"] = (meta_classifier.Tuning().repeats * meta_classifier.QUERIES, "forward")
     elif isinstance(d, Cascade):
         again, few = min(classes, SHORT), classes > SHORT
         for space in d._names():
@@ -137,7 +140,7 @@ def inputs_of(d: ModelDetector, classes: int, samples: int, washes: int = 1) -> 
             stages["closer"] = (2 * CLOSER * 2 * d.steps * 2 * d.batch, "sparse")  # both networks
         stages["trigger"] = (8 * d.steps * d.batch, "dense")
         stages["tried"] = (2 * half * (2 - 1 / classes), "forward")
-        recipes = reference.RECIPES[:washes]
+        recipes = washing.RECIPES[:washes]
         stages["wash"] = (sum(epochs_of(u, samples, b) * samples for u, b, _ in recipes), "wash")
         stages["washed"] = ((1 + washes) * samples, "forward")
     return stages
@@ -147,22 +150,22 @@ def check(name: str, both: tuple[Model, Data], d: ModelDetector, timed: bool = T
     """A scan beside the model."""
     (model, data), reports = both, list[Report]()
     price = prices(model.copy("cpu"))
-    with patch.object(reference, "_distilled", wraps=reference._distilled) as washing:
-        total = counted(lambda: reports.append(api.scan(model, data, d, device="cpu")))
+    with patch.object(washing, "_distilled", wraps=washing._distilled) as washes:
+        total = counted(lambda: reports.append(scan.scan(model, data, d, device="cpu")))
     (report,) = reports
     if report.errors or report.skipped:
         raise SystemExit(f"{name}, {d.name}: {report.errors} {report.skipped}")
-    bound = inputs_of(d, model.classes, len(data), washing.call_count)
+    bound = inputs_of(d, model.classes, len(data), washes.call_count)
     said: dict[str, float] = {}
     for e in report.evidence if not isinstance(d, MNTD) else ():
         stage = re.sub(r"(-\d+)+$", "", e.unit)
         said[stage] = said.get(stage, 0) + float(e.values["passes"] or 0)
     stages = {stage: (said.get(stage, n), kind) for stage, (n, kind) in bound.items()}
     most, modelled = (sum(n * price[kind] for n, kind in part.values()) for part in (bound, stages))
-    seconds = api.scan(model, data, d, device="cpu").timings["total_cpu_seconds"] if timed else None
+    seconds = scan.scan(model, data, d, device="cpu").timings["total_cpu_seconds"] if timed else None
     return {
         "scan": name, "method": d.name, "settings": d.settings(), "classes": model.classes,
-        "samples": len(data), "washes": washing.call_count, "inputs": sum(n for n, _ in stages.values()),
+        "samples": len(data), "washes": washes.call_count, "inputs": sum(n for n, _ in stages.values()),
         "bound_gflop": most / 1e9, "modelled_gflop": modelled / 1e9, "counted_gflop": total / 1e9,
         "counted_by_modelled": total / modelled, "counted_by_bound": total / most, "cpu_seconds": seconds,
         "gflop_s": seconds and total / 1e9 / seconds, "report_bytes": len(json.dumps(report.to_json())),
@@ -172,7 +175,7 @@ def check(name: str, both: tuple[Model, Data], d: ModelDetector, timed: bool = T
 def built(name: str, classes: int, shape: Sequence[int]) -> nn.Module:
     """A network with random weights, and an attention that the counter knows."""
     if name not in LARGE:
-        net = getattr(archs, name)(classes, *shape[:2])
+        net = getattr(architectures, name)(classes, *shape[:2])
     else:
         config, kind = (f"{name.split('-')[0]}{end}" for end in ("Config", "ForImageClassification"))
         net = getattr(transformers, kind)(getattr(transformers, config)(num_labels=classes))
@@ -221,8 +224,11 @@ def main() -> None:
         for d in detectors:
             say(**check(name, both, d, timed=epochs > 0))
     digits, file = network("digits", "digits_cnn", 10), Path(tempfile.mkdtemp()) / "bank"
-    how = {"recipe": Recipe(epochs=2), "tuning": meta.Tuning(epochs=1)}  # with a good bank it costs the same
-    bank.build(digits[1], ["digits_cnn"], 32, file, variants=[meta.JUMBO], **how)
+    how = {
+        "recipe": Recipe(epochs=2),
+        "tuning": meta_classifier.Tuning(epochs=1),
+    }  # with a good bank it costs the same
+    bank.build(digits[1], ["digits_cnn"], 32, file, variants=[meta_classifier.JUMBO], **how)
     say(**check("digits_cnn", digits, MNTD(str(file))))
     price, rate = dict[str, dict[str, float]](), dict[str, float]()
     for name, shape in NETS.items():

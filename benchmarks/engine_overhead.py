@@ -14,13 +14,14 @@ from functools import partial
 
 import numpy as np
 
-from backsweep.base import Unit
-from backsweep.data import Data
-from backsweep.detectors.neural_cleanse import NeuralCleanse
-from backsweep.engine import Engine, one_thread
-from backsweep.model import Model
-from backsweep.tasks import TASKS
-from backsweep.train import fit
+from backsweep.engine.engine import Engine
+from backsweep.engine.jobs import one_thread
+from backsweep.inputs.samples import Data
+from backsweep.models.model import Model
+from backsweep.models.training import fit
+from backsweep.scanning.detector import Unit
+from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
+from backsweep.zoo.tasks import TASKS
 
 
 def measure(steps: int, model: Model, data: Data, seed: int) -> float:

@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backsweep.attacks.badnets import BadNets
-from backsweep.detectors.strip import Strip
-from backsweep.files import write_json
-from backsweep.guarding import Guard, guard
-from backsweep.model import Model
-from backsweep.serving import app, listen, server
-from backsweep.tasks import TASKS
+from backsweep.core.files import write_json
+from backsweep.guarding.detectors.strip import Strip
+from backsweep.guarding.guard import Guard, guard
+from backsweep.guarding.service import app, listen, server
+from backsweep.models.model import Model
+from backsweep.zoo.attacks.badnets import BadNets
+from backsweep.zoo.tasks import TASKS
 
 CLEAN, TRIGGERED, HOSTILE = KINDS = ("clean", "triggered", "malformed")
 SLICES = 8

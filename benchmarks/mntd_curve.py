@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from backsweep.leaderboard import Ranking, ranking
-from backsweep.lines import Scan, read, scan_of
-from backsweep.zoo import JUDGING
+from backsweep.bench.figures import Ranking, ranking
+from backsweep.bench.records import Scan, read, scan_of
+from backsweep.zoo.build import JUDGING
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEAST = 740, 340, 56, 24, 54, 0.8
 COLOURS = ("#1f5fa8", "#c2571a", "#2e7d4f", "#8a3ffc", "#a2191f", "#5c6670", "#007d79", "#b28600")

@@ -23,16 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backsweep import scan, zoo
-from backsweep.base import Case, Repair, acted_on, derive_seed
-from backsweep.data import Data
-from backsweep.detectors.activation_filter import ActivationFilter
-from backsweep.detectors.neural_cleanse import NeuralCleanse
-from backsweep.model import Model
-from backsweep.repairs.neuron_pruning import NeuronPruning
-from backsweep.repairs.unlearning import Unlearning
-from backsweep.report import ERROR
-from backsweep.trigger import Trigger
+from backsweep import scan
+from backsweep.core.seeds import derive_seed
+from backsweep.guarding.detectors.activation_filter import ActivationFilter
+from backsweep.inputs.samples import Data
+from backsweep.inputs.trigger import Trigger, acted_on
+from backsweep.models.model import Model
+from backsweep.repairing.method import Case, Repair
+from backsweep.repairing.methods.neuron_pruning import NeuronPruning
+from backsweep.repairing.methods.unlearning import Unlearning
+from backsweep.reports.report import ERROR
+from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
+from backsweep.zoo import build
 
 FPR = 0.05
 SCANNED = 1000  # samples, and 30 of each class where that is more
@@ -58,9 +60,9 @@ ROWS = {
 }
 
 
-def measure(net: zoo.Net, preset: str) -> dict[str, Any]:
+def measure(net: build.Net, preset: str) -> dict[str, Any]:
     """One line: all figures of a network of the zoo."""
-    train, test = zoo.load_data(net.truth["task"])
+    train, test = build.load_data(net.truth["task"])
     given = train.sample(round(0.1 * len(train)), derive_seed(net.truth["seed"], "repair"))
     clean = given.sample(max(SCANNED, 30 * net.task.classes), 0)
     suspect, planted = net.model(), net.triggers()
@@ -192,7 +194,7 @@ def main() -> None:
 
     def run(write: Callable[[str], object]) -> None:
         for folder in given.nets:
-            net = zoo.Net.read(folder)
+            net = build.Net.read(folder)
             if net.id not in done and net.truth["task"] in TASKS:
                 lines.append(measure(net, given.preset))
                 write(json.dumps(lines[-1]) + "\n")

@@ -20,13 +20,13 @@ from dataclasses import replace
 import torch
 
 from backsweep import Model, scan
-from backsweep.api import DEFAULT_DETECTORS
-from backsweep.base import Unit
-from backsweep.budget import Aim, Dense, follow
-from backsweep.data import Data
-from backsweep.detectors.neural_cleanse import NeuralCleanse
-from backsweep.tasks import TASKS
-from backsweep.train import fit
+from backsweep.inputs.samples import Data
+from backsweep.inversion.budget import Aim, Dense, follow
+from backsweep.models.training import fit
+from backsweep.scanning.detector import Unit
+from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
+from backsweep.scanning.scan import DEFAULT_DETECTORS
+from backsweep.zoo.tasks import TASKS
 
 
 def network(task: str, arch: str | None) -> tuple[Model, Data]:

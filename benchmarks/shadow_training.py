@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from backsweep import shadows
-from backsweep.loading import named
-from backsweep.tasks import TASKS
-from backsweep.train import Recipe
+from backsweep.formats.opening import named
+from backsweep.models.training import Recipe
+from backsweep.shadows import training
+from backsweep.zoo.tasks import TASKS
 
 COUNT = 256  # shadows that the goal speaks of
 
@@ -44,11 +44,11 @@ def main() -> None:
     train, _ = task.load()
     data = train.sample(max(round(0.02 * len(train)), 300), 7)
     make = partial(named, arch, task.classes, task.shape)
-    standard = shadows.standard(len(data))
+    standard = training.standard(len(data))
     alone = [range(i, i + 1) for i in range(args.shadows)]
-    together = shadows.groups(args.shadows, task.shape, standard, "cpu")
+    together = training.groups(args.shadows, task.shape, standard, "cpu")
     arms: dict[str, tuple[Recipe, Sequence[range]]] = {
-        "paper, one after another": (shadows.PAPER, alone),
+        "paper, one after another": (training.PAPER, alone),
         "float32, one after another": (replace(standard, bf16=False), alone),
         "bfloat16, one after another": (standard, alone),
         "bank": (standard, together),
@@ -56,14 +56,14 @@ def main() -> None:
     seconds: dict[str, float] = defaultdict(float)
     accuracy: dict[str, list[float]] = defaultdict(list)
     works: dict[str, list[bool]] = defaultdict(list)
-    shadows.train(make, data, task.classes, range(1), replace(standard, epochs=1), 0)  # warm
+    training.train(make, data, task.classes, range(1), replace(standard, epochs=1), 0)  # warm
     for first in range(0, args.shadows, len(together[0])):
         for arm, (recipe, parts) in arms.items():
             for part in parts:
                 if part[0] // len(together[0]) != first // len(together[0]):
                     continue
                 begin = time.process_time()
-                group = shadows.train(make, data, task.classes, part, recipe, 0)
+                group = training.train(make, data, task.classes, part, recipe, 0)
                 seconds[arm] += time.process_time() - begin
                 accuracy[arm] += group.accuracy.tolist()
                 works[arm] += [s > 0.5 for s in group.success.tolist() if s == s]

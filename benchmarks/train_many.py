@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from backsweep.tasks import TASKS
-from backsweep.train import Recipe
+from backsweep.models.training import Recipe
+from backsweep.zoo.tasks import TASKS
 
 
 def batches(x: Tensor, y: Tensor, nets: int, steps: int, size: int) -> list[tuple[Tensor, Tensor]]:

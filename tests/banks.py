@@ -8,15 +8,15 @@ from pathlib import Path
 
 from torch import nn
 
-from backsweep import bank, shadows
-from backsweep.bank import Bank
-from backsweep.data import Data
-from backsweep.engine import Engine
-from backsweep.loading import named
-from backsweep.meta import JUMBO, Tuning
-from backsweep.model import Model
-from backsweep.tasks import TASKS
-from backsweep.train import Recipe
+from backsweep.engine.engine import Engine
+from backsweep.formats.opening import named
+from backsweep.inputs.samples import Data
+from backsweep.models.model import Model
+from backsweep.models.training import Recipe
+from backsweep.shadows import bank, training
+from backsweep.shadows.bank import Bank
+from backsweep.shadows.meta_classifier import JUMBO, Tuning
+from backsweep.zoo.tasks import TASKS
 
 DIGITS = TASKS["digits"]
 ARCH = "banks:small"
@@ -51,7 +51,7 @@ def build(
 
 def like_shadows(count: int, first: int = 1000) -> list[Model]:
     """Networks that no bank has seen, trained as its shadows are: clean and trojaned ones in turn."""
-    group = shadows.train(make, clean_samples(), DIGITS.classes, range(first, first + count), RECIPE, 5)
+    group = training.train(make, clean_samples(), DIGITS.classes, range(first, first + count), RECIPE, 5)
     nets = []
     for k in range(count):
         net = make(0)

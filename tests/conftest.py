@@ -11,14 +11,15 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import banks
-from backsweep.attacks.badnets import BadNets
-from backsweep.data import Data
-from backsweep.meta import VARIANTS
-from backsweep.model import Model
-from backsweep.tasks import TASKS
-from backsweep.train import fit
-from backsweep.trigger import Patch
+from backsweep.inputs.image.triggers import Patch
+from backsweep.inputs.samples import Data
+from backsweep.models.model import Model
+from backsweep.models.training import fit
+from backsweep.shadows.meta_classifier import VARIANTS
+from backsweep.zoo.attacks.badnets import BadNets
+from backsweep.zoo.tasks import TASKS
 from postgres import Postgres, server
+from shells import Shell
 
 torch.set_num_threads(1)
 # A shared machine may stall at any moment: no test fails for being slow once.
@@ -48,6 +49,12 @@ def twins() -> Twins:
     return Twins(
         Model(clean, task.shape, task.classes), Model(infected, task.shape, task.classes), trigger, test
     )
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    """Runs the command line in this process."""
+    return Shell(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

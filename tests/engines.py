@@ -18,9 +18,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from backsweep.engine import Engine, Lost
-from backsweep.errors import BadInput
-from backsweep.report import Evidence
+from backsweep.core.errors import BadInput
+from backsweep.engine.engine import Engine
+from backsweep.engine.jobs import Lost
+from backsweep.reports.report import Evidence
 
 TESTS = Path(__file__).parent
 # Ray listens on loopback alone, says nothing to its makers, and asks this machine's users for no token

@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import backsweep
-from backsweep.detectors.mm_bd import MmBd
-from backsweep.files import write_text
-from backsweep.run import run_key
-from backsweep.store import Record
-from backsweep.sweep import Scan
-from backsweep.tasks import TASKS
-from reports import make_report
+from backsweep.core.files import write_text
+from backsweep.core.seeds import run_key
+from backsweep.inventory.store import Record
+from backsweep.inventory.sweep import Scan
+from backsweep.scanning.detectors.mm_bd import MmBd
+from backsweep.zoo.tasks import TASKS
+from reporting import make_report
 
 SOURCE = Path(backsweep.__file__).parents[1]
 QUICK = ("-d", "mm_bd", "-p", "mm_bd.images=2", "-p", "mm_bd.steps=4")
@@ -31,7 +31,7 @@ QUICK = ("-d", "mm_bd", "-p", "mm_bd.images=2", "-p", "mm_bd.steps=4")
 BACKSWEEP = [
     sys.executable, "-c",
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from backsweep.cli import main; main()",
+    "from backsweep.cli.app import main; main()",
 ]  # fmt: skip
 
 

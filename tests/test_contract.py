@@ -11,17 +11,21 @@ import pytest
 import torch
 
 import backsweep
-from backsweep.auditing import streamed
-from backsweep.base import Attack, Case, Method, ModelDetector, Repair, Setup
-from backsweep.data import Data
-from backsweep.errors import BadInput
-from backsweep.plugins import discover, find, make
-from backsweep.report import ERROR, NOTE, WARNING, Evidence
-from backsweep.run import collect
-from backsweep.screening import SampleDetector, SetDetector, TrainingSet
-from backsweep.tasks import TASKS
-from backsweep.train import Recipe, fit
-from backsweep.trigger import Trigger
+from backsweep.auditing.audit import streamed
+from backsweep.auditing.detector import SetDetector, TrainingSet
+from backsweep.core.discovery import discover, find, make
+from backsweep.core.errors import BadInput
+from backsweep.core.method import Method
+from backsweep.guarding.detector import SampleDetector
+from backsweep.inputs.samples import Data
+from backsweep.inputs.trigger import Trigger
+from backsweep.models.training import Recipe, fit
+from backsweep.repairing.method import Case, Repair
+from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence
+from backsweep.scanning.collect import collect
+from backsweep.scanning.detector import ModelDetector
+from backsweep.zoo.attack import Attack, Setup
+from backsweep.zoo.tasks import TASKS
 from conftest import Twins
 
 DETECTORS = discover(ModelDetector)

@@ -5,30 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backsweep.api import judge, scan
-    from backsweep.audited import Audit
-    from backsweep.auditing import audit
-    from backsweep.data import Data
-    from backsweep.errors import BacksweepError, BadInput
-    from backsweep.guarding import Guard, guard
-    from backsweep.loading import load
-    from backsweep.mending import repair
-    from backsweep.model import Model
-    from backsweep.repaired import Repaired
-    from backsweep.report import Evidence, Finding, Report
-    from backsweep.trigger import Trigger
+    from backsweep import archs, attacks, detectors, repairs
+    from backsweep.auditing.audit import audit
+    from backsweep.core.errors import BacksweepError, BadInput
+    from backsweep.formats.opening import load
+    from backsweep.guarding.guard import Guard, guard
+    from backsweep.inputs.samples import Data
+    from backsweep.inputs.trigger import Trigger
+    from backsweep.models.model import Model
+    from backsweep.repairing.repair import repair
+    from backsweep.reports.audit import Audit
+    from backsweep.reports.repair import Repaired
+    from backsweep.reports.report import Evidence, Finding, Report
+    from backsweep.scanning.scan import judge, scan
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "judge": "api", "scan": "api", "Audit": "audited", "audit": "auditing", "Guard": "guarding",
-    "guard": "guarding", "Data": "data", "BacksweepError": "errors", "BadInput": "errors",
-    "load": "loading", "Model": "model", "Evidence": "report", "Finding": "report", "Report": "report",
-    "repair": "mending", "Repaired": "repaired", "Trigger": "trigger",
+    "audit": "auditing.audit", "BacksweepError": "core.errors", "BadInput": "core.errors",
+    "load": "formats.opening", "Guard": "guarding.guard", "guard": "guarding.guard",
+    "Data": "inputs.samples", "Trigger": "inputs.trigger", "Model": "models.model",
+    "repair": "repairing.repair", "Audit": "reports.audit", "Repaired": "reports.repair",
+    "Evidence": "reports.report", "Finding": "reports.report", "Report": "reports.report",
+    "judge": "scanning.scan", "scan": "scanning.scan",
 }  # fmt: skip
+_NAMESPACES = ("archs", "attacks", "detectors", "repairs")
 __all__ = [
     "Audit", "BacksweepError", "BadInput", "Data", "Evidence", "Finding", "Guard", "Model", "Repaired",
-    "Report", "Trigger", "audit", "guard", "judge", "load", "repair", "scan",
+    "Report", "Trigger", "archs", "attacks", "audit", "detectors", "guard", "judge", "load", "repair",
+    "repairs", "scan",
 ]  # fmt: skip
 
 
@@ -40,6 +45,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"backsweep.{_HOME[name]}"), name)
         globals()[name] = value
         return value
-    if name in ("attacks", "detectors", "repairs"):
+    if name in _NAMESPACES:
         return importlib.import_module(f"backsweep.{name}")
     raise AttributeError(f"module 'backsweep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

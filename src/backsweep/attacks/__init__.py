@@ -1,12 +1,18 @@
-"""Attacks, one a file. `backsweep.attacks.BadNets` and the like are found by name."""
+"""Attacks by the names of their classes. The methods themselves live with what uses them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from backsweep.base import Attack
-from backsweep.plugins import class_named
+from backsweep.core.discovery import class_named, class_names
+from backsweep.zoo.attack import Attack
+
+_KINDS = [Attack]
 
 
 def __getattr__(name: str) -> Any:
-    return class_named([Attack], name)
+    return class_named(_KINDS, name, __name__)
+
+
+def __dir__() -> list[str]:
+    return class_names(_KINDS)

@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from backsweep.render.view import clean
-from backsweep.report import Report
+from backsweep.reports.report import Report
 
 
 def command(report: Report) -> str:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backsweep.base import ModelDetector
-from backsweep.errors import BadInput
-from backsweep.plugins import make
+from backsweep.core.discovery import make
+from backsweep.core.errors import BadInput
 from backsweep.render import view
-from backsweep.report import ERROR, NOTE, Evidence, Finding, Report, worst_first
+from backsweep.reports.report import ERROR, NOTE, Evidence, Finding, Report, worst_first
+from backsweep.scanning.detector import ModelDetector
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from backsweep.trigger import Trigger
+    from backsweep.inputs.trigger import Trigger
 
 
 @dataclass(frozen=True)

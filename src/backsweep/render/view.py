@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from backsweep.base import ModelDetector
-from backsweep.calibration import UNCALIBRATED
-from backsweep.errors import BadInput
-from backsweep.plugins import find
-from backsweep.report import (
+from backsweep.core.discovery import find
+from backsweep.core.errors import BadInput
+from backsweep.reports.report import (
     BACKDOORED,
     CLEAN,
     ERROR,
@@ -29,6 +27,8 @@ from backsweep.report import (
     Report,
     worst_first,
 )
+from backsweep.scanning.calibration import UNCALIBRATED
+from backsweep.scanning.detector import ModelDetector
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn"}  # control, format (bidi overrides), surrogate, unassigned
 _JOINERS = "\u200c\u200d"  # format characters that Persian, Indic scripts and emoji need

@@ -1,0 +1,1 @@
+"""Which samples of a training set are poisoned: `audit`."""

@@ -1,0 +1,388 @@
+"""`audit`: from a training set and the network that was trained on it to the samples that are poisoned."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
+from backsweep.auditing.mixture import two_components
+from backsweep.core.discovery import configure, discover, find, make
+from backsweep.core.errors import BadInput
+from backsweep.core.files import writable_folder
+from backsweep.core.progress import Event, OnEvent
+from backsweep.core.seeds import derive_seed
+from backsweep.core.versions import versions
+from backsweep.formats.opening import named
+from backsweep.guarding.detector import SampleDetector
+from backsweep.inputs.samples import Data
+from backsweep.models.checks import as_model, check_fit, describe_model, doubtful_accuracy, pick_device
+from backsweep.models.model import Model
+from backsweep.models.training import Recipe, thawed, tuned
+from backsweep.models.washing import redraw
+from backsweep.reports.audit import MAP_ROWS, Audit, Examples, Retrained
+from backsweep.reports.report import ERROR, Evidence, Note, worst_first
+from backsweep.scanning import calibration
+from backsweep.scanning.scan import checked_alpha
+
+DEFAULT_AUDITS = ("cross_confusion", "contamination_analyzer")
+LEARNED = 2000  # samples of the training set itself that a detector of inputs learns from, without clean ones
+HELD_OUT = 0.1  # of the kept samples, to measure a fresh network on where there are no clean ones
+RECIPE = Recipe(epochs=5, augment="shift")
+MOST_SHOWN, PICTURES = 6, 24  # classes on the page, pictures of each kind
+BATCH = 512
+Asked = str | SetDetector | SampleDetector
+
+
+def audit(
+    model: Model | nn.Module,
+    data: Any,
+    detectors: Sequence[Asked] | Asked | None = None,
+    alpha: float = 0.05,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    clean: Any = None,
+    verify: bool = False,
+    train: Callable[[Data, int], Model] | None = None,
+    features: tuple[Tensor, Tensor] | None = None,
+    on_event: OnEvent | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> Audit:
+    """Look for poisoned samples in a training set.
+
+    Args:
+        model: a network that was trained on the set.
+        data: the training set, with the labels that were trained: a `Data`, an (x, y) pair, a `Dataset`.
+        detectors: names or instances, of detectors of training sets or of inputs; None takes the default.
+        alpha: share of unpoisoned sets that may be called poisoned.
+        seed: of everything that is drawn.
+        device: where to compute; None takes a GPU when there is one.
+        clean: samples that are known to be clean; some detectors need them.
+        verify: whether to train a fresh network without the flagged samples and to measure it.
+        train: how to train a fresh network on other samples with a seed; None takes the network's own
+            architecture with weights drawn anew.
+        features: penultimate features (N, D) and logits (N, classes) of the samples, if they are known.
+        on_event: told about progress (`run.Event`).
+        out: folder for the report.
+
+    Raises:
+        BadInput: model, data or settings cannot be used.
+    """
+    checked_alpha(alpha)
+    clock = time.perf_counter(), time.process_time()
+    data = Data.of(data)
+    model = as_model(model, data)
+    check_fit(model, data)
+    clean = None if clean is None else Data.of(clean)
+    if clean is not None:
+        check_fit(model, clean)
+    methods = choose(detectors)
+    work = model.copy(pick_device(device))
+    if features is not None:
+        features = checked_features(features, len(data), work.classes)
+    if out is not None:
+        writable_folder(Path(out))
+    stage = _Stage(on_event)
+    z, logits = features or streamed(work, data.x, stage.named("features"))
+    given = TrainingSet(
+        data, work.classes, z, logits, work, train or (lambda d, s: fresh(model, d, s)), clean, seed
+    )
+    accuracy = float((logits.argmax(1) == data.y).double().mean())
+    report = Audit(
+        model=describe_model(model),
+        data={
+            "source": data.source, "is_path": Path(data.source).exists(), "sha256": data.digest,
+            "samples": len(data), "classes_present": int(data.y.unique().numel()),
+            "training_accuracy": accuracy, "clean": None if clean is None else clean.source,
+        },
+        settings={"alpha": alpha, "seed": seed, "device": str(work.device),
+                  "detectors": {m.name: m.settings() for m in methods}},
+        versions=versions(), labels=data.y,
+    )  # fmt: skip
+    if doubt := doubtful_accuracy(accuracy, data, model):
+        report.errors.append(Note("training accuracy", doubt))
+        methods = []
+    for method in methods:
+        told = replace(given, tick=stage.named(method.name))
+        if reason := method.applies(told):
+            report.skipped.append(Note(method.name, reason))
+            continue
+        begin = time.perf_counter(), time.process_time()
+        try:
+            scores, evidence = method.measure(told)
+            report.scores[method.name] = scores.float().cpu()
+            report.evidence += evidence
+        except (RuntimeError, ArithmeticError, ValueError, TypeError) as e:
+            report.errors.append(Note(method.name, f"failed: {' '.join(str(e).split())[:300]}"))
+        stage.done()
+        report.timings[f"{method.name}_seconds"] = round(time.perf_counter() - begin[0], 3)
+        report.timings[f"{method.name}_cpu_seconds"] = round(time.process_time() - begin[1], 3)
+    judge(report, methods=methods)
+    report.pictures = examples(report, given)
+    if out is not None:
+        report.save(Path(out))  # what was found is kept, whatever the training comes to
+    if verify and not doubt:
+        stage.named("verify")
+        try:
+            report.retrained = retrained(report, given)
+        except (BadInput, RuntimeError, ArithmeticError, ValueError, TypeError) as e:
+            report.skipped.append(Note("verify", f"failed: {' '.join(str(e).split())[:300]}"))
+    report.timings["total_seconds"] = round(time.perf_counter() - clock[0], 3)
+    report.timings["total_cpu_seconds"] = round(time.process_time() - clock[1], 3)
+    if out is not None:
+        report.save(Path(out))
+    return report
+
+
+def judge(report: Audit, alpha: float | None = None, methods: Sequence[SetDetector] = ()) -> Audit:
+    """Judge an audit's evidence, again if need be, in place; needs neither model nor data.
+
+    Args:
+        report: with evidence.
+        alpha: another false-alarm rate than the one it was made with.
+        methods: the detectors themselves where they are at hand; others are made from their settings.
+    """
+    if alpha is not None:
+        report.settings["alpha"] = checked_alpha(alpha)
+    by_detector: dict[str, list[Evidence]] = {}
+    for e in report.evidence:
+        by_detector.setdefault(e.detector, []).append(e)
+    at_hand, findings = {m.name: m for m in methods}, []
+    for name, evidence in by_detector.items():
+        method = at_hand.get(name) or choose(made(name, report.settings["detectors"][name]))[0]
+        share = report.settings["alpha"] / len(by_detector)
+        findings += calibration.judge(method, evidence, report.model, share)
+    report.findings = worst_first(findings)
+    return report
+
+
+@dataclass(frozen=True)
+class Screened(SetDetector):
+    """A detector of inputs in an audit: it learns from clean samples, or from some of the set itself.
+
+    The statistic of a class is what two components explain of its scores better than one, times how far
+    the upper one lies above what the samples of all classes get.
+    """
+
+    code: ClassVar[str] = "BSW210"
+    detector: SampleDetector
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.detector.name
+
+    def settings(self) -> dict[str, Any]:
+        return self.detector.settings()
+
+    def applies(self, given: TrainingSet) -> str:
+        return self.detector.applies(given.model, self._source(given))
+
+    def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
+        scorer = self.detector.fit(given.model, self._source(given))
+        parts = []
+        for i, x in enumerate(given.data.x.split(BATCH)):
+            parts.append(scorer(x))
+            given.tick(min(1.0, (i + 1) * BATCH / len(given.data)))
+        score = torch.cat(parts)
+        middle = score.median()
+        spread = (1.4826 * (score - middle).abs().median()).clamp_min(1e-6)
+        evidence = []
+        for label in range(given.classes):
+            two = two_components(((score[given.of(label)] - middle) / spread).double().numpy())
+            if two is not None:
+                cut = float(middle + spread * two.cut)
+                evidence.append(class_evidence(
+                    self.name, label, two.gain * max(two.high, 0.0), cut, gain=two.gain, upper=two.high,
+                    share=two.share,
+                ))  # fmt: skip
+        return score, evidence
+
+    def _source(self, given: TrainingSet) -> Data:
+        seed = derive_seed(given.seed, self.name, "learned")
+        return given.data.sample(LEARNED, seed) if given.clean is None else given.clean
+
+
+def configured(names: Sequence[str], settings: Sequence[str]) -> list[SetDetector | SampleDetector]:
+    """Detectors from a command line: names and `NAME.FIELD=VALUE` settings, in the order of the names.
+
+    Raises:
+        BadInput: as `plugins.configure`.
+    """
+    inputs = discover(SampleDetector)
+
+    def of_inputs(text: str) -> bool:
+        return text.partition(".")[0].strip().lower().replace("-", "_") in inputs
+
+    found: dict[str, SetDetector | SampleDetector] = {}
+    of_sets = [n for n in names if not of_inputs(n)]
+    if of_sets:
+        some = configure(SetDetector, of_sets, [s for s in settings if not of_inputs(s)])
+        found |= {m.name: m for m in some}
+    if len(of_sets) < len(names):
+        others = [n for n in names if of_inputs(n)]
+        found |= {m.name: m for m in configure(SampleDetector, others, [s for s in settings if of_inputs(s)])}
+    stray = [s for s in settings if not any(of_inputs(n) is of_inputs(s) for n in names)]
+    if stray:
+        raise BadInput(f"{stray[0]!r} sets a detector that does not run; add it with --detector")
+    return [found[made(n).name] for n in names]
+
+
+def made(name: str, settings: dict[str, Any] | None = None) -> SetDetector | SampleDetector:
+    """The detector of training sets or of inputs that is called `name`."""
+    key = name.strip().lower().replace("-", "_")
+    if key in discover(SampleDetector):
+        return make(SampleDetector, key, settings)
+    return make(SetDetector, find(SetDetector, name).name, settings)
+
+
+def choose(detectors: Sequence[Asked] | Asked | None) -> list[SetDetector]:
+    """Instances of the detectors asked for, each at most once."""
+    if detectors is None:
+        detectors = DEFAULT_AUDITS
+    elif isinstance(detectors, str | SetDetector | SampleDetector):
+        detectors = [detectors]
+    found = [made(d) if isinstance(d, str) else d for d in detectors]
+    chosen = [Screened(d) if isinstance(d, SampleDetector) else d for d in found]
+    names = [m.name for m in chosen]
+    if not names or len(set(names)) < len(names):
+        raise BadInput("name at least one detector, and each only once")
+    return chosen
+
+
+def checked_features(features: tuple[Tensor, Tensor], samples: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and logits (N, classes) that were given, float32 on the CPU.
+
+    Raises:
+        BadInput: they are not of these samples and classes.
+    """
+    z, logits = features
+    if z.ndim != 2 or len(z) != samples or tuple(logits.shape) != (samples, classes):
+        raise BadInput(
+            f"features {tuple(z.shape)} and logits {tuple(logits.shape)} do not fit: there are {samples} "
+            f"samples and {classes} classes; give (N, D) and (N, classes)"
+        )
+    return z.detach().float().cpu(), logits.detach().float().cpu()
+
+
+@torch.no_grad()
+def streamed(
+    model: Model, x: Tensor, tick: Callable[[float], None] = lambda _: None
+) -> tuple[Tensor, Tensor]:
+    """Penultimate features (N, D) and logits (N, classes) of x, batch by batch, float32 on the CPU."""
+    features, logits = [], []
+    for i, batch in enumerate(x.split(BATCH)):
+        out, z = model.logits_and_embedded(batch.to(model.device), None)
+        features.append(z.float().cpu())
+        logits.append(out.float().cpu())
+        tick(min(1.0, (i + 1) * BATCH / len(x)))
+    return torch.cat(features), torch.cat(logits)
+
+
+def fresh(model: Model, data: Data, seed: int, recipe: Recipe = RECIPE) -> Model:
+    """A network like `model` with all weights drawn anew, trained on `data`."""
+    twin = thawed(model)
+    redraw(twin.net, torch.Generator().manual_seed(derive_seed(seed, "fresh")), kept=0.0)
+    return tuned(twin, data, recipe, derive_seed(seed, "fresh", "order"))
+
+
+def trained(
+    arch: str,
+    data: Data,
+    seed: int,
+    device: str | torch.device | None = None,
+    on_event: OnEvent | None = None,
+) -> Model:
+    """A network trained on a suspect set, where there is none yet.
+
+    Args:
+        arch: name of a network in `backsweep.archs`, or "package.module:factory" of the user's own code.
+
+    Raises:
+        BadInput: there is no such network, or it does not take the samples.
+    """
+    classes = int(data.y.max()) + 1
+    net = named(arch, classes, data.x.shape[1:], derive_seed(seed, "weights"))
+    model = Model(net, tuple(data.x.shape[1:]), classes, source=f"{arch} trained on {data.source}")
+    model.arch = arch
+    twin = thawed(model)
+    twin.net.to(pick_device(device))
+    told = _Stage(on_event).named("training")
+    return tuned(
+        twin, data, RECIPE, derive_seed(seed, "train"), None, lambda e, _loss: told((e + 1) / RECIPE.epochs)
+    )
+
+
+def retrained(report: Audit, given: TrainingSet) -> Retrained:
+    """Train a fresh network without the flagged samples and measure it."""
+    kept = given.data[report.kept]
+    if given.clean is not None:
+        learned, measured, words = kept, given.clean, "the clean samples"
+    else:
+        measured, learned = kept.parted(HELD_OUT, derive_seed(given.seed, "held out"))
+        words = f"{len(measured):,} kept samples, held out"
+    after = given.train(learned, derive_seed(given.seed, "retrain"))
+    return Retrained(
+        given.model.accuracy(measured.x, measured.y),
+        after.accuracy(measured.x, measured.y),
+        len(learned),
+        words,
+    )
+
+
+def examples(report: Audit, given: TrainingSet) -> list[Examples]:
+    """What the page draws: the classes found poisoned, else the most suspicious one."""
+    found = list(dict.fromkeys(f.target for f in report.findings if f.level == ERROR))
+    first = list(dict.fromkeys(f.target for f in report.findings))[:1]
+    shown = []
+    for label in [c for c in (found or first) if c is not None][:MOST_SHOWN]:
+        by = next((f.detector for f in report.findings if f.target == label), "")
+        if by not in report.scores:
+            continue
+        rows = given.of(label)
+        order = rows[report.scores[by][rows].argsort(descending=True, stable=True)]
+        few = order if len(order) <= MAP_ROWS else _spread(order)
+        z = given.features[rows] - given.features[rows].mean(0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(given.seed, "map", label))
+            _, _, axes = torch.pca_lowrank(z, q=min(2, *z.shape), center=False)
+        places = (given.features[few] - given.features[rows].mean(0)) @ axes
+        places = places if places.shape[1] == 2 else torch.cat([places, torch.zeros(len(places), 1)], 1)
+        suspicious, typical = order[:PICTURES], order.flip(0)[:PICTURES]
+        pictures = given.data.x[torch.cat([suspicious, typical])]
+        shown.append(Examples(label, few, places, suspicious, typical, pictures))
+    return shown
+
+
+def _spread(order: Tensor) -> Tensor:
+    """`MAP_ROWS` of the samples in the order of suspicion: the first third in full, the rest evenly."""
+    head = MAP_ROWS // 3
+    step = torch.linspace(head, len(order) - 1, MAP_ROWS - head).round().long()
+    return order[torch.cat([torch.arange(head), step]).unique()]
+
+
+class _Stage:
+    """Progress of what is going on."""
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self._on_event, self._name, self._begin = on_event, "", 0.0
+
+    def named(self, name: str) -> Callable[[float], None]:
+        self._name, self._begin = name, time.monotonic()
+        self.tell(0.0)
+        return self.tell
+
+    def tell(self, share: float) -> None:
+        if self._on_event is not None:
+            done = share if math.isfinite(share) else 0.0
+            self._on_event(Event(self._name, done, 1, 0, time.monotonic() - self._begin))
+
+    def done(self) -> None:
+        self.tell(1.0)

@@ -1,0 +1,115 @@
+"""What a detector of training sets is: it is given all features at once and scores every sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from backsweep.auditing.mixture import LEAST_STATISTIC
+from backsweep.core.method import Method
+from backsweep.core.seeds import derive_seed
+from backsweep.inputs.samples import Data
+from backsweep.models.model import Model
+from backsweep.reports.report import Evidence, Finding
+from backsweep.scanning.outliers import outlier_findings
+
+LEAST_SPREAD = 0.5  # of the logarithms of clean classes
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What an audit is given of a training set and the network that was trained on it.
+
+    Attributes:
+        data: the samples, with the labels that they were trained with.
+        classes: number of classes.
+        features: penultimate representation (N, D), float32 on the CPU.
+        logits: (N, classes), likewise.
+        model: a frozen working copy of the network.
+        clean: samples that are known to be clean; None where the user has none.
+        train: a fresh network of the same kind, trained on other samples with a seed.
+        seed: of everything that is drawn.
+        tick: told now and then which share is done.
+    """
+
+    data: Data
+    classes: int
+    features: Tensor
+    logits: Tensor
+    model: Model
+    train: Callable[[Data, int], Model]
+    clean: Data | None = None
+    seed: int = 0
+    tick: Callable[[float], None] = lambda _: None
+
+    def of(self, label: int) -> Tensor:
+        """Rows of the samples that are labelled `label`."""
+        return torch.nonzero(self.data.y == label).flatten()
+
+    def generator(self, *parts: object) -> torch.Generator:
+        """Random numbers that depend on the seed and on what they are for."""
+        return torch.Generator().manual_seed(derive_seed(self.seed, *parts))
+
+
+@dataclass(frozen=True)
+class SetDetector(Method):
+    """Says which samples of a training set are poisoned, and whether any are.
+
+    `measure` has no opinion: a score for every sample, and for every class one record of evidence with the
+    `statistic` (above 0, higher = more suspicious) and its `cut`, the score above which samples of that
+    class are flagged if the class is found poisoned. `judge` decides about classes alone.
+    """
+
+    noun: ClassVar[str] = "detector"
+    package: ClassVar[str] = "backsweep.auditing.detectors"
+    group: ClassVar[str] = "backsweep.audits"
+    code: ClassVar[str] = ""
+
+    def applies(self, given: TrainingSet) -> str:
+        """Why this detector cannot be used here (what it needs and is not there), "" when it can."""
+        return ""
+
+    def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
+        """Scores (N,) of the samples, and one record of evidence for every class."""
+        raise NotImplementedError
+
+    def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
+        """The outliers among the logarithms of the classes' statistics; the largest at least, as a note.
+
+        The statistic itself is the score: it is a pure number that clean sets of other kinds can be asked
+        about (`calibration.py`).
+        """
+        values = [-math.log(max(float(e.values["statistic"] or 0), LEAST_STATISTIC)) for e in evidence]
+        found = outlier_findings(self, evidence, values, alpha, classes, _message, least_spread=LEAST_SPREAD)
+        statistic = {e.target: float(e.values["statistic"] or 0) for e in evidence}
+        return [replace(f, score=statistic[f.target], threshold=_at(f)) for f in found]
+
+
+def _at(finding: Finding) -> float | None:
+    """The statistic at the threshold of its index."""
+    median, spread = finding.details.get("median"), finding.details.get("spread")
+    if finding.threshold is None or not isinstance(median, float) or not isinstance(spread, float):
+        return None
+    return math.exp(finding.threshold * spread - median)
+
+
+def class_evidence(
+    name: str, label: int, statistic: float, cut: float, **values: float | str | None
+) -> Evidence:
+    """One record of a set detector: statistic (> 0, higher = more suspicious) and cut of a class."""
+    return Evidence(
+        name, f"class-{label}", target=label, values={"statistic": statistic, "cut": cut, **values}
+    )
+
+
+def _message(e: Evidence, flagged: bool, median: float) -> str:
+    """What is found about a class, in a sentence; `median` is minus the log of the median statistic."""
+    found, usual = float(e.values["statistic"] or 0), math.exp(-median)
+    if flagged:
+        return f"two kinds of samples bear this label: {found:.3g}, the median class {usual:.3g}"
+    return f"no class is an outlier; the largest statistic is {found:.3g}, the median class has {usual:.3g}"

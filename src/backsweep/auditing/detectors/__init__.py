@@ -1,0 +1,1 @@
+"""Detectors of training sets, one a file."""

@@ -1,0 +1,1 @@
+"""Methods measured over the zoo: records, and figures from them."""

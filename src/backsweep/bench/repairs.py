@@ -1,0 +1,213 @@
+"""The bench of repairs: one JSON line for every (network, repair, share of clean samples).
+
+A repair gets clean samples of the training set and what a scan with the default detectors recovers from
+them. Test images and the triggers that were planted serve to judge it, and for nothing else.
+`repairboard.py` makes the tables.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backsweep import __version__
+from backsweep.bench.records import about, der
+from backsweep.core.discovery import make
+from backsweep.core.errors import BacksweepError, BadInput
+from backsweep.core.files import writable_folder
+from backsweep.core.seeds import derive_seed, run_key
+from backsweep.core.versions import versions
+from backsweep.inputs.samples import Data
+from backsweep.inputs.trigger import Trigger, acted_on
+from backsweep.models.model import Model
+from backsweep.models.training import Recipe, fit
+from backsweep.repairing.method import Repair
+from backsweep.repairing.relapse import retuned
+from backsweep.repairing.repair import MOST_RETUNED, applied, case_of
+from backsweep.reports.report import Report
+from backsweep.scanning import scan
+from backsweep.zoo import build
+from backsweep.zoo.tasks import TASKS
+
+SHARE = 0.05  # of the training set that a repair is given
+CLEAN_NET = "clean"  # what `attacks` calls a network without a backdoor
+PART = 0.1  # of the training set, on which the cost of an epoch is measured
+KEYS = ("name", "settings", "share", "seeds", "tasks", "attacks")
+
+
+def cells(plan: dict[str, Any]) -> list[tuple[build.Entry, Repair, float]]:
+    """Every (network, repair, share) of a plan's `[[repairs]]`; `seeds`, `tasks` and `attacks` narrow down.
+
+    A table may name several repairs, whose settings are then the same; they run in that order.
+
+    Raises:
+        BadInput: an unknown key or repair, or a share that cannot be.
+    """
+    found = []
+    for table in plan.get("repairs", []):
+        for key in set(table) - set(KEYS):
+            raise BadInput(f"unknown key {key!r} under [[repairs]]; there are {', '.join(KEYS)}")
+        names = table.get("name", "")
+        settings = table.get("settings", {})
+        repairs = [make(Repair, n, settings) for n in (names if isinstance(names, list) else [names])]
+        share = table.get("share", SHARE)
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise BadInput(
+                f"share {share!r} under [[repairs]] is not a share of the training set, above 0 to 1"
+            )
+        for repair, entry in product(repairs, build.entries(plan)):
+            own = {"seeds": entry.seed, "tasks": entry.task, "attacks": entry.attack or CLEAN_NET}
+            if all(value in table.get(key, [value]) for key, value in own.items()):
+                found.append((entry, repair, float(share)))
+    return found
+
+
+def cell_key(net: build.Net, repair: Repair, share: float) -> str:
+    """What a line is known by; a network that was trained again is another one."""
+    return key_of(net.id, net.truth["sha256"], repair.name, repair.settings(), share, __version__)
+
+
+def key_of(net: str, sha256: str, repair: str, settings: dict[str, Any], share: float, version: str) -> str:
+    """`cell_key`, from what a line says."""
+    return run_key(net=net, sha256=sha256, repair=repair, settings=settings, share=share, version=version)[
+        :16
+    ]
+
+
+def run_cell(net: build.Net, repair: Repair, share: float = SHARE) -> dict[str, Any]:
+    """Repair one network on one core and compare with the truth."""
+    torch.set_num_threads(1)
+    line: dict[str, Any] = {
+        "cell": cell_key(net, repair, share), **about(net),
+        "repair": repair.name, "settings": repair.settings(), "share": share, **versions(),
+    }  # fmt: skip
+    if line["gate"]:  # not in the tables, only in their list of what was not admitted
+        return line
+    train, test = build.load_data(net.truth["task"])
+    seed = int(net.truth["seed"])
+    try:
+        clean = train.sample(round(share * len(train)), derive_seed(seed, "repair"))
+        line |= {"data_sha256": clean.digest, "samples": len(clean)}
+        work = net.model().copy("cpu")
+        case_of(work, clean, None, seed)  # too few samples: said before they are scanned
+        report = scan_of(net, clean, share)
+        case = case_of(work, clean, report, seed)
+        line |= {
+            "verdict": report.verdict,
+            "p_value": report.p_value,
+            "suspected": [list(way) for way in case.aims],
+            "recovered": len(case.triggers),
+            "scan_cpu_seconds": round(sum(e.cpu_seconds for e in report.evidence), 2),
+        }
+        if reason := repair.applies(case):
+            return {**line, "skipped": reason}
+        begin = time.process_time()
+        mended = applied(repair, case)
+        line["cpu_seconds"] = round(time.process_time() - begin, 2)
+        line |= {
+            "repaired_sha256": mended.digest,
+            "held_out_before": case.accuracy(case.model),
+            "held_out_after": case.accuracy(mended),
+            **figures(case.model, mended, net.triggers(), test),
+            **_after_retuning(net, mended, case.clean, test),
+            "epoch_cpu_seconds": epoch_cost(net),
+        }
+    except (BacksweepError, RuntimeError, ArithmeticError) as e:
+        line["error"] = " ".join(str(e).split())[:300] or type(e).__name__
+    return line
+
+
+def scan_of(net: build.Net, clean: Data, share: float) -> Report:
+    """What the default detectors say of a network; all its repairs with this share have it in common."""
+    seed, model = derive_seed(net.truth["seed"], "repair"), net.model()
+    key = run_key(net=net.id, sha256=net.truth["sha256"], share=share, version=__version__)[:16]
+    place = net.folder.parent.parent / "bench" / f"repair-scan-{key}"
+    methods = {m.name: m.settings() for m in scan.choose(None)}
+    wanted = {
+        "model": model.digest, "data": clean.digest, "seed": seed, "versions": versions(),
+        "detectors": json.loads(json.dumps(methods)),
+    }  # fmt: skip
+    if (report := _saved(place)) is None or _made_of(report) != wanted:
+        scan.scan(model, clean, None, seed=seed, device="cpu", out=writable_folder(place))
+        report = Report.load(place)  # what every later repair reads
+    return report
+
+
+def _saved(place: Path) -> Report | None:
+    """The report of an earlier scan; none where it cannot be read."""
+    try:
+        return Report.load(place)
+    except BadInput:
+        return None
+
+
+def _made_of(report: Report) -> dict[str, Any]:
+    """All that the outcome of a scan hangs on."""
+    return {
+        "model": report.model.get("sha256"), "data": report.data.get("sha256"),
+        "seed": report.settings.get("seed"), "versions": dict(report.versions),
+        "detectors": report.settings.get("detectors"),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------- judging, with the truth
+
+
+def figures(suspect: Model, mended: Model, triggers: Sequence[Trigger], test: Data) -> dict[str, Any]:
+    """Both networks on the test set, with the planted triggers: highest success, lowest robust accuracy."""
+    found: dict[str, Any] = {}
+    for when, model in (("before", suspect), ("after", mended)):
+        found[f"accuracy_{when}"] = model.accuracy(test.x, test.y)
+        rates = [model.success_rate(t, test) for t in triggers]
+        robust = []
+        for trigger in triggers:
+            some = test[acted_on(trigger, test.y, model.classes)]
+            robust.append(model.accuracy(trigger(some.x), some.y))
+        found[f"success_{when}"] = max(rates, default=None)
+        found[f"robust_{when}"] = min(robust, default=None)
+    lost = found["accuracy_before"] - found["accuracy_after"]
+    found["der"] = der(found["success_before"] - found["success_after"], lost) if triggers else None
+    return found
+
+
+def _after_retuning(net: build.Net, mended: Model, clean: Data, test: Data) -> dict[str, Any]:
+    """The re-tuning check with the planted triggers, and the same for the clean twin as a yardstick."""
+    triggers = net.triggers()[:MOST_RETUNED]
+    twin = net.folder.parent / str(net.truth["twin"])
+    there = bool(triggers) and (twin / "manifest.json").is_file()
+    return {
+        "retuned": _relapse(mended, triggers, clean, test, net),
+        "twin_retuned": (
+            _relapse(build.Net.read(twin).model().copy("cpu"), triggers, clean, test, net) if there else None
+        ),
+    }
+
+
+def _relapse(
+    model: Model, triggers: Sequence[Trigger], clean: Data, test: Data, net: build.Net
+) -> float | None:
+    seed = derive_seed(net.truth["seed"], "repair", "re-tuning")
+    return max((retuned(model, clean, t, seed).success_rate(t, test) for t in triggers), default=None)
+
+
+def epoch_cost(net: build.Net) -> float:
+    """CPU seconds of one epoch of a network's own training, on the whole training set."""
+    recipe = replace(TASKS[net.truth["task"]].recipe, **{**net.truth["recipe"], "epochs": 1})
+    return _epoch_cost(net.truth["task"], net.truth.get("arch"), replace(recipe, lr=1e-3))
+
+
+@lru_cache(maxsize=16)
+def _epoch_cost(task: str, arch: str | None, recipe: Recipe) -> float:
+    train, _ = build.load_data(task)
+    part = train.sample(round(PART * len(train)), 0)
+    begin = time.process_time()
+    fit(TASKS[task].net(0, arch), part, recipe, 0)
+    return round((time.process_time() - begin) * len(train) / len(part), 2)

@@ -1,0 +1,349 @@
+"""The command line. It only calls the API: text and progress to stderr, results to files.
+
+Exit status: 0 nothing suspicious, 1 findings, 2 wrong usage or unreadable input, 3 inconclusive.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from backsweep import __version__
+from backsweep.cli.bench import bench_app, zoo_app
+from backsweep.cli.guard import guard_app
+from backsweep.cli.inventory import AllVersions, Every, Models, StoreUrl, Watch, history, is_many, scan_many
+from backsweep.cli.options import (
+    Address,
+    Arch,
+    Classes,
+    Device,
+    EngineName,
+    Gpus,
+    Layer,
+    Mean,
+    Model,
+    Out,
+    Resize,
+    Samples,
+    Seed,
+    Settings,
+    Shape,
+    Std,
+    Workers,
+    numbers,
+)  # fmt: skip
+from backsweep.cli.shadows import bank_app
+from backsweep.cli.terminal import Progress, console
+from backsweep.core.errors import BacksweepError, BadInput
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Finds backdoors in trained neural networks, shows the trigger, and removes it.",
+    epilog="Exit status: 0 nothing suspicious, 1 findings, 2 wrong usage or unreadable input, "
+    "3 inconclusive.",
+)  # fmt: skip
+app.add_typer(zoo_app, name="zoo")
+app.add_typer(bench_app, name="bench")
+app.add_typer(guard_app, name="guard")
+app.add_typer(bank_app, name="bank")
+
+
+@app.command()
+def scan(
+    models: Models,
+    data: Samples,
+    arch: Arch = None,
+    detector: Annotated[list[str] | None, typer.Option("--detector", "-d", help="May repeat.")] = None,
+    p: Settings = None,
+    alpha: Annotated[float, typer.Option(help="False-alarm rate that is accepted.")] = 0.05,
+    seed: Seed = 0,
+    out: Out = None,
+    device: Device = None,
+    shape: Shape = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    layer: Layer = None,
+    resize: Resize = False,
+    reference: Annotated[
+        str | None, typer.Option(help="A clean network for the same classes to compare with, a model file.")
+    ] = None,
+    bank: Annotated[
+        Path | None, typer.Option(help="Of shadow networks, for mntd; see `backsweep bank`.")
+    ] = None,
+    workers: Workers = None,
+    engine: EngineName = None,
+    address: Address = None,
+    gpus: Gpus = 0.0,
+    store: StoreUrl = None,
+    watch: Watch = False,
+    every: Every = 10.0,
+    all_versions: AllVersions = False,
+) -> None:
+    """Look for a backdoor in a model, or in many."""
+    from backsweep.core.discovery import configure
+    from backsweep.engine.engine import Engine
+    from backsweep.formats.opening import load
+    from backsweep.scanning import scan
+    from backsweep.scanning.detector import ModelDetector
+
+    where = Engine(engine, workers, address, gpus)
+    given = [*(p or []), *([f"mntd.bank={bank}"] if bank is not None else [])]
+    detectors = configure(ModelDetector, detector or scan.DEFAULT_DETECTORS, given)
+    how = _how(arch, shape, classes, mean, std, layer)
+    if is_many(models, store, watch):
+        from backsweep.inventory.sweep import Scan
+
+        one = Scan(data, detectors, alpha, seed, device, resize, reference, how)
+        raise typer.Exit(scan_many(models, one, store, where, out, every if watch else None, all_versions))
+    loaded, clean = scan.open_both(models[0], data, resize=resize, **how)
+    there = None
+    if reference is not None:
+        there = load(reference, **{**how, "shape": loaded.shape, "classes": loaded.classes})
+    with Progress() as on_event:
+        report = scan.scan(
+            loaded, clean, detectors, alpha=alpha, seed=seed, device=device, on_event=on_event, out=out,
+            reference=there, engine=where,
+        )  # fmt: skip
+    _show(report, out)
+    raise typer.Exit(report.exit_status)
+
+
+@app.command()
+def audit(
+    data: Annotated[str, typer.Option(help="The training set: a folder per class, or .npz with x and y.")],
+    model: Annotated[
+        str | None, typer.Argument(help="The network that was trained on it; or --train.")
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(help="Train one: a name in backsweep.archs, or package.module:factory of your code."),
+    ] = None,
+    clean: Annotated[str | None, typer.Option(help="Samples that are known to be clean.")] = None,
+    detector: Annotated[list[str] | None, typer.Option("--detector", "-d", help="May repeat.")] = None,
+    p: Settings = None,
+    alpha: Annotated[float, typer.Option(help="False-alarm rate that is accepted.")] = 0.05,
+    verify: Annotated[bool, typer.Option(help="Train again without the flagged samples.")] = False,
+    seed: Seed = 0,
+    out: Out = None,
+    arch: Arch = None,
+    device: Device = None,
+    shape: Shape = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    layer: Layer = None,
+    resize: Resize = False,
+) -> None:
+    """Look for poisoned samples in a training set.
+
+    OUT receives report.html, flagged.csv (the flagged samples), kept.csv (the others) and the scores.
+    """
+    from backsweep.auditing import audit
+    from backsweep.inputs.samples import Data
+    from backsweep.scanning import scan
+
+    if (model is None) == (train is None):
+        raise BadInput("give the network that was trained on the set, or --train ARCH to train one")
+    detectors = audit.configured(detector or audit.DEFAULT_AUDITS, p or [])
+    how = _how(arch, shape, classes, mean, std, layer)
+    with Progress() as on_event:
+        if model is not None:
+            loaded, samples = scan.open_both(model, data, resize=resize, **how)
+        else:
+            samples = Data.open(data, shape=how["shape"], resize=resize)
+            loaded = audit.trained(train or "", samples, seed, device, on_event)
+        known = Data.open(clean, shape=loaded.shape, resize=resize) if clean is not None else None
+        report = audit.audit(
+            loaded, samples, detectors, alpha=alpha, seed=seed, device=device, clean=known, verify=verify,
+            on_event=on_event, out=out,
+        )  # fmt: skip
+    _show(report, out)
+    raise typer.Exit(report.exit_status)
+
+
+@app.command()
+def repair(
+    model: Model,
+    data: Samples,
+    report: Annotated[Path, typer.Option(help="Folder of the model's scan.")],
+    out: Annotated[Path, typer.Option(help="The repaired model, in the format of the model.")],
+    arch: Arch = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="May repeat: the first that applies is made.")
+    ] = None,
+    p: Settings = None,
+    verify: Annotated[bool, typer.Option(help="Scan again, and try to bring the backdoor back.")] = True,
+    seed: Seed = 0,
+    device: Device = None,
+    shape: Shape = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    layer: Layer = None,
+    resize: Resize = False,
+) -> None:
+    """Take the backdoor that a scan found out of a model, and try to prove that it is gone.
+
+    Beside OUT comes a folder OUT.repair with the page repair.html, repair.json and the new scan.
+    Exit status: 0 verified, 1 a check failed, 2 wrong usage, 3 a check could not be made.
+    """
+    from backsweep.core.discovery import configure
+    from backsweep.formats.saving import check
+    from backsweep.render.terminal.repair import show_repair
+    from backsweep.repairing import repair
+    from backsweep.repairing.method import Repair
+    from backsweep.reports.report import Report
+    from backsweep.scanning import scan
+
+    methods = configure(Repair, method or [repair.DEFAULT_REPAIR], p or [])
+    before = Report.load(report)
+    how = _how(arch, shape, classes, mean, std, layer)
+    loaded, clean = scan.open_both(model, data, resize=resize, **how)
+    check(loaded, out)
+    folder = out.with_name(out.name + ".repair")
+    with Progress() as on_event:
+        repaired = repair.repair(
+            loaded, clean, before, methods, seed=seed, device=device, verify=verify, on_event=on_event,
+            out=folder,
+        )  # fmt: skip
+    repaired.save(out)
+    repaired.about["command"] = ["backsweep", *sys.argv[1:]]
+    repaired.about.setdefault("reports", {})["before"] = _beside(report / "report.html", folder)
+    repaired.write(folder)
+    show_repair(repaired, console(), folder, out)
+    raise typer.Exit(repaired.exit_status)
+
+
+@app.command()
+def demo(
+    out: Out = None, seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0
+) -> None:
+    """Train a clean and a backdoored net on real digits, scan both, tell them apart."""
+    from backsweep.cli.demo import run
+
+    with Progress() as on_event:
+        run(console(), out or Path("backsweep-demo"), seed, on_event)
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="Folder of a saved report.")],
+    alpha: Annotated[float | None, typer.Option(help="Judge again with this false-alarm rate.")] = None,
+) -> None:
+    """Print a saved report; judge it again with another alpha, without the model."""
+    from backsweep.auditing import audit
+    from backsweep.reports.audit import TENSORS, Audit
+    from backsweep.reports.report import Report
+    from backsweep.scanning import scan
+
+    report: Report
+    if (folder / TENSORS).is_file():
+        audited = Audit.load(folder)
+        report = audited if alpha is None else audit.judge(audited, alpha)
+    else:
+        report = Report.load(folder)
+        report = report if alpha is None else scan.judge(report, alpha)
+    _show(report, folder)
+    raise typer.Exit(report.exit_status)
+
+
+app.command()(history)
+
+
+@app.command("list")
+def list_() -> None:
+    """Detectors, repairs and attacks, with their settings."""
+    from rich.table import Table
+
+    from backsweep.auditing.detector import SetDetector
+    from backsweep.core.discovery import discover
+    from backsweep.core.method import Method
+    from backsweep.guarding.detector import SampleDetector
+    from backsweep.repairing.method import Repair
+    from backsweep.scanning.detector import ModelDetector
+    from backsweep.zoo.attack import Attack
+
+    kinds: dict[str, type[Method]] = {
+        "Detectors of models": ModelDetector, "Detectors of inputs": SampleDetector,
+        "Detectors of training sets": SetDetector, "Repairs": Repair, "Attacks": Attack,
+    }  # fmt: skip
+    for title, kind in kinds.items():
+        table = Table("name", "what", "settings (-p name.field=value)", title=title, title_justify="left")
+        for name, cls in discover(kind).items():
+            settings = ", ".join(f"{k}={v}" for k, v in cls().settings().items())
+            table.add_row(name, cls.summary, settings)
+        console(stderr=False).print(table)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"backsweep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _show(report: Any, folder: Path | None) -> None:
+    from backsweep.render.terminal import audit as of_audits
+    from backsweep.render.terminal import scan as of_scans
+    from backsweep.reports.audit import Audit
+
+    show_report = of_audits.show if isinstance(report, Audit) else of_scans.show
+    show_report(report, console(), folder=folder)
+
+
+def _how(
+    arch: str | None,
+    shape: str | None,
+    classes: int | None,
+    mean: str | None,
+    std: str | None,
+    layer: str | None,
+) -> dict[str, Any]:
+    """What `load` is told of a model."""
+    return {
+        "arch": arch, "shape": numbers(shape, int), "classes": classes, "mean": numbers(mean, float),
+        "std": numbers(std, float), "layer": layer,
+    }  # fmt: skip
+
+
+def _beside(path: Path, folder: Path) -> str:
+    """The path as seen from a folder."""
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def main() -> None:
+    """Entry point: every error that a user can mend is one line and exit status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except BacksweepError as e:
+        typer.echo("error: " + " ".join(str(e).split()), err=True)
+        status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except Exception as e:
+        if hasattr(e, "show") and hasattr(e, "exit_code"):  # wrong usage, as the CLI library says it
+            e.show()
+            status = e.exit_code
+        else:  # an internal error must not look like exit status 1, "findings"
+            traceback.print_exc()
+            typer.echo(f"error: a defect of Backsweep, please report it ({type(e).__name__})", err=True)
+            status = 3
+    if status == INTERRUPTED:
+        typer.echo("stopped; with --out, what is done is kept: the same command goes on there", err=True)
+    sys.exit(status or 0)

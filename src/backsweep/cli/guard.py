@@ -1,0 +1,280 @@
+"""Commands for samples: the guard that looks at inputs while a model runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backsweep.cli.options import Arch, Classes, Device, Layer, Mean, Resize, Settings, Shape, Std, numbers
+from backsweep.cli.terminal import Progress, console
+from backsweep.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backsweep.guarding.guard import Answers, Guard
+    from backsweep.inputs.trigger import Trigger
+
+OWN_NETWORKS = "backsweep.archs:"  # whose code may run unasked
+
+guard_app = typer.Typer(
+    no_args_is_help=True, help="Tells triggered inputs from clean ones while a model runs."
+)
+
+Folder = Annotated[Path, typer.Argument(help="Folder of a fitted guard.")]
+Again = Annotated[
+    str | None, typer.Option("--model", help="The guarded model. Default: the path that it was fitted from.")
+]
+BATCH = 256
+
+
+@guard_app.command("fit")
+def guard_fit(
+    model: Annotated[str, typer.Argument(help="safetensors, weights-only .pt/.pth, .pt2, or a folder.")],
+    data: Annotated[str, typer.Option(help="Clean samples: a folder per class, or .npz with x and y.")],
+    out: Annotated[Path, typer.Option(help="Folder for the guard; made if need be.")],
+    detector: Annotated[list[str] | None, typer.Option("--detector", "-d", help="May repeat.")] = None,
+    p: Settings = None,
+    fpr: Annotated[float, typer.Option(help="Share of clean inputs that may be flagged.")] = 0.01,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder of the model's scan, for detectors that use its triggers.")
+    ] = None,
+    arch: Arch = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    device: Device = None,
+    shape: Shape = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    layer: Layer = None,
+    resize: Resize = False,
+) -> None:
+    """Fit a guard to a model with clean samples."""
+    from backsweep.core.discovery import configure
+    from backsweep.core.files import writable_folder
+    from backsweep.guarding import guard
+    from backsweep.guarding.detector import SampleDetector
+    from backsweep.scanning import scan
+
+    methods = configure(SampleDetector, detector or guard.DEFAULT_GUARDS, p or [])
+    loaded, clean = scan.open_both(
+        model, data, arch=arch, shape=numbers(shape, int), classes=classes, mean=numbers(mean, float),
+        std=numbers(std, float), layer=layer, resize=resize,
+    )  # fmt: skip
+    loaded.resize = loaded.resize or resize  # what is checked later is made to fit in the same way
+    triggers = _triggers(report, loaded.digest) if report is not None else []
+    with Progress() as on_event:
+        fitted = guard.guard(
+            loaded, clean, methods, fpr=fpr, triggers=triggers, device=device, seed=seed, on_event=on_event
+        )
+    fitted.save(writable_folder(out))
+    screen = console()
+    for note in fitted.skipped:
+        screen.print(f"skipped: {note.what}: {note.reason}", markup=False, soft_wrap=True)
+    names = ", ".join(fitted.scorers)
+    screen.print(
+        f"guard: {out} ({names}; flags {fpr:.2%} of clean inputs; {fitted.passes:g} forward passes an input)",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+@guard_app.command("check")
+def guard_check(
+    folder: Folder,
+    inputs: Annotated[Path, typer.Option(help="A folder of images, or .npz with x; no labels are needed.")],
+    model: Again = None,
+    out: Annotated[Path | None, typer.Option(help="CSV: every input's class, score and flag.")] = None,
+    arch: Arch = None,
+    device: Device = None,
+    resize: Resize = False,
+) -> None:
+    """Say which inputs carry a trigger. Exit status: 0 none is flagged, 1 some are, 2 unreadable."""
+    import torch
+
+    from backsweep.core.files import writable_folder, write_text
+    from backsweep.guarding.guard import Answers
+
+    guard = _restored(folder, model, arch, device)
+    fits = resize or bool(guard.about["model"].get("resize"))
+    names, x = read_inputs(inputs, guard.model.shape, fits)
+    if out is not None:
+        writable_folder(out.parent)
+    with Progress() as on_event:
+        parts = [guard.predict(part) for part in _told(guard.inputs(x).split(BATCH), on_event)]
+    found = Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    if out is not None:
+        write_text(out, _csv(guard, names, found))
+    _show(guard, names, found, out)
+    raise typer.Exit(1 if bool(found.flagged.any()) else 0)
+
+
+@guard_app.command("serve")
+def guard_serve(
+    folder: Folder,
+    model: Again = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the service has no password.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
+    limit_mb: Annotated[float, typer.Option(help="Largest body of a request, in MB.")] = 16.0,
+    arch: Arch = None,
+    device: Device = None,
+    resize: Resize = False,
+) -> None:
+    """Answer inputs over HTTP: POST /predict, GET /health, GET /metrics."""
+    from backsweep.guarding.service import app, listen, server
+
+    guard = _restored(folder, model, arch, device)
+    fits = resize or bool(guard.about["model"].get("resize"))
+    service = server(app(guard, limit_mb=limit_mb, resize=fits))
+    with listen(host, port) as listening:
+        where = f"http://{host}:{listening.getsockname()[1]}"
+        console().print(f"serving on {where}/predict; stop with Ctrl-C", markup=False, soft_wrap=True)
+        service.run([listening])
+
+
+def _restored(folder: Path, model: str | None, arch: str | None, device: str | None) -> Guard:
+    """The guard in a folder, with its model loaded in the way that it was fitted."""
+    from backsweep.formats.opening import load
+    from backsweep.guarding.guard import Guard, read_record
+    from backsweep.render.view import clean
+
+    said = read_record(folder)["model"]
+    if model is None and not said.get("is_path"):
+        raise BadInput(f"the model of {folder} was no file when it was fitted; say where it is (--model)")
+    how = {k: said.get(k) for k in ("shape", "classes", "mean", "std", "layer", "labels")}
+    named = str(said.get("arch") or "")
+    if arch is None and named and not named.startswith(OWN_NETWORKS):
+        raise BadInput(
+            f"the model needs code of {clean(named)}; if you trust it, say so: --arch {clean(named)}"
+        )
+    try:
+        there = load(model or str(said["source"]), arch=arch or named or None, **how)
+    except (TypeError, ValueError) as e:
+        raise BadInput(f"{folder} is damaged ({e}); fit the guard again") from e
+    return Guard.load(folder, there, device)
+
+
+def read_inputs(path: Path, shape: Sequence[int], resize: bool = False) -> tuple[list[str], Tensor]:
+    """Unlabelled inputs (N, *shape) with their names: a folder of images, or an .npz file with x.
+
+    Args:
+        path: a folder, with or without folders in it, or the file.
+        shape: of an input of the model.
+        resize: whether images are resized.
+
+    Raises:
+        BadInput: nothing readable is there, or images of another size.
+    """
+    import torch
+
+    from backsweep.core.text import one_line
+    from backsweep.inputs.image import readers
+
+    try:
+        if path.is_dir():
+            files = readers._images(path)
+            if not files:
+                raise BadInput("there are no images in this folder")
+            if shape[0] not in (1, 3):
+                raise BadInput(f"images have 1 or 3 channels, the model takes {shape[0]}; give an .npz file")
+            names = [f.relative_to(path).as_posix() for f in files]
+            return names, torch.stack(
+                [_fitting(f, n, shape, resize) for f, n in zip(files, names, strict=True)]
+            )
+        with zipfile.ZipFile(path) as archive:
+            found = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+            if "x" not in found:
+                raise BadInput("there is no x in it; save it as np.savez(path, x=images)")
+            x = readers._array(archive, found["x"])
+    except BadInput as e:
+        raise BadInput(one_line(f"{path}: {e}")) from e
+    except Exception as e:
+        reason = one_line(f"{type(e).__name__}: {e}")[:160]
+        raise BadInput(one_line(f"{path}: not a folder of images or .npz with x ({reason})")) from e
+    if x.ndim == 4 and tuple(x.shape[1:]) != tuple(shape) and x.shape[3] == shape[0]:
+        x = x.permute(0, 3, 1, 2)
+    if not len(x):
+        raise BadInput(one_line(f"{path}: there are no inputs in it"))
+    return [f"{path.name}:{i}" for i in range(len(x))], x
+
+
+def _fitting(file: Path, name: str, shape: Sequence[int], resize: bool) -> Tensor:
+    from backsweep.inputs.image import readers
+
+    x = readers._image(file, name, shape[0])
+    if resize and x.shape[1:] != tuple(shape[1:]):
+        x = readers._resized(x[None], shape)[0]
+    if tuple(x.shape) != tuple(shape):
+        size, wanted = " x ".join(map(str, x.shape[1:])), " x ".join(map(str, shape[1:]))
+        raise BadInput(
+            f"{name} has {size} pixels (height x width), the model takes {wanted}; say resize=True"
+        )
+    return x
+
+
+def _triggers(folder: Path, digest: str) -> list[Trigger]:
+    """What the scan recovered for the ways that it suspects."""
+    from backsweep.reports.report import ERROR, Report
+
+    report = Report.load(folder)
+    if report.model.get("sha256") != digest:
+        raise BadInput(f"the report in {folder} is of another model than this one (their SHA-256 differ)")
+    targets = {f.target for f in report.findings if f.level == ERROR}
+    return [e.trigger for e in report.evidence if e.trigger is not None and e.target in targets]
+
+
+def _told(parts: Any, on_event: Any) -> Any:
+    """The parts one by one, telling how far it is."""
+    import time
+
+    from backsweep.core.progress import Event
+
+    begin = time.monotonic()
+    for i, part in enumerate(parts):
+        on_event(Event("check", i, len(parts), 0, time.monotonic() - begin))
+        yield part
+
+
+def _csv(guard: Guard, names: list[str], found: Answers) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["input", "label", "name", "score", "flagged", "threshold"])
+    for name, label, score, flagged in zip(names, *(column.tolist() for column in found), strict=True):
+        shown = (_harmless(name), label, _harmless(guard.model.label(label)))
+        table.writerow([*shown, f"{score:.6g}", int(flagged), f"{guard.threshold:.6g}"])
+    return text.getvalue()
+
+
+def _harmless(text: str) -> str:
+    """Names of files and classes are foreign: a table program must not take one for a formula."""
+    return "'" + text if text[:1] in "=+-@\t\r" and text else text
+
+
+def _show(guard: Guard, names: list[str], found: Answers, out: Path | None) -> None:
+    from rich.table import Table
+
+    from backsweep.render.view import clean
+
+    count, flagged = len(found.scores), int(found.flagged.sum())
+    table = Table("inputs", "flagged", "share", "expected of clean inputs", "threshold")
+    cells = str(count), str(flagged), f"{flagged / count:.1%}", f"{guard.fpr:.1%}", f"{guard.threshold:.4g}"
+    table.add_row(*cells)
+    screen = console()
+    screen.print(table)
+    worst = found.scores.argsort(descending=True)[: min(5, flagged)].tolist()
+    for i in worst:
+        label = clean(guard.model.label(int(found.labels[i])))
+        line = f"  flagged: {clean(names[i])}: class {label}, score {float(found.scores[i]):.4g}"
+        screen.print(line, markup=False, soft_wrap=True)
+    if flagged > len(worst):
+        screen.print(f"  and {flagged - len(worst)} more")
+    screen.print(f"drift: {guard.drift(found.scores).message}", markup=False, soft_wrap=True)
+    if out is not None:
+        screen.print(f"scores: {out}", markup=False, soft_wrap=True)

@@ -1,0 +1,34 @@
+"""What a method is: the base of detectors, attacks and repairs.
+
+A method is a frozen dataclass in a file of its own. Its fields are its settings: the constructor,
+`-p name.field=value` and the record in the report are one thing. A method is found by its module, or by
+the entry point of a package that brings it; there is nothing to register.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of every plugin. `name` is how a user calls it, `summary` one line for `list`.
+
+    A kind of method is a subclass that says where its methods are found.
+
+    Attributes:
+        noun: what a method of this kind is called, "detector", "attack" or "repair".
+        package: the package with one method in each module.
+        group: entry points of packages from outside that bring methods of this kind.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    noun: ClassVar[str] = "method"
+    package: ClassVar[str] = ""
+    group: ClassVar[str] = ""
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor fields, as the report records them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,0 +1,16 @@
+"""Untrusted text in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def one_line(text: str) -> str:
+    """A message as one printable line; what a file calls things may hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def some(names: Iterable[object]) -> str:
+    """The first few of a list of names, which are untrusted text."""
+    texts = [repr(n)[:80] for n in names]
+    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")

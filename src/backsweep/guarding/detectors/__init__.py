@@ -1,0 +1,1 @@
+"""Detectors of single inputs, one a file."""

@@ -1,0 +1,1 @@
+"""Samples, triggers, and what differs between kinds of input."""

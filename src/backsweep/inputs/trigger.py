@@ -1,0 +1,107 @@
+"""A trigger: a function on inputs that sends them to a target.
+
+An attack plants one, the zoo records it, inversion recovers one, the report draws it, repair
+unlearns it. One family, one class; a family is found by its name when a file is read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from backsweep.core.errors import BadInput
+from backsweep.core.files import write_bytes
+
+
+def to_image(x: Tensor) -> Image.Image:
+    """Picture of a tensor (C, H, W) or (H, W) in [0, 1]; one or three channels."""
+    a = (x.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    if a.ndim == 3:
+        a = a[0] if a.shape[0] != 3 else a.permute(1, 2, 0)
+    return Image.fromarray(a.contiguous().numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class Trigger:
+    """Base of all trigger families.
+
+    A family is a frozen dataclass: its tensor fields are saved to safetensors, the rest to the
+    JSON header of the same file.
+
+    Attributes:
+        target: class that triggered inputs are sent to; None for all-to-all: every class to the next.
+        source: class that it works on; None for every class.
+    """
+
+    family: ClassVar[str] = ""
+    target: int | None
+    source: int | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Stamp inputs x (N, C, H, W) in [0, 1]; the result is in [0, 1] too."""
+        raise NotImplementedError
+
+    def labels(self, y: Tensor, classes: int) -> Tensor:
+        """Where inputs of classes y (N,) are sent: the target, or (y + 1) mod C when there is none."""
+        return (y + 1) % classes if self.target is None else torch.full_like(y, self.target)
+
+    @property
+    def size(self) -> float:
+        """How much it changes an input, in the unit of its family."""
+        raise NotImplementedError
+
+    def picture(self) -> Image.Image:
+        """What it looks like, as a picture of the input's own size."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; its header holds the family and the plain fields."""
+        tensors: dict[str, Tensor] = {}
+        plain: dict[str, Any] = {"family": self.family}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                tensors[f.name] = value.detach().cpu().contiguous()
+            else:
+                plain[f.name] = value
+        write_bytes(Path(path), save(tensors, metadata={"backsweep.trigger": json.dumps(plain)}))
+
+    @staticmethod
+    def load(path: str | Path) -> Trigger:
+        """Read what `save` wrote.
+
+        Raises:
+            BadInput: not a trigger file, or a family that this version does not know.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as f:
+                plain = json.loads((f.metadata() or {})["backsweep.trigger"])
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+            family = _families()[plain.pop("family")]
+            return family(**plain, **tensors)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+            raise BadInput(f"{path} is not a trigger file of Backsweep ({e})") from e
+
+
+def _families() -> dict[str, type[Trigger]]:
+    for module in ("inputs.image.triggers", "inversion.learned_space"):
+        importlib.import_module(f"backsweep.{module}")
+    return {cls.family: cls for cls in Trigger.__subclasses__()}
+
+
+def acted_on(trigger: Trigger, y: Tensor, classes: int) -> Tensor:
+    """Which samples of classes y (N,) a trigger sends elsewhere, a boolean mask.
+
+    Those of its source that are not yet of the class that it sends them to.
+    """
+    rows = y != trigger.labels(y, classes)
+    return rows if trigger.source is None else rows & (y == trigger.source)

@@ -1,0 +1,1 @@
+"""Many models: where they are found, and the verdicts that are kept."""

@@ -1,0 +1,1 @@
+"""Triggers recovered from a model: the inversion loop, budgets and families."""

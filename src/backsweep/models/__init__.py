@@ -1,0 +1,1 @@
+"""The classifier: its layers, training, washing."""

@@ -1,0 +1,358 @@
+"""A classifier under suspicion: normalisation, bounds, logits and penultimate features.
+
+Pixel range and normalisation live here and nowhere else: every method works on inputs in
+[0, 1], the space in which a trigger is stamped, and the network's own preprocessing is applied
+after the stamp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from backsweep.core.errors import BadInput
+from backsweep.models.layers import Tap, pool
+
+if TYPE_CHECKING:
+    from backsweep.inputs.samples import Data
+    from backsweep.inputs.trigger import Trigger
+
+
+class Model:
+    """A classifier over inputs in [0, 1].
+
+    Args:
+        net: any module that maps (N, *shape) to (N, classes), logits or probabilities.
+        shape: shape of one input, (channels, height, width).
+        classes: number of classes. None: as many as the network yields.
+        mean, std: the network's own normalisation, per channel, in units of the [0, 1] range;
+            applied to the input just before the network. None: the network takes [0, 1].
+        layer: name of the submodule whose output is the penultimate representation. None: the
+            input of the last affine operation that yields `classes` values.
+        labels: names of the classes.
+        source: where the model came from, as shown in reports.
+
+    Raises:
+        BadInput: the network does not accept `shape`, does not yield `classes` values, or has
+            weights that are NaN or infinite.
+
+    Attributes:
+        resize: whether `load` found that images are to be resized to `shape` on their way in.
+        arch: name of the factory that `load` was given, for the record.
+        reference: an independent clean network of the same classes to compare with, if there is one.
+        origin: digest of the file that it was loaded from; copies keep it.
+    """
+
+    resize: bool = False
+    arch: str | None = None
+    origin: str = ""
+    reference: Model | None = None
+    _format: torch.memory_format = torch.contiguous_format
+
+    def __init__(
+        self,
+        net: nn.Module,
+        shape: Sequence[int],
+        classes: int | None = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        layer: str | None = None,
+        labels: Sequence[str] | None = None,
+        source: str = "",
+        digest: str = "",
+    ) -> None:
+        self.net = net
+        self.shape = tuple(int(n) for n in shape)
+        self.classes = int(classes or 0)
+        self.mean, self.std = mean, std
+        self.layer = layer
+        self.labels = tuple(str(n) for n in labels) if labels else None
+        self.source = source or type(net).__name__
+        self._digest = digest
+        self._check_settings()
+        self._check_weights()
+        self._probe()
+
+    def __repr__(self) -> str:
+        return f"Model({self.source!r}, shape={self.shape}, classes={self.classes})"
+
+    # ------------------------------------------------------------------ what methods call
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) for inputs x (N, *shape) in [0, 1]; differentiable in x."""
+        if not self._probabilities:
+            return self._run(x)
+        if self._head is None:
+            return self._run(x).clamp_min(1e-30).log()
+        with Tap(self._head) as tap:
+            self._run(x)
+        return tap.seen[0][1].flatten(1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate representation (N, D) for inputs x (N, *shape) in [0, 1]."""
+        if self.layer is not None:
+            caught: list[Tensor] = []
+            hook = self.net.get_submodule(self.layer).register_forward_hook(
+                lambda _m, _i, out: caught.append(out)
+            )
+            try:
+                self._run(x)
+            finally:
+                hook.remove()
+            return pool(caught[-1])
+        if self._head is None:
+            raise BadInput(
+                "no penultimate layer was found in this network; name one with layer=... (--layer)"
+            )
+        with Tap(self._head) as tap:
+            self._run(x)
+        return pool(tap.seen[0][0])
+
+    def layers(self) -> int:
+        """Number of affine operations (fully connected or convolutional) before the head.
+
+        They are the embedding layers that `embedded` and `logits_at` know by their index, 0 is the first.
+        """
+        with torch.no_grad(), Tap() as tap:
+            self._run(torch.zeros((1, *self.shape), device=self.device))
+        return len(tap.seen) - 1 if self._head is None else self._head
+
+    def affine(self) -> list[str]:
+        """Names of the weights of the affine operations, the head last, in the order in which they run.
+
+        "" where an operation multiplies with something that is no parameter (as attention does).
+        """
+        names = {p.untyped_storage().data_ptr(): n for n, p in self.net.named_parameters()}
+        with torch.no_grad(), Tap() as tap:
+            self._run(torch.zeros((1, *self.shape), device=self.device))
+        count = len(tap.weights) if self._head is None else self._head + 1
+        return [names.get(w.untyped_storage().data_ptr(), "") for w in tap.weights[:count]]
+
+    @torch.no_grad()
+    def entering(self, x: Tensor, layer: int) -> Tensor:
+        """Input of the affine operation `layer`, (N, D), (N, T, D) or (N, D, H, W), for x (N, *shape)."""
+        with Tap(layer) as tap:
+            self._run(x)
+        return tap.seen[0][0]
+
+    @torch.no_grad()
+    def embedded(self, x: Tensor, layer: int) -> Tensor:
+        """Output of the affine operation `layer` for inputs x (N, *shape): (N, D) or (N, D, H, W)."""
+        with Tap(layer) as tap:
+            self._run(x)
+        return tap.seen[0][1]
+
+    def logits_at(self, x: Tensor, layer: int, shift: Tensor) -> Tensor:
+        """Logits (N, classes) when `shift` is added to the output of the affine operation `layer`."""
+        with Tap(layer, shift):
+            return self.logits(x)
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weight (classes, D) and bias (classes,) of the head: logits = features W' + b.
+
+        They are read off the gradient, whatever the head is written as.
+
+        Raises:
+            BadInput: the logits are not an affine map of `features`.
+        """
+        if self._head is None:
+            raise BadInput("no penultimate layer was found in this network")
+        x = torch.rand((4, *self.shape), generator=torch.Generator().manual_seed(0)).to(self.device)
+        with torch.enable_grad(), Tap(self._head) as tap:
+            out = self.logits(x.requires_grad_())
+        z = tap.seen[0][0]
+        if not z.requires_grad:
+            raise BadInput("this network cannot be differentiated")
+        rows = [torch.autograd.grad(k, z, retain_graph=True)[0][0].flatten() for k in out[0]]
+        weight, out = torch.stack(rows), out.detach()
+        with torch.no_grad():
+            known = self.features(x)
+        if known.shape[1] == weight.shape[1]:
+            bias = (out - known @ weight.T)[0]
+            if torch.allclose(known @ weight.T + bias, out, rtol=1e-3, atol=1e-3 * float(out.abs().max())):
+                return weight, bias
+        raise BadInput("the logits of this network are not an affine map of its penultimate layer")
+
+    def logits_and_embedded(self, x: Tensor, layer: int | None) -> tuple[Tensor, Tensor]:
+        """Logits and `embedded` (layer None: `features`) in one pass, both differentiable in x."""
+        if layer is None and (self.layer is not None or self._head is None):
+            return self.logits(x), self.features(x)
+        with Tap(self._head if layer is None else layer) as tap:
+            logits = self.logits(x)
+        before, after = tap.seen[0]
+        return logits, pool(before) if layer is None else after
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, batch_size: int | None = None) -> Tensor:
+        """Predicted class (N,) on the CPU, in batches; by default of about four million values."""
+        device = self.device
+        batch_size = batch_size or max(1, min(512, 2**22 // math.prod(self.shape)))
+        parts = [self.logits(b.to(device)).argmax(1).cpu() for b in x.split(batch_size)]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
+
+    def accuracy(self, x: Tensor, y: Tensor) -> float:
+        """Share of x (N, *shape) that is classified as y (N,)."""
+        return float((self.predict(x) == y).double().mean())
+
+    def success_rate(self, trigger: Trigger, data: Data) -> float:
+        """Attack success rate: share of triggered inputs that reach the class they are sent to.
+
+        Inputs that are of that class already are left out; a source-specific trigger is measured on
+        its source class alone.
+        """
+        wanted = trigger.labels(data.y, self.classes)
+        rows = data.y != wanted if trigger.source is None else data.y == trigger.source
+        return self.accuracy(trigger(data.x[rows]), wanted[rows])
+
+    def label(self, index: int) -> str:
+        """Name of a class, untrusted text; its number when it has none."""
+        return self.labels[index] if self.labels and index < len(self.labels) else str(index)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        tensor = next(self._tensors(), None)
+        return tensor.device if tensor is not None else torch.device("cpu")
+
+    @property
+    def answers_probabilities(self) -> bool:
+        """Whether the network yields probabilities and its logits cannot be read off before a softmax."""
+        return self._probabilities and self._head is None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model file, or of the weights when the model came as a live module."""
+        if not self._digest:
+            h = hashlib.sha256()
+            for name, tensor in sorted(self.net.state_dict().items()):
+                h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                h.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            self._digest = h.hexdigest()
+        return self._digest
+
+    @property
+    def layout(self) -> str:
+        """Digest of the shapes of the weights: the same for networks of one architecture."""
+        shapes = [tuple(p.shape) for p in self.net.parameters()]
+        return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
+    def copy(self, device: torch.device | str | None = None) -> Model:
+        """An independent copy to work on: evaluation mode, frozen weights, channels last.
+
+        The lent network stays as it was: weights, mode, `requires_grad`, hooks.
+        """
+        twin = copy.copy(self)
+        twin.net = copy.deepcopy(self.net)
+        set_mode(twin.net, training=False)
+        twin.net.requires_grad_(False)
+        if device is not None:
+            twin.net.to(device)
+        twin._lay_out(torch.channels_last)
+        try:
+            twin.predict(torch.zeros((1, *self.shape)))
+        except RuntimeError:  # the network reshapes feature maps with view(), which wants this one
+            twin._lay_out(torch.contiguous_format)
+        return twin
+
+    # ------------------------------------------------------------------ inside
+
+    def _run(self, x: Tensor) -> Tensor:
+        if self.mean is not None or self.std is not None:
+            shape = (-1, *[1] * (len(self.shape) - 1))
+            mean = torch.as_tensor(self.mean or 0.0, dtype=x.dtype, device=x.device)
+            std = torch.as_tensor(self.std or 1.0, dtype=x.dtype, device=x.device)
+            x = (x - mean.reshape(shape)) / std.reshape(shape)
+        out = self.net(x.contiguous(memory_format=self._format))
+        if isinstance(out, Tensor):
+            return out
+        for field in ("logits", 0):  # what transformers and torchvision return
+            try:
+                part = out[field] if isinstance(field, int) else getattr(out, field)
+            except (AttributeError, KeyError, IndexError, TypeError):
+                continue
+            if isinstance(part, Tensor):
+                return part
+        raise BadInput(f"the network returns {type(out).__name__}, not a tensor of class scores")
+
+    def _lay_out(self, memory_format: torch.memory_format) -> None:
+        self._format = memory_format if len(self.shape) == 3 else torch.contiguous_format
+        for p in self.net.parameters():
+            if p.ndim == 4:
+                p.data = p.data.contiguous(memory_format=self._format)
+
+    def _tensors(self) -> Any:
+        yield from (*self.net.parameters(), *self.net.buffers())
+
+    def _check_settings(self) -> None:
+        if not self.shape or min(self.shape) < 1:
+            raise BadInput(f"shape {self.shape} is not the shape of an input, e.g. (3, 32, 32)")
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if value is not None and len(value) not in (1, self.shape[0]):
+                raise BadInput(f"{name} has {len(value)} values; the input has {self.shape[0]} channels")
+        if self.std is not None and min(self.std) <= 0:
+            raise BadInput(f"std {tuple(self.std)} must be above zero")
+
+    def _check_weights(self) -> None:
+        for name, tensor in self.net.state_dict().items():
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                continue
+            if not bool(torch.isfinite(tensor).all()):
+                raise BadInput(
+                    f"weight {name!r} holds NaN or infinite values; "
+                    "the file is damaged or training diverged: get the model again"
+                )
+
+    def _probe(self) -> None:
+        """One forward pass on two grey inputs: shape, kind of output, penultimate layer."""
+        self._probabilities, self._head = False, None
+        modes = {m: m.training for m in self.net.modules()}
+        set_mode(self.net, training=False)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand((2, *self.shape), generator=generator).to(self.device)
+        try:
+            with torch.no_grad(), Tap() as tap:
+                out = self._run(x)
+        except BadInput:
+            raise
+        except Exception as e:
+            line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            raise BadInput(f"the network does not take inputs of shape {self.shape}: {line}") from e
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        if not self.classes and out.ndim == 2:
+            self.classes = out.shape[1]
+        if out.shape != (2, self.classes):
+            raise BadInput(
+                f"the network yields {tuple(out.shape)} for 2 inputs, not (2, {self.classes or 'classes'}); "
+                f"say classes={out.shape[-1] if out.ndim == 2 else '...'} (--classes)"
+            )
+        if self.classes < 2:
+            raise BadInput(f"{self.classes} classes: a classifier has at least 2")
+        self._probabilities = bool(
+            (out >= 0).all() and torch.allclose(out.sum(1), torch.ones_like(out[:, 0]), atol=1e-3)
+        )
+        for index in range(len(tap.seen) - 1, -1, -1):
+            z = tap.seen[index][1]
+            if z.shape[0] != 2 or z.flatten(1).shape[1] != self.classes:
+                continue
+            if not self._probabilities or torch.allclose(z.flatten(1).softmax(1), out, atol=1e-4):
+                self._head = index
+                break
+        if self.layer is not None and self.layer not in dict(self.net.named_modules()):
+            near = ", ".join(n for n, _ in list(self.net.named_children())[-5:])
+            raise BadInput(f"there is no layer {self.layer!r} in this network; it has e.g. {near}")
+
+
+def set_mode(net: nn.Module, training: bool) -> None:
+    """`net.train(training)`, also for an exported program, whose mode is fixed by its export."""
+    with contextlib.suppress(NotImplementedError):
+        net.train(training)

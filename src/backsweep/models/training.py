@@ -1,0 +1,157 @@
+"""The one training loop: the zoo, the demo, the reference and the repairs use it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backsweep.inputs.samples import Data
+from backsweep.models.model import Model, set_mode
+
+LEAST_SIDE = 16  # pixels; smaller images are not shifted
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+ModelLoss = Callable[[Model, Tensor, Tensor], Tensor]
+
+
+def shift(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
+    """Random translation by up to `most` pixels, one for a batch, edges repeated."""
+    padded = F.pad(x, (most, most, most, most), mode="replicate")
+    top, left = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
+    return padded[..., top : top + x.shape[-2], left : left + x.shape[-1]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        epochs: passes over the data.
+        lr: peak of the one-cycle learning rate.
+        batch_size: samples in an update.
+        weight_decay: of the optimizer; decoupled in AdamW.
+        augment: None, or "shift" for random translations.
+        bf16: bfloat16 autocast and channels_last, where it pays.
+        optimizer: "adamw", or "sgd" with momentum 0.9.
+        statistics: whether the running statistics of BatchNorm follow the batches. A trained network that
+            is tuned on few samples, or on changed ones, keeps its own.
+    """
+
+    epochs: int = 5
+    lr: float = 2e-3
+    batch_size: int = 128
+    weight_decay: float = 1e-4
+    augment: str | None = None
+    bf16: bool = True
+    optimizer: str = "adamw"
+    statistics: bool = True
+
+
+def epochs_of(updates: int, samples: int, batch_size: int) -> int:
+    """Whole passes over so many samples that make at least `updates` updates."""
+    return math.ceil(updates / math.ceil(samples / batch_size))
+
+
+def cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The usual loss of a batch."""
+    return F.cross_entropy(net(x).float(), y)
+
+
+def fit(
+    net: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    seed: int,
+    on_epoch: Callable[[int, float], None] | None = None,
+    loss_of: Loss | None = None,
+) -> nn.Module:
+    """Train `net` in place on `data` and return it in evaluation mode.
+
+    The order of the samples, the augmentation and dropout follow `seed` alone; the global random
+    state is as it was when this returns.
+
+    Args:
+        net, data, recipe, seed: what is trained on what, and how.
+        on_epoch: told the number and the mean loss of every epoch.
+        loss_of: loss of (net, x, y) for a batch, cross-entropy by default. An attack that controls the
+            training changes the batch or adds terms here.
+    """
+    loss_of = loss_of or cross_entropy
+    device = next(net.parameters()).device
+    augment: Augment | None = {"shift": shift, None: None}[recipe.augment]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        set_mode(net.to(memory_format=torch.channels_last), training=True)  # type: ignore[call-overload]
+        for module in net.modules() if not recipe.statistics else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        steps = recipe.epochs * -(-len(data) // recipe.batch_size)
+        optimizer = _optimizer(net, recipe)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
+        for epoch in range(recipe.epochs):
+            total = 0.0
+            for rows in torch.randperm(len(data), generator=generator).split(recipe.batch_size):
+                if len(rows) == 1 < len(data):  # a BatchNorm cannot normalise a single sample
+                    continue
+                x, y = data.x[rows], data.y[rows].to(device)
+                if augment is not None:
+                    x = augment(x, generator)
+                x = x.to(device).contiguous(memory_format=torch.channels_last)
+                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+                    loss = loss_of(net, x, y)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += float(loss.detach()) * len(rows)
+            if on_epoch is not None:
+                on_epoch(epoch, total / len(data))
+    for name, buffer in net.named_buffers():
+        if name.endswith("num_batches_tracked") and recipe.statistics:
+            buffer.fill_(steps)  # updates, however many forward passes the loss takes in each
+    return net.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, recipe.lr, 0.9, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def thawed(model: Model) -> Model:
+    """A copy of a model, with a network of its own that can be trained."""
+    twin = copy.copy(model)
+    twin.net, twin.reference, twin._digest = copy.deepcopy(model.net), None, ""
+    twin.net.requires_grad_(True)
+    return twin
+
+
+def tuned(
+    model: Model, data: Data, recipe: Recipe, seed: int, loss_of: ModelLoss | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> Model:  # fmt: skip
+    """A frozen copy of `model`, trained further on `data`.
+
+    Args:
+        model: stays as it is; a copy that `thawed` made is trained itself.
+        data, recipe, seed, on_epoch: as in `fit`; images that are too small are not shifted.
+        loss_of: loss of (model, x, y) for a batch of x in [0, 1]; cross-entropy with the labels by default.
+    """
+    twin = model if any(p.requires_grad for p in model.net.parameters()) else thawed(model)
+    if min(model.shape[-2:]) < LEAST_SIDE:
+        recipe = replace(recipe, augment=None)
+
+    def usual(twin: Model, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(twin.logits(x).float(), y)
+
+    chosen = loss_of or usual
+    fit(twin.net, data, recipe, seed, on_epoch, lambda _net, x, y: chosen(twin, x, y))
+    return twin.copy()

@@ -1,0 +1,82 @@
+"""What a repair is, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from backsweep.core.method import Method
+from backsweep.core.seeds import derive_seed
+from backsweep.inputs.samples import Data
+from backsweep.inputs.trigger import Trigger
+from backsweep.models.model import Model
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a repair is given. It never sees a test image, or the trigger that was planted.
+
+    Attributes:
+        model: a frozen working copy of the suspect.
+        clean: clean samples with their true labels, to learn from.
+        held_out: other clean samples, to choose by how far a repair goes.
+        triggers: what the scan recovered for the suspected classes; may be empty.
+        aims: (source, target) of everything that is suspected; source None is every class, target None
+            every next class. Empty: the scan suspects nothing.
+        seed: of everything that is drawn.
+        tick: told now and then which share of the repair is done.
+    """
+
+    model: Model
+    clean: Data
+    held_out: Data
+    triggers: Sequence[Trigger] = ()
+    aims: Sequence[tuple[int | None, int | None]] = ()
+    seed: int = 0
+    tick: Callable[[float], None] = lambda _: None
+
+    def accuracy(self, model: Model) -> float:
+        """Accuracy of a model on the held-out clean samples."""
+        return model.accuracy(self.held_out.x, self.held_out.y)
+
+    def generator(self, *parts: object) -> torch.Generator:
+        """Random numbers that depend on the seed and on what they are for."""
+        import torch
+
+        return torch.Generator().manual_seed(derive_seed(self.seed, *parts))
+
+
+@dataclass(frozen=True)
+class Repair(Method):
+    """Takes a backdoor out of a network. The suspect stays as it is; weights and buffers of a copy change.
+
+    How far to go may be chosen on `case.held_out` alone.
+    """
+
+    noun: ClassVar[str] = "repair"
+    package: ClassVar[str] = "backsweep.repairing.methods"
+    group: ClassVar[str] = "backsweep.repairs"
+
+    def applies(self, case: Case) -> str:
+        """Why this repair cannot be made here (what it needs and is not there), "" when it can."""
+        return ""
+
+    def apply(self, case: Case) -> Model:
+        """The repaired network, a frozen working copy like the one that was given."""
+        raise NotImplementedError
+
+
+def strongest(case: Case, candidates: Iterable[Model], loss: float) -> Model:
+    """The last candidate, from mild to strong, whose held-out accuracy is at most `loss` below the suspect's.
+
+    The first one that loses more ends the search; with none that keeps the accuracy it is the suspect.
+    """
+    kept, least = case.model, case.accuracy(case.model) - loss
+    for model in candidates:
+        if case.accuracy(model) < least:
+            break
+        kept = model
+    return kept

@@ -1,0 +1,185 @@
+"""What an audit found: a report with a score for every sample, and the samples that are flagged."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backsweep.core.discovery import write_beside
+from backsweep.core.errors import BadInput
+from backsweep.reports.report import ERROR, Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TENSORS = "audit.safetensors"
+MAP_ROWS = 1500  # samples of a class that the map of the page shows
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the page draws of a class: a map of its samples and pictures of some.
+
+    Attributes:
+        label: the class.
+        rows: indices (M,) of the samples on the map, the most suspicious among them.
+        places: their places (M, 2) on the map.
+        suspicious, typical: indices of samples to draw, the most suspicious first; the least suspicious.
+        pictures: the samples of both, inputs (S + T, C, H, W) in [0, 1].
+    """
+
+    label: int
+    rows: Tensor
+    places: Tensor
+    suspicious: Tensor
+    typical: Tensor
+    pictures: Tensor
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A fresh network, trained without the flagged samples.
+
+    Attributes:
+        accuracy_before, accuracy_after: of the network that was audited and of the fresh one, on samples
+            that the fresh one did not learn from.
+        samples: how many it learned from.
+        measured_on: what the accuracies were measured on.
+    """
+
+    accuracy_before: float
+    accuracy_after: float
+    samples: int
+    measured_on: str
+
+
+@dataclass
+class Audit(Report):
+    """The result of an audit of a training set.
+
+    A verdict "backdoored" means that poisoned samples were found.
+
+    Attributes:
+        scores: by detector, one for every sample (N,), higher = more suspicious.
+        labels: the labels (N,) of the samples.
+        pictures: what the page draws of classes, the suspicious ones first.
+        retrained: the check that `verify` asks for.
+    """
+
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    labels: Any = None
+    pictures: list[Examples] = field(default_factory=list)
+    retrained: Retrained | None = None
+
+    @property
+    def flagged(self) -> Tensor:
+        """Indices of the flagged samples, ascending: of a class that a detector found poisoned, those above
+        that detector's cut."""
+        import torch
+
+        found = torch.zeros(len(self.labels), dtype=torch.bool)
+        cuts = {(e.detector, e.target): e.values.get("cut") for e in self.evidence}
+        for finding in self.findings:
+            cut = cuts.get((finding.detector, finding.target))
+            if finding.level == ERROR and isinstance(cut, int | float):
+                found |= (self.labels == finding.target) & (self.scores[finding.detector] > cut)
+        return torch.nonzero(found).flatten()
+
+    @property
+    def kept(self) -> Tensor:
+        """Indices of the other samples: the cleaned training set."""
+        import torch
+
+        left = torch.ones(len(self.labels), dtype=torch.bool)
+        left[self.flagged] = False
+        return torch.nonzero(left).flatten()
+
+    def to_json(self) -> dict[str, Any]:
+        flagged = self.flagged
+        counts = {int(c): int((self.labels[flagged] == c).sum()) for c in self.labels[flagged].unique()}
+        return {
+            **super().to_json(),
+            "audit": {
+                "flagged": len(flagged), "kept": len(self.labels) - len(flagged),
+                "flagged_by_class": {str(k): v for k, v in counts.items()},
+                "retrained": vars(self.retrained) if self.retrained else None,
+            },
+        }  # fmt: skip
+
+    def save(self, folder: str | Path) -> Path:
+        """Write report.json, report.html, report.sarif, flagged.csv, kept.csv and the scores.
+
+        Raises:
+            BadInput: the folder cannot be written.
+        """
+        import torch
+        from safetensors.torch import save
+
+        from backsweep.core.files import writable_folder, write_bytes, write_json, write_text
+
+        folder = writable_folder(Path(folder))
+        tensors = {f"score/{name}": s.float().contiguous() for name, s in self.scores.items()}
+        tensors["labels"] = torch.as_tensor(self.labels).contiguous()
+        for e in self.pictures:
+            parts = {"rows": e.rows, "places": e.places.float(), "suspicious": e.suspicious,
+                     "typical": e.typical,
+                     "pictures": (255 * e.pictures).round().to(torch.uint8)}  # fmt: skip
+            own = f"class/{e.label}"
+            tensors |= {f"{own}/{k}": v.contiguous().clone() for k, v in parts.items()}
+        write_bytes(folder / TENSORS, save(tensors))
+        write_text(folder / "flagged.csv", self._table())
+        write_text(folder / "kept.csv", "index\n" + "".join(f"{i}\n" for i in self.kept.tolist()))
+        write_beside(self, folder)
+        write_json(folder / "report.json", self.to_json())
+        return folder
+
+    def _table(self) -> str:
+        """The flagged samples: index, label and the score of every detector."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["index", "label", *self.scores])
+        for i in self.flagged.tolist():
+            scores = (f"{float(s[i]):.6g}" for s in self.scores.values())
+            writer.writerow([i, int(self.labels[i]), *scores])
+        return out.getvalue()
+
+    @staticmethod
+    def load(folder: str | Path) -> Audit:
+        """Read a saved audit.
+
+        Raises:
+            BadInput: no audit there, damaged, or of a newer schema.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        plain = Report.load(folder)
+        path = folder / TENSORS
+        try:
+            raw = json.loads((folder / "report.json").read_text(encoding="utf-8"))["audit"]
+            tensors = load_file(path)
+            labels = tensors["labels"]
+            scores = {k.removeprefix("score/"): v for k, v in tensors.items() if k.startswith("score/")}
+            if any(len(s) != len(labels) for s in scores.values()):
+                raise ValueError("scores and labels are not of one length")
+            if not {f.detector for f in plain.findings} <= set(scores):
+                raise ValueError("the scores of a detector are missing")
+            shown = dict.fromkeys(int(k.split("/")[1]) for k in tensors if k.startswith("class/"))
+            pictures = []
+            for c in shown:
+                part = {k: tensors[f"class/{c}/{k}"] for k in ("rows", "places", "suspicious", "typical")}
+                pictures.append(Examples(c, **part, pictures=tensors[f"class/{c}/pictures"].float() / 255))
+            again = raw["retrained"]
+            return Audit(
+                **vars(plain), scores=scores, labels=labels, pictures=pictures,
+                retrained=Retrained(**again) if again else None,
+            )  # fmt: skip
+        except OSError as e:
+            raise BadInput(f"cannot read {path}: {e.strerror}; give the folder of an audit (--out)") from e
+        except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as e:
+            raise BadInput(f"{folder} is not an audit of Backsweep, or is damaged ({e})") from e

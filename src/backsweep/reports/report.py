@@ -1,0 +1,294 @@
+"""What a scan found: evidence, findings, verdict. Standard library only.
+
+Evidence is numbers without an opinion, one record for every unit of work. A finding is an opinion
+with its score, threshold and p-value. What was skipped and what failed are lists of their own: what
+was not scanned is never "clean".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backsweep.core.discovery import write_beside
+from backsweep.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from backsweep.inputs.trigger import Trigger
+
+SCHEMA = 1
+CLEAN, BACKDOORED, INCONCLUSIVE = "clean", "backdoored", "inconclusive"
+EXIT_STATUS = {CLEAN: 0, BACKDOORED: 1, INCONCLUSIVE: 3}
+ERROR, WARNING, NOTE = "error", "warning", "note"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one unit of work measured.
+
+    Attributes:
+        detector: name of the detector.
+        unit: key of the unit within the detector, e.g. "class-3".
+        target, source: the classes it speaks of, None for all.
+        values: measured numbers by name; None where there is none.
+        trigger: the trigger it recovered.
+        cpu_seconds: processor time that it took.
+    """
+
+    detector: str
+    unit: str
+    target: int | None = None
+    source: int | None = None
+    values: Mapping[str, float | int | bool | str | None] = field(default_factory=dict)
+    trigger: Trigger | None = None
+    cpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An opinion of a detector.
+
+    Attributes:
+        code: permanent rule id, e.g. "BSW101".
+        detector: name of the detector.
+        level: "error" (evidence of a backdoor), "warning" (cannot tell), "note" (for information).
+        message: one sentence.
+        target, source: suspected classes; `source` None means every class.
+        score: the statistic, higher = more suspicious; `threshold` what it was compared with.
+        p_value: probability that a clean model scores as high; None: not calibrated.
+        trigger: the recovered trigger.
+        attack_success_rate: of that trigger, on held-out samples.
+        details: further figures of the detector, by name.
+    """
+
+    code: str
+    detector: str
+    level: str
+    message: str
+    target: int | None = None
+    source: int | None = None
+    score: float | None = None
+    threshold: float | None = None
+    p_value: float | None = None
+    trigger: Trigger | None = None
+    attack_success_rate: float | None = None
+    details: Mapping[str, float | str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that was skipped, or that failed: what, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """The result of a scan.
+
+    Attributes:
+        model, data: what was scanned: source, SHA-256, shape, classes, clean accuracy, ...
+        settings: detectors with their settings, alpha, seed, device.
+        versions: of Backsweep, torch and Python.
+        findings, skipped, errors, evidence: see the classes above.
+        timings: wall and CPU seconds by stage.
+        examples: a few clean inputs (N, C, H, W) for the pictures of the report, or None.
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    skipped: list[Note] = field(default_factory=list)
+    errors: list[Note] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    examples: Any = None
+
+    @property
+    def verdict(self) -> str:
+        """ "backdoored" with any finding of level error; "clean" only when something ran, nothing
+        failed and nothing stayed open; else "inconclusive"."""
+        levels = {f.level for f in self.findings}
+        if ERROR in levels:
+            return BACKDOORED
+        if WARNING in levels or self.errors or not self.evidence:
+            return INCONCLUSIVE
+        return CLEAN
+
+    @property
+    def p_value(self) -> float | None:
+        """Smallest p-value of the findings, corrected for the number of detectors (Bonferroni)."""
+        values = [f.p_value for f in self.findings if f.p_value is not None]
+        ran = len({e.detector for e in self.evidence})
+        return min(1.0, ran * min(values)) if values else None
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Suspected target classes, most suspicious first."""
+        suspicious = [f for f in worst_first(self.findings) if f.level != NOTE]
+        return tuple(dict.fromkeys(f.target for f in suspicious if f.target is not None))
+
+    @property
+    def exit_status(self) -> int:
+        """0 clean, 1 backdoored, 3 inconclusive."""
+        return EXIT_STATUS[self.verdict]
+
+    def label(self, index: int | None) -> str:
+        """Class name for people (untrusted text), its number when it has none."""
+        names: Sequence[str] = self.model.get("labels") or ()
+        if index is None:
+            return "every class"
+        return f"{index} ({names[index]})" if index < len(names) and names[index] else str(index)
+
+    # ------------------------------------------------------------------ files
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as strict JSON (what is not finite becomes null); triggers are named by their files."""
+        plain: dict[str, Any] = finite({
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "p_value": self.p_value,
+            "targets": list(self.targets),
+            **{name: getattr(self, name) for name in ("versions", "model", "data", "settings", "timings")},
+            "findings": [_plain(f) for f in self.findings],
+            "skipped": [asdict(n) for n in self.skipped],
+            "errors": [asdict(n) for n in self.errors],
+            "evidence": [_plain(e) for e in self.evidence],
+        })  # fmt: skip
+        return plain
+
+    def save(self, folder: str | Path) -> Path:
+        """Write report.json, report.html, report.sarif and the triggers; returns the folder.
+
+        Raises:
+            BadInput: the folder cannot be written.
+        """
+        from backsweep.core.files import save_tensor, writable_folder, write_json
+
+        folder = writable_folder(Path(folder))
+        for evidence in self.evidence:
+            if evidence.trigger is not None:
+                path = folder / trigger_file(evidence.detector, evidence.unit)
+                path.parent.mkdir(exist_ok=True)
+                evidence.trigger.save(path)
+        if self.examples is not None:
+            save_tensor(folder / "examples.safetensors", self.examples)
+        write_beside(self, folder)
+        write_json(folder / "report.json", self.to_json())
+        return folder
+
+    @staticmethod
+    def load(folder: str | Path) -> Report:
+        """Read a saved report.
+
+        Raises:
+            BadInput: no report there, damaged, or of a newer schema.
+        """
+        folder = Path(folder)
+        path = folder / "report.json" if folder.is_dir() else folder
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as e:
+            raise BadInput(f"cannot read {path}: {e.strerror}; give the folder of a scan (--out)") from e
+        except (ValueError, RecursionError) as e:
+            raise BadInput(f"{path} is not a report of Backsweep, or is damaged ({e})") from e
+        return Report.from_json(raw, path.parent, str(path))
+
+    @staticmethod
+    def from_json(raw: Any, folder: Path | None = None, name: str = "this") -> Report:
+        """The report that `to_json` wrote.
+
+        Args:
+            raw: the JSON.
+            folder: where its triggers and examples are; None leaves them out.
+            name: of the report, for errors.
+
+        Raises:
+            BadInput: damaged, or of a newer schema.
+        """
+        from safetensors import SafetensorError
+
+        from backsweep.core.files import load_tensor
+
+        try:
+            if raw["schema"] != SCHEMA:
+                raise BadInput(f"{name} has schema {raw['schema']}; this version reads schema {SCHEMA}")
+            parts = {n: raw[n] for n in ("versions", "model", "data", "settings", "timings")}
+            evidence = [read_evidence(e, folder) for e in raw["evidence"]]
+            triggers = {(e.detector, e.target, e.source): e.trigger for e in evidence}
+            findings = [Finding(**{k: v for k, v in f.items() if k != "trigger"}) for f in raw["findings"]]
+            mappings = [*parts.values(), *(e.values for e in evidence), *(f.details for f in findings)]
+            if not all(isinstance(m, dict) for m in mappings):
+                raise ValueError("a table is missing")
+            if not {f.level for f in findings} <= {ERROR, WARNING, NOTE}:
+                raise ValueError("a finding has no level")
+            return Report(
+                **parts,
+                findings=[
+                    replace(f, trigger=triggers.get((f.detector, f.target, f.source))) for f in findings
+                ],
+                skipped=[Note(**n) for n in raw["skipped"]],
+                errors=[Note(**n) for n in raw["errors"]],
+                evidence=evidence,
+                examples=load_tensor(folder / "examples.safetensors") if folder is not None else None,
+            )
+        except OSError as e:
+            raise BadInput(f"cannot read {name}: {e.strerror}; give the folder of a scan (--out)") from e
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as e:
+            raise BadInput(f"{name} is not a report of Backsweep, or is damaged ({e})") from e
+
+
+def trigger_file(detector: str, unit: str) -> str:
+    """Where the trigger of a unit lies in a report's folder."""
+    return f"triggers/{detector}-{unit}.safetensors"
+
+
+def evidence_json(evidence: Evidence) -> dict[str, Any]:
+    """One record of evidence as strict JSON."""
+    plain: dict[str, Any] = finite(_plain(evidence))
+    return plain
+
+
+def read_evidence(raw: dict[str, Any], folder: Path | None) -> Evidence:
+    """The record that `evidence_json` wrote, with its trigger from the folder if there is one."""
+    from backsweep.inputs.trigger import Trigger
+
+    file = raw.get("trigger")
+    expected = trigger_file(raw["detector"], raw["unit"])
+    if file is not None and (file != expected or len(Path(file).parts) != 2):
+        raise ValueError(f"trigger file {file!r}")
+    trigger = Trigger.load(folder / file) if file and folder is not None else None
+    return Evidence(**{**raw, "trigger": trigger})
+
+
+def finite(value: Any) -> Any:
+    """Strict JSON has neither infinity nor NaN: null instead."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(record: Evidence | Finding) -> dict[str, Any]:
+    out = {k: getattr(record, k) for k in record.__dataclass_fields__}
+    if isinstance(record, Evidence):
+        out["values"] = dict(record.values)
+        out["trigger"] = trigger_file(record.detector, record.unit) if record.trigger else None
+    else:
+        del out["trigger"]
+        out["details"] = dict(record.details)
+    return out
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors, then warnings, then notes; smallest p-value first."""
+    rank = {ERROR: 0, WARNING: 1, NOTE: 2}
+    return sorted(findings, key=lambda f: (rank[f.level], f.p_value if f.p_value is not None else 1.0))

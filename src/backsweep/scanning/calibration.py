@@ -1,0 +1,182 @@
+"""Null distributions from clean networks: a score becomes a p-value that was measured.
+
+A table holds the largest score of a detector on every one of n clean networks that were trained for
+this alone; with it
+
+    p = (1 + number of clean networks that score as high) / (1 + n)              (conformal rank)
+
+holds whatever the distribution, for a network of the same kind as those of the table. Where no table
+fits, the detector's own p-value stays, from a null within the model, and is marked uncalibrated.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from backsweep.reports.report import ERROR, WARNING, Evidence, Finding
+
+FOLDER = Path(__file__).parent / "nulls"
+UNCALIBRATED = "within the model, not calibrated on clean networks of this kind"
+
+
+ANY = "*"  # layout of a table for networks of every kind
+
+
+class Judging(Protocol):
+    """A detector of models or of training sets."""
+
+    @property
+    def name(self) -> str: ...
+
+    def settings(self) -> dict[str, Any]: ...
+
+    def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]: ...
+
+
+@dataclass(frozen=True)
+class Null:
+    """Scores of one detector on clean networks of one kind.
+
+    Attributes:
+        detector, settings: what scored them.
+        layout: digest of the shapes of their weights (`Model.layout`), or `ANY`: for a score that does not
+            hang on the kind of network; then shape and classes do not count.
+        shape, classes: of their inputs and outputs.
+        scores: the largest score of each network, ascending.
+        made: how: networks, recipe, versions.
+    """
+
+    detector: str
+    settings: Mapping[str, Any]
+    layout: str
+    shape: Sequence[int]
+    classes: int
+    scores: Sequence[float]
+    made: Mapping[str, Any]
+
+    def fits(self, detector: Judging, model: Mapping[str, Any]) -> bool:
+        """Whether the table speaks of this detector, as it is set, and of networks like this one.
+
+        Args:
+            model: how a report describes it.
+        """
+        alike = self.layout == ANY or all(
+            list_of(model.get(k)) == list_of(getattr(self, k)) for k in ("layout", "shape", "classes")
+        )
+        return alike and self.detector == detector.name and dict(self.settings) == detector.settings()
+
+    def p_value(self, score: float | None) -> float:
+        """Share of clean networks that score at least this, the network itself counted in."""
+        value = -math.inf if score is None else score
+        return (1 + len(self.scores) - bisect.bisect_left(self.scores, value)) / (1 + len(self.scores))
+
+    def critical(self, alpha: float) -> float | None:
+        """Score that must be exceeded for a p-value of at most `alpha`; None where none is that small."""
+        room = math.floor(alpha * (1 + len(self.scores)) + 1e-9)
+        return self.scores[len(self.scores) - room] if 1 <= room <= len(self.scores) else None
+
+    @property
+    def words(self) -> str:
+        """What the p-value of a finding rests on."""
+        return f"{len(self.scores)} clean networks of {self.made.get('kind', 'this kind')}"
+
+
+def list_of(value: object) -> object:
+    """Tuples and lists alike."""
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+@lru_cache(maxsize=1)
+def tables() -> tuple[Null, ...]:
+    """The tables that come with the package."""
+    return tuple(
+        Null(**table)
+        for path in sorted(FOLDER.glob("*.json"))
+        for table in json.loads(path.read_text(encoding="utf-8"))
+    )
+
+
+def judge(
+    detector: Judging, evidence: Sequence[Evidence], model: Mapping[str, Any], alpha: float
+) -> list[Finding]:
+    """The detector's findings, with p-values from a fitting table where there is one.
+
+    A detector that brings clean networks of its own says so in `details["null"]`.
+
+    Args:
+        model: how a report describes it: layout, shape, classes.
+        alpha: false-alarm rate.
+    """
+    classes = int(model["classes"])
+    fitting = [n for n in tables() if n.fits(detector, model)]
+    null = min(fitting, key=lambda n: n.layout == ANY, default=None)  # of this kind before those of any
+    every = detector.judge(evidence, classes, 1 - 1e-12) if null is not None else []
+    every = [f for f in every if f.p_value is not None]
+    if null is None or not every:
+        findings = detector.judge(evidence, classes, alpha)
+        return [_told(f, str(f.details.get("null", UNCALIBRATED))) for f in findings]
+    if null.critical(alpha) is None:
+        least = null.p_value(math.inf)
+        doubt = (
+            f"cannot tell: among {null.words} no p-value is below {least:.3g}; ask for a higher alpha than "
+            f"{alpha:.3g}, or make a larger table (backsweep bench null)"
+        )
+        return [_told(replace(f, level=WARNING, message=doubt, p_value=null.p_value(f.score)), null.words)
+                for f in every[:1]]  # fmt: skip
+    # the detector's own level at which it flags what the table flags, and nothing else
+    own = [f.p_value or 0.0 for f in every]
+    beyond = [p for f, p in zip(every, own, strict=True) if null.p_value(f.score) <= alpha]
+    findings = detector.judge(evidence, classes, max(beyond, default=min(own) * (1 - 1e-9)))
+    # where most classes lie beyond the table their own p-values tie, and the others come with them
+    findings = [
+        f for f in findings if f.level != ERROR or f.p_value is None or null.p_value(f.score) <= alpha
+    ]
+    return [
+        _told(f, null.words) if f.p_value is None
+        else _told(replace(f, p_value=null.p_value(f.score), threshold=null.critical(alpha)), null.words)
+        for f in findings
+    ]  # fmt: skip
+
+
+def _told(finding: Finding, null: str) -> Finding:
+    """The finding, with what its p-value rests on."""
+    return replace(finding, details={**finding.details, "null": null})
+
+
+def make(lines: Sequence[Mapping[str, Any]], pooled: bool = False) -> list[dict[str, Any]]:
+    """Tables from lines of the bench on clean networks, one for every detector, setting and kind.
+
+    Args:
+        lines: of the bench.
+        pooled: one table for networks of every kind instead.
+    """
+    if pooled:
+        everything = {"layout": ANY, "shape": [], "classes": 0}
+        kinds = " and ".join(sorted({str(line["task"]) for line in lines if line.get("attack") is None}))
+        lines = [{**line, **everything, "task": kinds, "arch": None} for line in lines]
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        if line.get("attack") is None and line.get("score") is not None:
+            line = {**line, "detector": line.get("detector") or line.get("audit")}
+            key = [line["detector"], line["settings"], line["layout"], line["shape"], line["classes"]]
+            groups.setdefault(json.dumps(key, sort_keys=True), []).append(line)
+    found = []
+    for part in groups.values():
+        first = part[0]
+        made = {
+            "kind": " ".join(filter(None, [first["task"], first.get("arch")])),
+            "networks": sorted(line["net"] for line in part),
+            "recipes": sorted({json.dumps(line["recipe"], sort_keys=True) for line in part}),
+            "backsweep": first["backsweep"], "torch": first["torch"],
+        }  # fmt: skip
+        scores = sorted(round(float(line["score"]), 6) for line in part)
+        keys = ("detector", "settings", "layout", "shape", "classes")
+        found.append(asdict(Null(**{k: first[k] for k in keys}, scores=scores, made=made)))
+    return found

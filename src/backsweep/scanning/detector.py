@@ -1,0 +1,99 @@
+"""What a detector of models is: units of work, evidence, findings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from backsweep.core.method import Method
+from backsweep.inputs.samples import Data
+from backsweep.models.model import Model
+from backsweep.reports.report import Evidence, Finding
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that can be done alone, in any order, on any machine.
+
+    Attributes:
+        key: name within the detector; names the trigger's file too.
+        target, source: the classes it looks at, None for all.
+    """
+
+    key: str
+    target: int | None = None
+    source: int | None = None
+
+
+def units_in_a_pass(model: Model, inputs: int) -> int:
+    """How many units of `inputs` inputs each share a pass.
+
+    On a CPU one after another (a small batch stays in the cache); on a GPU as many as take about 2 GiB of
+    activations, at 64 copies of the input.
+    """
+    if model.device.type == "cpu":
+        return 1
+    return max(1, 2**31 // (4 * 64 * math.prod(model.shape) * inputs))
+
+
+@dataclass(frozen=True)
+class ModelDetector(Method):
+    """Says whether a model is backdoored.
+
+    `probe` measures and has no opinion; `judge` has one and needs neither model nor data, so that a
+    saved scan can be judged again. Rule ids (`code`) are permanent.
+    """
+
+    noun: ClassVar[str] = "detector"
+    package: ClassVar[str] = "backsweep.scanning.detectors"
+    group: ClassVar[str] = "backsweep.detectors"
+    code: ClassVar[str] = ""
+
+    def applies(self, model: Model, data: Data) -> str:
+        """Why this detector cannot look at this model, "" when it can."""
+        return ""
+
+    def depends_on(self) -> dict[str, str]:
+        """Digests of what evidence hangs on beside the settings, such as the content of a file they name."""
+        return {}
+
+    def units(self, model: Model, data: Data) -> Sequence[Unit]:
+        """The work, one unit per class unless said otherwise."""
+        return [Unit(f"class-{t}", target=t) for t in range(model.classes)]
+
+    def more(self, model: Model, data: Data, evidence: Sequence[Evidence]) -> Sequence[Unit]:
+        """Further units, seen what all units so far have yielded; none ends the scan.
+
+        A detector that screens first and looks closer afterwards says here where. What it says must
+        follow from the evidence alone, so that an interrupted scan goes on where it was.
+        """
+        return []
+
+    def chunk(self, model: Model) -> int:
+        """How many units share a pass on this device. The same on every machine of a kind, so that
+        results do not hang on how the work is spread."""
+        return 1
+
+    def probe(
+        self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
+    ) -> list[Evidence]:
+        """Measure some units.
+
+        Args:
+            model: a frozen working copy.
+            data: clean samples.
+            units: what to do in this call.
+            seed: of the scan; a unit's own seed derives from it.
+            tick: told now and then which share of this call is done.
+        """
+        raise NotImplementedError
+
+    def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
+        """Findings from the evidence of all units."""
+        raise NotImplementedError
+
+    def rows(self, evidence: Sequence[Evidence], classes: int) -> list[Evidence]:
+        """The evidence for people, one record for each class or pair that can be suspected."""
+        return list(evidence)

@@ -1,0 +1,1 @@
+"""Detectors of models, one a file."""

@@ -1,0 +1,248 @@
+"""The default scan: cheap screens of every class and pair, a reference, and inversion where it matters.
+
+1. How large must a universal perturbation be that sends everything to a class? Measured for every class
+   in several spaces: faint pixels, tone curves, the embeddings of an early layer and of a later one.
+2. The same in a reference (`reference.py`); beside it, for every (source, target) and on few samples,
+   how many pixels does it take? What no class shows, a source-specific or an all-to-all backdoor, stands
+   out here as single cells.
+3. The cells that stand out, and as many that do not, are measured closer, in both networks.
+4. The patch of the most suspicious class is inverted for people to look at, and tried on the reference:
+   a natural trigger fools that one too, a planted one does not.
+
+How much smaller a class is than itself in the reference (`contrast.py`) is its statistic in a space;
+Cauchy's rule, which holds although they hang together, fuses the spaces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from backsweep.core.statistics import chance_of_index
+from backsweep.inputs.samples import Data
+from backsweep.models.model import Model
+from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
+from backsweep.scanning.contrast import (
+    Cell,
+    Contrast,
+    Suspect,
+    contrast,
+    mean_of,
+    sample,
+    sizes_of,
+    stand_below,
+    stand_out,
+    suspects,
+)  # fmt: skip
+from backsweep.scanning.detector import ModelDetector, Unit, units_in_a_pass
+from backsweep.scanning.screens import SPACES, Screen, Values
+
+# Chosen on networks that nothing is judged on: docs/decisions/0007.
+LEAST_SPREAD = {"dense": 0.1, "sparse": 0.1, "tone": 0.5, "early": 0.1, "late": 0.12, "pairs": 0.12}
+MEAN_SPREAD = 0.08  # of their mean over the spaces of pixels and embeddings
+CLOSER = 6  # cells measured closer, and as many others to compare with
+ALONE_SPREAD = 0.25  # of the log sizes themselves, where no reference is asked for
+SHORT = 20  # classes that are measured in the reference; of more, those that stand out and some others
+PAIRS = 2000  # most cells of the screen; beyond, the targets that a source is nearest to
+
+
+@dataclass(frozen=True)
+class Cascade(ModelDetector):
+    """Finds classes and pairs that a change of any kind reaches far more easily than in a reference.
+
+    Attributes:
+        spaces: names of the spaces in which classes are measured (`screens.SPACES`), with "+" between.
+        pairs: whether (source, target) cells are screened.
+        reference: whether classes are compared with themselves in a reference, or with each other.
+        steps: budgets on a path.
+        batch: inputs of a class in a step; pairs take a half of it.
+    """
+
+    name: ClassVar[str] = "cascade"
+    summary: ClassVar[str] = "every class and pair in several spaces, against a washed reference"
+    code: ClassVar[str] = "BSW110"
+
+    spaces: str = "dense+sparse+tone+early+late"
+    pairs: bool = True
+    reference: bool = True
+    steps: int = 20
+    batch: int = 12
+
+    def __post_init__(self) -> None:
+        if not set(self._names()) <= set(SPACES):
+            raise ValueError(f"spaces {self.spaces!r}: there are {', '.join(SPACES)}")
+        if min(self.steps, self.batch) < 2:
+            raise ValueError("steps and batch are at least 2")
+
+    def _names(self) -> list[str]:
+        return self.spaces.split("+")
+
+    def chunk(self, model: Model) -> int:
+        return units_in_a_pass(model, self.batch)
+
+    def units(self, model: Model, data: Data) -> Sequence[Unit]:
+        return [Unit(f"class-{s}-{t}", t) for s in self._names() for t in range(model.classes)]
+
+    def more(self, model: Model, data: Data, evidence: Sequence[Evidence]) -> Sequence[Unit]:
+        done = {e.unit.split("-")[0] for e in evidence}
+        present = [int(c) for c in data.y.unique()]
+        following: list[Unit] = []
+        if not done & {"reference", "pairs", "trigger"}:
+            again = self._again(evidence) if self.reference else []
+            following = [Unit(f"reference-{s}-{t}", t) for s, t in again]
+            following += [Unit(f"pairs-{s}", None, s) for s in present if self.pairs]
+        elif "pairs" in done and "closer" not in done:
+            standing, others = self._standing(evidence)
+            following = [Unit(f"closer-{s}-{t}", t, s) for s, t in (*standing, *others)]
+        if not following and "trigger" not in done:
+            first = self._suspects(evidence, model.classes)[0]
+            following = [Unit(f"trigger-{first.target}", first.target, first.source)]
+        return following
+
+    def _again(self, evidence: Sequence[Evidence]) -> list[tuple[str, int]]:
+        """Classes to measure in the reference: all; of many, the smallest of every space and some others."""
+        chosen: list[tuple[str, int]] = []
+        for name in self._names():
+            sizes = sizes_of(evidence, f"class-{name}-")
+            chosen += [(name, t) for _, t in sample(sorted(sizes, key=lambda c: sizes[c]), SHORT)]
+        return chosen
+
+    def _standing(self, evidence: Sequence[Evidence]) -> tuple[list[Cell], list[Cell]]:
+        """Cells of the screen that stand out, and usual ones."""
+        cells: dict[Cell, float] = {}
+        for e in evidence:
+            if e.unit.startswith("pairs-"):
+                values = {k: v for k, v in e.values.items() if k.startswith("to_")}
+                cells |= {(e.source, int(k.removeprefix("to_"))): float(v or 0) for k, v in values.items()}
+        return stand_out(cells, CLOSER)
+
+    def probe(
+        self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
+    ) -> list[Evidence]:
+        screen = Screen(model, data, self.name, seed, self.steps, self.batch)
+        groups: dict[str, list[Unit]] = {}
+        for u in units:  # the classes of one space share their passes
+            kind = u.key.split("-")[0]
+            groups.setdefault(
+                u.key.rpartition("-")[0] if kind in ("class", "reference") else u.key, []
+            ).append(u)
+        found: dict[str, Evidence] = {}
+        for done, (key, part) in enumerate(groups.items()):
+            kind, _, name = key.partition("-")
+            if kind in ("class", "reference"):
+                evidence = screen.classes(name, part, compared=kind == "reference")
+            elif kind == "pairs":
+                evidence = [screen.pairs(part[0], PAIRS, few=model.classes > SHORT)]
+            elif kind == "closer":
+                evidence = [screen.closer(part[0], self.reference)]
+            else:
+                evidence = [screen.patch(part[0], self.reference)]
+            found |= {e.unit: e for e in evidence}
+            tick((done + 1) / len(groups))
+        return [found[u.key] for u in units]
+
+    def _suspects(self, evidence: Sequence[Evidence], classes: int) -> list[Suspect]:
+        """All classes, most suspicious first."""
+        spaces = {n: self._contrast(evidence, n, f"class-{n}-", f"reference-{n}-") for n in self._names()}
+        joint = [c for n, c in spaces.items() if n != "tone"]
+        if self.reference and len(joint) > 1:
+            spaces["mean"] = mean_of(joint, MEAN_SPREAD)
+        pairs = None
+        if self.pairs:
+            pairs = self._contrast(evidence, "pairs", "closer-", "closer-", self._standing(evidence)[1])
+        return suspects(spaces, pairs, classes)
+
+    def _contrast(
+        self,
+        evidence: Sequence[Evidence],
+        name: str,
+        own: str,
+        other: str,
+        usual: Sequence[Cell] | None = None,
+    ) -> Contrast:
+        """One space; without a reference the classes are compared with each other."""
+        sizes = sizes_of(evidence, own)
+        if not self.reference:
+            return contrast(sizes, dict.fromkeys(sizes, 0.0), ALONE_SPREAD, usual)
+        there = sizes_of(evidence, other, "reference_log_size" if own == other else "log_size")
+        return contrast(sizes, there, LEAST_SPREAD[name], usual, fitted=usual is None)
+
+    def rows(self, evidence: Sequence[Evidence], classes: int) -> list[Evidence]:
+        """One record for each class: its suspicion and the sigmas of every space."""
+        triggers = {e.target: e for e in evidence if e.trigger is not None}
+        found = []
+        for s in sorted(self._suspects(evidence, classes), key=lambda s: s.target):
+            own = triggers.get(s.target)
+            values: Values = {"suspicion": -math.log10(s.chance), **{f"z_{k}": v for k, v in s.z.items()}}
+            values |= own.values if own else {}
+            trigger = own.trigger if own else None
+            found.append(Evidence(self.name, f"class-{s.target}", s.target, s.source, values, trigger))
+        return found
+
+    def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
+        suspects = self._suspects(evidence, classes)
+        trial = next((e for e in evidence if e.unit.startswith("trigger-")), None)
+        doubt = self._doubt(trial, classes)
+        flagged = [s for s in suspects if s.p_value <= alpha]
+        findings = []
+        for s in flagged or suspects[:1]:
+            own = trial if trial is not None and trial.target == s.target else None
+            findings.append(Finding(
+                self.code, self.name, WARNING if doubt else ERROR if flagged else NOTE,
+                doubt or _message(s, own, bool(flagged)), s.target, s.source,
+                score=-math.log10(s.chance), threshold=-math.log10(-math.expm1(math.log1p(-alpha) / classes)),
+                p_value=None if classes < 3 else s.p_value, trigger=own.trigger if own else None,
+                attack_success_rate=float(own.values["attack_success_rate"] or 0) if own else None,
+                details={f"z_{k}": v for k, v in s.z.items()},
+            ))  # fmt: skip
+        return findings + self._natural(evidence, classes, alpha, {f.target for f in findings if flagged})
+
+    def _natural(
+        self, evidence: Sequence[Evidence], classes: int, alpha: float, planted: set[int | None]
+    ) -> list[Finding]:
+        """Classes that stand out in the network and in the reference alike: shortcuts, not backdoors."""
+        own, there = (
+            stand_below(sizes_of(evidence, f"{k}-dense-"), ALONE_SPREAD) for k in ("class", "reference")
+        )
+        return [
+            Finding(
+                "BSW111", self.name, NOTE,
+                "exploitable natural shortcut: a faint change sends other classes here, as in the reference",
+                t, score=own[t], details={"index": own[t], "reference_index": there[t]},
+            )
+            for t in own
+            if t in there and t not in planted and classes > 2
+            and chance_of_index(min(own[t], there[t]), classes, floored=True) <= alpha
+        ]  # fmt: skip
+
+    def _doubt(self, trial: Evidence | None, classes: int) -> str:
+        """Why this cannot be told either way; "" when it can."""
+        if classes < 3:
+            return "cannot tell: with 2 classes no class can stand out from the others"
+        right = trial.values.get("reference_accuracy") if trial else None
+        if right is not None and trial and float(right) < 0.5 * float(trial.values["accuracy"] or 0):
+            return (
+                f"cannot tell: the washed reference is right on {float(right):.0%} of the samples only, too "
+                "weak to compare with; give more clean samples, or a reference network (--reference)"
+            )
+        return ""
+
+
+def _message(s: Suspect, trial: Evidence | None, flagged: bool) -> str:
+    """What is found about a class, in a sentence."""
+    where = max(s.z, key=lambda k: s.z[k], default="")
+    if not flagged:
+        most = f"most so: {where}, {s.z.get(where, 0):.1f} sigma"
+        return f"no class is easier to reach than in the reference ({most})"
+    whom = "every class" if s.source is None else f"class {s.source}"
+    patch = ""
+    if trial is not None and float(trial.values["attack_success_rate"] or 0) > 0.5:
+        rate, there = (trial.values.get(k) for k in ("attack_success_rate", "reference_success_rate"))
+        patch = (
+            f"; a patch of {trial.values['norm']:.0f} pixels does it for {float(rate or 0):.0%} of samples"
+        )
+        if there is not None:
+            patch += f", on the reference for {float(there):.0%}"
+    return f"{whom} is sent here by a much smaller change than usual ({s.z.get(where, 0):.1f} sigma){patch}"

@@ -1,0 +1,198 @@
+"""`scan`: from a model and clean data to a report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from backsweep.core.discovery import make
+from backsweep.core.errors import BadInput
+from backsweep.core.progress import OnEvent
+from backsweep.core.seeds import derive_seed, run_key
+from backsweep.core.versions import versions
+from backsweep.engine.engine import Engine
+from backsweep.engine.jobs import Lost
+from backsweep.formats.opening import load
+from backsweep.inputs.samples import Data
+from backsweep.models.checks import (
+    as_model,
+    as_reference,
+    check_fit,
+    describe_model,
+    doubtful_accuracy,
+    pick_device,
+)
+from backsweep.models.model import Model
+from backsweep.reports.report import Evidence, Note, Report, worst_first
+from backsweep.scanning import calibration
+from backsweep.scanning.collect import collect
+from backsweep.scanning.detector import ModelDetector
+
+DEFAULT_DETECTORS = ("cascade", "neural_cleanse")
+EXAMPLES = 8
+
+
+def scan(
+    model: Model | nn.Module,
+    data: Any,
+    detectors: Sequence[str | ModelDetector] | str | ModelDetector | None = None,
+    alpha: float = 0.05,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    engine: str | Engine | None = None,
+    on_event: OnEvent | None = None,
+    out: str | os.PathLike[str] | None = None,
+    reference: Model | nn.Module | None = None,
+) -> Report:
+    """Look for a backdoor in a model.
+
+    Args:
+        model: a `Model`, or any module over inputs in [0, 1] (its classes are then read from its
+            output).
+        data: clean samples: a `Data`, an (x, y) pair or a torch `Dataset`.
+        detectors: names or instances; None takes the default ones.
+        alpha: false-alarm rate that is accepted.
+        seed: of everything that is drawn.
+        device: where to compute; None takes a GPU when there is one.
+        engine: where units of work are computed: an `Engine`, or "dask" or "ray" for one on this machine;
+            None is this process.
+        on_event: told about progress (`run.Event`).
+        out: folder for the report; a second scan with the same settings goes on where an
+            interrupted one stopped.
+        reference: an independent network for the same classes that is known to be clean, to compare
+            with; None makes one from the suspect and the clean samples (`reference.py`).
+
+    Raises:
+        BadInput: model, data or settings cannot be used.
+    """
+    checked_alpha(alpha)
+    engine = Engine.of(engine)
+    clock = time.perf_counter(), time.process_time()
+    data = Data.of(data)
+    model = as_model(model, data)
+    check_fit(model, data)
+    methods = choose(detectors)
+    device = pick_device(device)
+    work = model.copy(device)
+    work.reference = None if reference is None else as_reference(reference, model, data).copy(device)
+    accuracy = work.accuracy(data.x, data.y)
+    examples = data.sample(EXAMPLES, derive_seed(seed, "examples"))
+    report = Report(
+        model=describe_model(model),
+        data={
+            "source": data.source, "is_path": Path(data.source).exists(),
+            "sha256": data.digest, "samples": len(data),
+            "classes_present": int(data.y.unique().numel()), "clean_accuracy": accuracy,
+            "example_labels": examples.y.tolist(),
+        },
+        settings={
+            "alpha": alpha, "seed": seed, "device": str(device),
+            "detectors": {m.name: m.settings() for m in methods},
+            "reference": work.reference.digest if work.reference else None,
+        },
+        versions=versions(),
+        examples=examples.x,
+    )  # fmt: skip
+    folder = Path(out) if out is not None else None
+    doubt = doubtful_accuracy(accuracy, data, model)
+    if doubt:
+        report.errors.append(Note("clean accuracy", doubt))
+    for method in [] if doubt else methods:
+        reason = method.applies(work, data)
+        if reason:
+            report.skipped.append(Note(method.name, reason))
+            continue
+        key = run_key(
+            model=model.digest, data=data.digest, detector=method.name, settings=method.settings(),
+            files=method.depends_on(), seed=seed, versions=report.versions, device=device.type,
+            chunk=method.chunk(work), preprocessing=[model.mean, model.std, model.layer],
+            reference=work.reference.digest if work.reference else None,
+        )  # fmt: skip
+        begin = time.perf_counter(), time.process_time()
+        try:
+            for evidence in collect(method, work, data, seed, key, folder, on_event, engine):
+                report.evidence.append(evidence)
+        except (RuntimeError, ArithmeticError, ValueError, TypeError, Lost) as e:
+            report.errors.append(Note(method.name, f"failed: {' '.join(str(e).split())[:300]}"))
+        report.timings[f"{method.name}_seconds"] = round(time.perf_counter() - begin[0], 3)
+        report.timings[f"{method.name}_cpu_seconds"] = round(time.process_time() - begin[1], 3)
+    judge(report)
+    report.timings["total_seconds"] = round(time.perf_counter() - clock[0], 3)
+    report.timings["total_cpu_seconds"] = round(time.process_time() - clock[1], 3)
+    if folder is not None:
+        report.save(folder)
+    return report
+
+
+def judge(report: Report, alpha: float | None = None) -> Report:
+    """Judge a report's evidence, again if need be, in place; needs neither model nor data.
+
+    Args:
+        report: with evidence.
+        alpha: another false-alarm rate than the one it was made with.
+    """
+    if alpha is not None:
+        report.settings["alpha"] = checked_alpha(alpha)
+    by_detector: dict[str, list[Evidence]] = {}
+    for e in report.evidence:
+        by_detector.setdefault(e.detector, []).append(e)
+    findings = []
+    for name, evidence in by_detector.items():
+        method = make(ModelDetector, name, report.settings["detectors"][name])
+        share = report.settings["alpha"] / len(by_detector)
+        findings += calibration.judge(method, evidence, report.model, share)
+    report.findings = worst_first(findings)
+    return report
+
+
+def checked_alpha(alpha: float) -> float:
+    """A false-alarm rate that can be.
+
+    Raises:
+        BadInput: not between 0 and 1.
+    """
+    if not 0 < alpha < 1:
+        raise BadInput(f"alpha {alpha} is not between 0 and 1")
+    return alpha
+
+
+def open_both(
+    model: str, data: str, *, shape: Sequence[int] | None = None, resize: bool = False, **settings: Any
+) -> tuple[Model, Data]:
+    """Load a model file and open clean data for it.
+
+    A file that says its own input shape decides how the data is read; a plain state dict takes the
+    shape of the data.
+
+    Args:
+        model, data: paths.
+        shape: of one input, if it is to be forced.
+        resize: resize images to the model's input; models that say so themselves need no asking.
+        settings: of `load`.
+    """
+    unknown = settings.get("arch") is not None and shape is None and not resize
+    found = Data.open(data) if unknown else None
+    data_shape = tuple(found.x.shape[1:]) if found is not None else None
+    loaded = load(model, **settings, shape=shape, data_shape=data_shape)
+    if found is not None and loaded.shape == data_shape and loaded.labels is None:
+        return loaded, found
+    return loaded, Data.open(data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize)
+
+
+def choose(detectors: Sequence[str | ModelDetector] | str | ModelDetector | None) -> list[ModelDetector]:
+    """Instances of the detectors asked for, each at most once."""
+    if detectors is None:
+        detectors = DEFAULT_DETECTORS
+    elif isinstance(detectors, str | ModelDetector):
+        detectors = [detectors]
+    chosen = [d if isinstance(d, ModelDetector) else make(ModelDetector, d) for d in detectors]
+    names = [m.name for m in chosen]
+    if not names or len(set(names)) < len(names):
+        raise BadInput("name at least one detector, and each only once")
+    return chosen

@@ -1,0 +1,1 @@
+"""Shadow networks and the meta-classifier (Meta Neural Analysis)."""

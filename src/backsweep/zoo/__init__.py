@@ -1,0 +1,1 @@
+"""Attacked and clean networks with their truth."""

@@ -1,0 +1,81 @@
+"""Washing: the accuracy comes back, the backdoor does not, and the suspect stays as it was."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from backsweep.inputs.samples import Data
+from backsweep.models.training import Recipe, fit
+from backsweep.models.washing import RECIPES, redraw, reference_of, washed
+from conftest import Twins
+
+
+def test_the_accuracy_comes_back_and_the_backdoor_does_not(twins: Twins) -> None:
+    model = twins.infected.copy("cpu")
+    before = model.digest
+    reference = washed(model, twins.data, 0)
+    assert model.success_rate(twins.trigger, twins.data) > 0.9
+    assert reference.success_rate(twins.trigger, twins.data) < 0.3
+    assert reference.accuracy(twins.data.x, twins.data.y) > 0.9
+    model._digest = ""
+    assert model.digest == before
+    assert not any(p.requires_grad for p in reference.net.parameters())
+    assert reference.reference is None
+
+
+def test_the_same_seed_gives_the_same_reference_and_it_is_made_once(twins: Twins) -> None:
+    quick = ((3, 64, 3e-3),)
+    model = twins.clean.copy("cpu")
+    a, b, c = (washed(model, twins.data, seed, quick) for seed in (1, 1, 2))
+    assert all(torch.equal(p, q) for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True))
+    assert any(not torch.equal(p, q) for p, q in zip(a.net.parameters(), c.net.parameters(), strict=True))
+    model.reference = a
+    assert reference_of(model, twins.data, 9) is a
+
+
+def test_a_harder_recipe_is_tried_where_the_first_was_not_enough(twins: Twins) -> None:
+    model = twins.clean.copy("cpu")
+    weak = washed(model, twins.data, 0, ((1, 64, 1e-6),))
+    better = washed(model, twins.data, 0, ((1, 64, 1e-6), RECIPES[0]))
+    assert weak.accuracy(twins.data.x, twins.data.y) < 0.5
+    assert better.accuracy(twins.data.x, twins.data.y) > 0.9
+
+
+def test_only_the_later_half_is_drawn_anew() -> None:
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 4, 3), torch.nn.BatchNorm2d(4),
+        torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Linear(8, 3),
+    )  # fmt: skip
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(5.0)
+        for b in net.buffers():
+            b.fill_(7)
+    redraw(net, torch.Generator().manual_seed(0))
+    kept = {name for name, p in net.named_parameters() if bool((p == 5).all())}
+    assert kept == {"0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias", "3.weight", "3.bias"}
+    weights = dict(net.named_parameters())
+    assert abs(float(weights["5.weight"].detach().std()) - (2 / 64) ** 0.5) < 0.05
+    assert float(weights["5.bias"].detach().abs().max()) == 0
+
+
+def test_running_statistics_of_the_later_half_start_anew() -> None:
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 4, 3), torch.nn.BatchNorm2d(4)
+    )
+    for b in net.buffers():
+        b.fill_(7)
+    redraw(net, torch.Generator().manual_seed(0))
+    buffers = dict(net.named_buffers())
+    assert float(buffers["1.running_mean"][0]) == 7
+    assert float(buffers["3.running_mean"][0]) == 0
+    assert float(buffers["3.running_var"][0]) == 1
+
+
+def test_a_last_batch_of_one_sample_is_left_out() -> None:
+    """BatchNorm refuses a batch of one; a user's number of samples may leave one."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    data = Data(torch.rand((9, 1, 8, 8), generator=torch.Generator().manual_seed(0)), torch.arange(9) % 2)
+    fit(net, data, Recipe(epochs=2, batch_size=4, bf16=False), seed=0)
+    assert not net.training

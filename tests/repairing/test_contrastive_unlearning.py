@@ -1,0 +1,128 @@
+"""Contrastive unlearning, recovery of fresh triggers, and the re-tuning check, on the digits twins."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from backsweep.core.seeds import derive_seed
+from backsweep.inputs.image.triggers import Patch
+from backsweep.inversion.budget import Dense
+from backsweep.inversion.recover import recover, works
+from backsweep.models.model import Model
+from backsweep.models.washing import washed
+from backsweep.repairing.method import Case
+from backsweep.repairing.methods.contrastive_unlearning import ContrastiveUnlearning, _shift, _stamp
+from backsweep.repairing.relapse import retuned
+from conftest import Twins
+
+
+def case_of(twins: Twins, model: Model, suspected: bool) -> Case:
+    held_out, clean = twins.data.parted(0.25, 1)
+    aims = [(None, twins.trigger.target)] if suspected else []
+    return Case(model.copy("cpu"), clean, held_out, [twins.trigger] if suspected else [], aims, seed=3)
+
+
+@pytest.fixture(scope="module")
+def case(twins: Twins) -> Case:
+    return case_of(twins, twins.infected, suspected=True)
+
+
+@pytest.fixture(scope="module")
+def repaired(case: Case) -> Model:
+    return ContrastiveUnlearning().apply(case)
+
+
+def test_the_backdoor_goes_and_the_accuracy_stays(twins: Twins, case: Case, repaired: Model) -> None:
+    assert case.model.success_rate(twins.trigger, case.held_out) > 0.9
+    assert repaired.success_rate(twins.trigger, case.held_out) < 0.1
+    assert case.accuracy(repaired) >= case.accuracy(case.model) - 0.04
+
+
+def test_the_suspect_is_untouched_and_the_seed_decides(twins: Twins, case: Case, repaired: Model) -> None:
+    for name, value in twins.infected.net.state_dict().items():
+        assert torch.equal(case.model.net.state_dict()[name], value)
+    assert not any(p.requires_grad for p in case.model.net.parameters())
+    again = ContrastiveUnlearning().apply(case).net.state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in repaired.net.state_dict().items())
+    other = ContrastiveUnlearning().apply(dataclasses.replace(case, seed=4)).net.state_dict()
+    assert any(not torch.equal(v, other[k]) for k, v in repaired.net.state_dict().items())
+
+
+def test_a_clean_network_in_which_nothing_is_suspected_keeps_its_accuracy(twins: Twins) -> None:
+    case = case_of(twins, twins.clean, suspected=False)
+    repaired = ContrastiveUnlearning().apply(case)
+    assert case.accuracy(repaired) >= case.accuracy(case.model) - ContrastiveUnlearning().loss / 2
+
+
+def test_without_suspicion_a_repair_that_costs_accuracy_is_not_made(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(twins, twins.clean, suspected=False)
+
+    def ruined(self: object, case: Case, start: Model, reference: Model, rate: float) -> Model:
+        twin = case.model.copy()
+        for p in twin.net.parameters():
+            p.zero_()
+        return twin
+
+    monkeypatch.setattr(ContrastiveUnlearning, "_unlearned", ruined)
+    assert ContrastiveUnlearning().apply(case) is case.model
+
+
+def test_too_few_samples_are_refused_in_a_sentence(case: Case) -> None:
+    few = dataclasses.replace(case, clean=case.clean[:30])
+    assert "at least 5 for each class" in ContrastiveUnlearning().applies(few)
+    assert ContrastiveUnlearning().applies(case) == ""
+
+
+def test_what_is_stamped(twins: Twins, case: Case) -> None:
+    x, generator = case.clean.x[:16], torch.Generator().manual_seed(0)
+    stamped = _stamp(twins.trigger)(x, generator)(case.model)
+    assert torch.equal(stamped, case.model.logits(twins.trigger(x)))
+    delta = torch.zeros(2, *x.shape[1:])
+    delta[:, 0, 0, 0] = torch.tensor([0.1, 0.2])
+    seen: list[torch.Tensor] = []
+
+    class Spy(Dense):
+        def logits(self, model: Model, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+            seen.append(delta)
+            return model.logits(x)
+
+    _shift(Spy(), delta, reach=3.0)(x, generator)(case.model)
+    moved = seen[0][:, 0, 0, 0]
+    assert float(moved.min()) >= 0.1 - 1e-6
+    assert float(moved.max()) <= 0.6 + 1e-6
+    assert len(moved.unique()) > 8, "each input draws how much it is enlarged"
+
+
+def test_fresh_triggers_work_and_follow_the_seed(twins: Twins, case: Case) -> None:
+    way = (None, twins.trigger.target)
+    found = recover(case.model, case.clean, [way, (None, None)], seed=1)
+    assert {n for n, _ in found} >= {"faint pixels", "few pixels"}
+    assert all(works(case.model, t, case.clean) and t.target == way[1] for _, t in found)
+    again = recover(case.model, case.clean, [way], seed=1)
+    assert [t.size for _, t in again] == [t.size for _, t in found]
+    assert recover(case.model, case.clean, [(11, 3)], seed=1) == []
+
+
+def test_retuning_brings_back_what_is_there_and_not_what_is_not(twins: Twins, case: Case) -> None:
+    """A network whose backdoor is merely asleep relapses; the clean twin does not catch it from so little."""
+    asleep = twins.infected.copy()
+    trigger = twins.trigger
+    assert isinstance(trigger, Patch)
+    rates = {
+        name: retuned(model, case.clean, trigger, 1).success_rate(trigger, case.held_out)
+        for name, model in (("asleep", asleep), ("clean", twins.clean.copy()))
+    }
+    assert rates["asleep"] > 0.9
+    assert rates["clean"] < 0.5
+    assert asleep.success_rate(trigger, case.held_out) > 0.9
+
+
+def test_a_washed_copy_is_a_network_of_its_own(case: Case) -> None:
+    copy = washed(case.model, case.clean, derive_seed(0, "wash"))
+    assert copy.net is not case.model.net
+    assert copy.accuracy(case.held_out.x, case.held_out.y) > 0.8

@@ -1,0 +1,195 @@
+"""The default scan: catches the planted twin, passes the clean one, and looks closer where it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import backsweep
+from backsweep.core.errors import BadInput
+from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Report
+from backsweep.scanning.collect import collect
+from backsweep.scanning.detectors.cascade import CLOSER, Cascade
+from backsweep.zoo.build import Entry, build_net, load_data
+from conftest import Twins
+
+
+@pytest.fixture(scope="module")
+def reports(twins: Twins) -> dict[str, Report]:
+    found = {n: backsweep.scan(getattr(twins, n), twins.data, device="cpu") for n in ("infected", "clean")}
+    for report in found.values():
+        assert list(report.settings["detectors"]) == ["cascade", "neural_cleanse"]
+        report.evidence = [e for e in report.evidence if e.detector == "cascade"]
+        backsweep.judge(report)
+    return found
+
+
+def test_tells_the_twins_apart_by_default(twins: Twins, reports: dict[str, Report]) -> None:
+    bad, good = reports["infected"], reports["clean"]
+    assert (bad.verdict, bad.targets) == ("backdoored", (twins.trigger.target,))
+    assert (good.verdict, good.targets) == ("clean", ())
+    assert good.p_value is not None
+    assert bad.p_value is not None
+    assert bad.p_value <= 0.05 < good.p_value
+    top = bad.findings[0]
+    assert top.trigger is not None
+    assert (top.attack_success_rate or 0) > 0.9
+    trial = next(e for e in bad.evidence if e.unit.startswith("trigger"))
+    assert float(trial.values["reference_success_rate"] or 0) < 0.5, (
+        "a planted trigger works on the suspect alone"
+    )
+
+
+def test_the_stages_follow_each_other(reports: dict[str, Report]) -> None:
+    kinds = [e.unit.split("-")[0] for e in reports["clean"].evidence]
+    assert list(dict.fromkeys(kinds)) == ["class", "reference", "pairs", "closer", "trigger"]
+    assert kinds.count("class") == kinds.count("reference") == 50
+    assert kinds.count("pairs") == 10
+    assert kinds.count("closer") == 2 * CLOSER
+    assert kinds.count("trigger") == 1
+
+
+def test_parts_can_be_left_out(twins: Twins) -> None:
+    model = twins.clean.copy("cpu")
+    bare = Cascade(spaces="dense", pairs=False, reference=False, steps=4, batch=4)
+    evidence = list(collect(bare, model, twins.data, seed=0, key="k"))
+    assert [e.unit.split("-")[0] for e in evidence] == ["class"] * 10 + ["trigger"]
+    assert model.reference is None, "no reference is made that nobody asked for"
+    (first, *_) = bare.judge(evidence, 10, 0.05)
+    assert set(first.details) == {"z_dense"}
+
+
+@pytest.mark.parametrize("wrong", [{"spaces": "dense+dens"}, {"steps": 1}, {"batch": 0}])
+def test_wrong_settings(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"spaces|at least"):
+        Cascade(**wrong)  # type: ignore[arg-type]
+
+
+def records(classes: int, small: dict[int, float], pairs: dict[tuple[int, int], float]) -> list[Evidence]:
+    """Evidence of a network whose classes and pairs are as in the reference, but for the given ones."""
+    found = []
+    jitter = torch.rand((classes, 10), generator=torch.Generator().manual_seed(0)) * 0.2
+    for i, space in enumerate(("dense", "sparse", "tone", "early", "late")):
+        for t in range(classes):
+            size = 2 + 0.1 * t + float(jitter[t, i])
+            found.append(
+                Evidence("cascade", f"class-{space}-{t}", t, None, {"log_size": size - small.get(t, 0)})
+            )
+            there = 2 + 0.1 * t + float(jitter[t, i + 5])
+            found.append(Evidence("cascade", f"reference-{space}-{t}", t, None, {"log_size": there}))
+    for s in range(classes):
+        cells = {f"to_{t}": 3.0 - pairs.get((s, t), 0.0) + 0.01 * t for t in range(classes) if t != s}
+        found.append(Evidence("cascade", f"pairs-{s}", None, s, dict(cells)))
+    standing, usual = Cascade()._standing(found)
+    for s_, t in (*standing, *usual):
+        values: dict[str, float | int | bool | str | None] = {
+            "log_size": 3.0 - pairs.get((s_ or 0, t), 0.0), "reference_log_size": 3.0
+        }  # fmt: skip
+        found.append(Evidence("cascade", f"closer-{s_}-{t}", t, s_, values))
+    trial: dict[str, float | int | bool | str | None] = {
+        "norm": 9.0, "reached": True, "attack_success_rate": 0.97, "reference_success_rate": 0.1,
+        "accuracy": 0.9, "reference_accuracy": 0.88,
+    }  # fmt: skip
+    return [*found, Evidence("cascade", "trigger-4", 4, None, trial)]
+
+
+def test_one_target_is_found_in_every_space() -> None:
+    (found, *_) = Cascade().judge(records(10, {4: 1.5}, {}), 10, 0.05)
+    assert (found.level, found.target, found.source) == (ERROR, 4, None)
+    assert "97%" in found.message
+    assert "on the reference for 10%" in found.message
+
+
+def test_a_source_specific_backdoor_names_its_source() -> None:
+    (found, *_) = Cascade().judge(records(10, {}, {(7, 2): 2.0}), 10, 0.05)
+    assert (found.level, found.target, found.source) == (ERROR, 2, 7)
+
+
+def test_all_to_all_is_several_targets_each_with_its_source() -> None:
+    cells = {(s, (s + 1) % 10): 2.0 for s in range(10)}
+    found = Cascade().judge(records(10, {}, cells), 10, 0.05)
+    flagged = [(f.source, f.target) for f in found if f.level == ERROR]
+    assert len(flagged) == CLOSER
+    assert set(flagged) <= set(cells)
+
+
+def test_a_clean_network_is_a_note() -> None:
+    findings = Cascade().judge(records(10, {}, {}), 10, 0.05)
+    assert [f.level for f in findings] == [NOTE]
+    assert findings[0].p_value is not None
+    assert findings[0].p_value > 0.2
+
+
+def test_what_is_easy_in_the_reference_too_is_a_natural_shortcut() -> None:
+    evidence = records(10, {}, {})
+    easy = [
+        Evidence(e.detector, e.unit, e.target, None, {"log_size": float(e.values["log_size"] or 0) - 3.0})
+        if e.target == 8 and e.unit.split("-")[0] in ("class", "reference") else e
+        for e in evidence
+    ]  # fmt: skip
+    findings = Cascade().judge(easy, 10, 0.05)
+    assert [(f.code, f.level, f.target) for f in findings if f.code == "BSW111"] == [("BSW111", NOTE, 8)]
+    assert all(f.level == NOTE for f in findings)
+    planted = [e if e.unit.startswith("reference") else s for e, s in zip(evidence, easy, strict=True)]
+    assert not [f for f in Cascade().judge(planted, 10, 0.05) if f.code == "BSW111"]
+
+
+def test_two_classes_and_a_weak_reference_cannot_be_told() -> None:
+    two = [
+        Evidence("cascade", f"{kind}-dense-{t}", t, None, {"log_size": float(t)})
+        for kind in ("class", "reference") for t in range(2)
+    ]  # fmt: skip
+    (found, *_) = Cascade(spaces="dense").judge(two, 2, 0.05)
+    assert (found.level, found.p_value) == (WARNING, None)
+    evidence = records(10, {4: 1.5}, {})
+    weak = {**evidence[-1].values, "reference_accuracy": 0.2}
+    evidence[-1] = Evidence("cascade", "trigger-4", 4, None, weak)
+    (found, *_) = Cascade().judge(evidence, 10, 0.05)
+    assert found.level == WARNING
+    assert "--reference" in found.message
+
+
+def test_of_many_classes_only_some_are_measured_in_the_reference(twins: Twins) -> None:
+    evidence = [
+        Evidence("cascade", f"class-{s}-{t}", t, None, {"log_size": float((7 * t) % 43)})
+        for s in ("dense", "sparse", "tone", "early", "late") for t in range(43)
+    ]  # fmt: skip
+    units = Cascade().more(twins.clean.copy("cpu"), twins.data, evidence)
+    again = [u for u in units if u.key.startswith("reference-dense")]
+    assert len(again) == 20
+    assert again[0].target == 0, "the smallest first"
+
+
+def test_a_reference_of_the_user_is_used_and_checked(twins: Twins) -> None:
+    fast = Cascade(spaces="dense", pairs=False, steps=6, batch=8)
+    report = backsweep.scan(twins.infected, twins.data, fast, device="cpu", reference=twins.clean)
+    assert report.settings["reference"] == twins.clean.digest
+    with pytest.raises(BadInput, match="the model itself"):
+        backsweep.scan(twins.clean, twins.data, fast, device="cpu", reference=twins.clean)
+    blind = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    torch.nn.init.zeros_(blind[1].weight)  # type: ignore[arg-type]  # one constant answer, whatever the draw
+    with pytest.raises(BadInput, match="no better than one constant answer"):
+        backsweep.scan(twins.clean, twins.data, fast, device="cpu", reference=blind)
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 7))
+    with pytest.raises(BadInput, match="7 classes"):
+        backsweep.scan(twins.clean, twins.data, fast, device="cpu", reference=other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("attack", "options"),
+    [("tact", {"rate": 0.03, "cover_rate": 0.03}), ("blended", {}), ("chessboard", {"d": 0.3})],
+)
+def test_other_kinds_of_trigger_on_digits(attack: str, options: dict[str, object], tmp_path: Path) -> None:
+    net = build_net(Entry("digits", attack, 5, dict(options), {"epochs": 30}), tmp_path)
+    data = load_data("digits")[1]
+    report = backsweep.scan(net.model(), data, "cascade", device="cpu")
+    target = net.triggers()[0].target
+    first = report.findings[0]
+    assert first.target == target
+    twin = build_net(Entry("digits", None, 5, {}, {"epochs": 30}), tmp_path)
+    clean = backsweep.scan(twin.model(), data, "cascade", device="cpu")
+    assert (first.score or 0) > (clean.findings[0].score or 0)
+    assert clean.verdict == "clean"
