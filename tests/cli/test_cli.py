@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import banks
-from backsweep.inputs.trigger import to_image
+from backsweep.inputs.image.pictures import to_image
 from conftest import Twins
 from many import BACKSWEEP
 from shells import ARCH, Shell

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from backsweep.cli import app
+from backsweep.inputs.image.pictures import to_image
 from backsweep.inputs.samples import Data
-from backsweep.inputs.trigger import to_image
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
 from backsweep.zoo.attacks.badnets import BadNets

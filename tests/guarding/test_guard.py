@@ -33,8 +33,9 @@ from backsweep.guarding.detector import SampleDetector, Score, Scorer
 from backsweep.guarding.detectors.scale_up import ScaleUp
 from backsweep.guarding.detectors.strip import Strip
 from backsweep.guarding.guard import Guard, guard, thirds
+from backsweep.inputs.image.pictures import to_image
 from backsweep.inputs.samples import Data
-from backsweep.inputs.trigger import Trigger, to_image
+from backsweep.inputs.trigger import Trigger
 from backsweep.models import architectures
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, Evidence, Finding, Report

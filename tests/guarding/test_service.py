@@ -26,7 +26,7 @@ from backsweep.guarding import service
 from backsweep.guarding.detectors.strip import Strip
 from backsweep.guarding.guard import Guard, guard
 from backsweep.guarding.service import Metrics, app, listen, server
-from backsweep.inputs.trigger import to_image
+from backsweep.inputs.image.pictures import to_image
 from conftest import Twins
 
 pytest.importorskip("fastapi")

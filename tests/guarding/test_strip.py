@@ -16,6 +16,7 @@ from backsweep.core.discovery import find
 from backsweep.core.errors import BadInput
 from backsweep.guarding.detector import SampleDetector, Scorer
 from backsweep.guarding.detectors.strip import Strip, best_words, swapped
+from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
@@ -72,10 +73,10 @@ def test_waveforms_are_added_around_silence() -> None:
     """(1 + 0.25) / 2 and (1 + 0.5) / 2 add up to (1 + 0.75) / 2; silence adds nothing."""
     overlays = torch.tensor([[0.75, 0.5, 0.25]]).reshape(1, 1, 1, 3)
     x = torch.tensor([[0.625, 0.5, 0.5]]).reshape(1, 1, 1, 3)
-    blend = Strip(form="audio").blends(x, {"overlays": overlays}, torch.tensor([0]))
+    blend = Strip(form="audio").blends(x, {"overlays": overlays}, torch.tensor([0]), IMAGE)
     assert torch.allclose(blend.flatten(), torch.tensor([0.875, 0.5, 0.25]))
     assert blend.shape == (1, 1, 1, 1, 3)
-    half = Strip(form="audio", weight=0.5).blends(x, {"overlays": overlays}, torch.tensor([0]))
+    half = Strip(form="audio", weight=0.5).blends(x, {"overlays": overlays}, torch.tensor([0]), IMAGE)
     assert torch.allclose(half.flatten(), torch.tensor([0.75, 0.5, 0.375]))
 
 

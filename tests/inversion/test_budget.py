@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backsweep.inversion.budget import Aim, Dense, Embedded, Path, Space, Sparse, Tone, follow
+from backsweep.inputs.image.spaces import Dense, Sparse, Tone
+from backsweep.inversion.budget import Aim, Embedded, OfInputs, Path, Space, follow
 from conftest import Twins
 
-SPACES: list[Space] = [Dense(), Sparse(), Tone(), Embedded(0), Embedded(1)]
+SPACES: list[Space] = [OfInputs(Dense()), OfInputs(Sparse()), OfInputs(Tone()), Embedded(0), Embedded(1)]
 
 
 def paths(twins: Twins, name: str, aims: list[Aim], space: Space, **how: int) -> list[Path]:
@@ -21,7 +22,9 @@ def paths(twins: Twins, name: str, aims: list[Aim], space: Space, **how: int) ->
     return follow(model, twins.data.x, twins.data.y, aims, space, steps=steps, batch=batch, bf16=False)
 
 
-@pytest.mark.parametrize("space", [Dense(), Sparse(), Embedded(0)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "space", [OfInputs(Dense()), OfInputs(Sparse()), Embedded(0)], ids=["Dense", "Sparse", "Embedded"]
+)
 def test_the_planted_class_needs_a_smaller_budget_than_in_the_clean_twin(twins: Twins, space: Space) -> None:
     aims = [Aim(t, None, t) for t in range(10)]
     bad, good = (paths(twins, n, aims, space) for n in ("infected", "clean"))
@@ -43,10 +46,10 @@ def test_an_aim_does_not_hang_on_its_neighbours(twins: Twins, space: Space) -> N
 
 
 def test_what_is_measured_lies_in_the_range_and_passes_are_counted(twins: Twins) -> None:
-    (path,) = paths(twins, "clean", [Aim(0, None, 0)], Dense(low=1e-6, high=1e-5), steps=4)
+    (path,) = paths(twins, "clean", [Aim(0, None, 0)], OfInputs(Dense(low=1e-6, high=1e-5)), steps=4)
     assert path.log_size == pytest.approx(4 * math.log(10) / 3, rel=0.1), "nothing was won"
     assert path.passes == 4 * 16
-    (easy,) = paths(twins, "clean", [Aim(0, None, 0)], Dense(low=50, high=100), steps=9)
+    (easy,) = paths(twins, "clean", [Aim(0, None, 0)], OfInputs(Dense(low=50, high=100)), steps=9)
     assert easy.log_size < 1.0
     assert easy.passes < 9 * 16, "a path stops when everything is won"
     assert easy.success > 0.97
@@ -84,9 +87,9 @@ def test_sparse_budgets_are_pixels() -> None:
 def test_a_tone_curve_shifts_values_and_interpolates(twins: Twins) -> None:
     model, x = twins.clean.copy("cpu"), twins.data.x[:4]
     flat = torch.full((4, 1, 9), 0.1)
-    assert torch.allclose(Tone().logits(model, x, flat), model.logits((x + 0.1).clamp(0, 1)), atol=1e-4)
+    assert torch.allclose(model.logits(Tone().apply(x, flat)), model.logits((x + 0.1).clamp(0, 1)), atol=1e-4)
     ramp = torch.linspace(0, 1, 9).expand(4, 1, 9)  # x + x
-    assert torch.allclose(Tone().logits(model, x, ramp), model.logits((2 * x).clamp(0, 1)), atol=1e-4)
+    assert torch.allclose(model.logits(Tone().apply(x, ramp)), model.logits((2 * x).clamp(0, 1)), atol=1e-4)
 
 
 def test_a_shift_of_the_embedding_is_added_where_it_says(twins: Twins) -> None:

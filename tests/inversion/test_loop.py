@@ -6,7 +6,9 @@ import math
 
 import torch
 
-from backsweep.inversion.loop import EPS, Job, PaperControl, PatchFamily, SmoothControl, invert
+from backsweep.inputs.family import EPS
+from backsweep.inputs.image.families import PatchFamily
+from backsweep.inversion.loop import Job, PaperControl, SmoothControl, invert
 from conftest import Twins
 
 

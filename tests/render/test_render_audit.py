@@ -20,6 +20,7 @@ from test_browser import VIEWS, browser, watch  # noqa: F401
 from test_render_repair import HOSTILE, SCRIPT, Page
 
 from backsweep.auditing.detector import class_evidence
+from backsweep.inputs.image.modality import IMAGE
 from backsweep.render.exchange.sarif import sarif
 from backsweep.render.pages import audit
 from backsweep.render.pages.audit import html
@@ -206,7 +207,7 @@ def test_map_tells_flagged_samples_by_shape_and_place() -> None:
 def test_pictures_are_those_of_the_samples() -> None:
     report = VARIED["found"]
     shown = report.pictures[0]
-    suspicious, typical = tiles(shown, report.scores["cross_confusion"], set(report.flagged.tolist()))
+    suspicious, typical = tiles(shown, report.scores["cross_confusion"], set(report.flagged.tolist()), IMAGE)
     assert [t.hot for t in suspicious + typical] == [True] * 8 + [False] * 8
     for tile, x, row in zip(suspicious, shown.pictures, shown.suspicious.tolist(), strict=False):
         image = Image.open(io.BytesIO(base64.b64decode(tile.picture.uri.split(",")[1])))

@@ -21,9 +21,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from backsweep.core.statistics import chance_of_index
+from backsweep.inputs.image.learned_space import Transformed, unet_weights
 from backsweep.inputs.image.triggers import Additive, Patch, SampleWise
 from backsweep.inputs.trigger import Trigger
-from backsweep.inversion.learned_space import Transformed, unet_weights
 from backsweep.render import repeat, standing, view
 from backsweep.render.exchange.sarif import sarif
 from backsweep.render.pages.chart import chart

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from backsweep.core.seeds import derive_seed
+from backsweep.inputs.image.spaces import Dense
 from backsweep.inputs.image.triggers import Patch
-from backsweep.inversion.budget import Dense
+from backsweep.inversion.budget import OfInputs
 from backsweep.inversion.recover import recover, works
 from backsweep.models.model import Model
 from backsweep.models.washing import washed
@@ -87,11 +88,11 @@ def test_what_is_stamped(twins: Twins, case: Case) -> None:
     seen: list[torch.Tensor] = []
 
     class Spy(Dense):
-        def logits(self, model: Model, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        def apply(self, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
             seen.append(delta)
-            return model.logits(x)
+            return x
 
-    _shift(Spy(), delta, reach=3.0)(x, generator)(case.model)
+    _shift(OfInputs(Spy()), delta, reach=3.0)(x, generator)(case.model)
     moved = seen[0][:, 0, 0, 0]
     assert float(moved.min()) >= 0.1 - 1e-6
     assert float(moved.max()) <= 0.6 + 1e-6

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import backsweep
+from backsweep.inputs.family import Family
+from backsweep.inputs.image.families import FrequencyFamily, PatchFamily, PixelFamily, WarpFamily, dct_matrix
 from backsweep.inputs.image.triggers import Additive, Warp
-from backsweep.inversion.image_families import FrequencyFamily, PixelFamily, WarpFamily, dct_matrix
-from backsweep.inversion.loop import Family, Job, PatchFamily, SmoothControl, invert
+from backsweep.inversion.loop import Job, SmoothControl, invert
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence
 from backsweep.scanning.detectors.inversion import Inversion
@@ -130,13 +131,15 @@ def test_warp_is_smooth_and_measured_in_pixels() -> None:
 
 @pytest.mark.parametrize("family", ["pixel", "frequency", "warp"])
 def test_a_unit_does_not_hang_on_its_neighbours(family: str, twins: Twins) -> None:
-    detector, model = Inversion(family=family, steps=15), twins.infected.copy("cpu")
+    model = twins.infected.copy("cpu")
     data = twins.data
     jobs = [Job(t, torch.nonzero(data.y != t).flatten(), seed=t) for t in range(3)]
 
     def run(part: list[Job]) -> list[float]:
         control = SmoothControl(len(part))
-        found = invert(model, data.x, part, detector._family(model), control, updates=15, batch=8)
+        found = invert(
+            model, data.x, part, model.modality.families(model.shape)[family], control, updates=15, batch=8
+        )
         return [f.trigger.size for f in found]
 
     assert torch.allclose(torch.tensor(run(jobs)), torch.tensor([run([j])[0] for j in jobs]), rtol=1e-2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import backsweep
-from backsweep.inputs.image.triggers import Patch, overlap
+from backsweep.inputs.image.triggers import Patch
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Report
 from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
 from conftest import Twins
@@ -33,7 +33,9 @@ def test_tells_the_twins_apart(twins: Twins, settings: dict[str, object]) -> Non
     assert good.p_value > 0.05
     found = bad.findings[0]
     assert isinstance(found.trigger, Patch)
-    jaccard, inside = overlap(found.trigger, twins.trigger)
+    agreed = found.trigger.overlap(twins.trigger)
+    assert agreed is not None
+    jaccard, inside = agreed
     assert jaccard > 0.2
     assert inside > 0.3
     assert found.attack_success_rate is not None

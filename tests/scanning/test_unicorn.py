@@ -12,17 +12,9 @@ from torch import Tensor, nn
 
 import backsweep
 from backsweep.core.errors import BadInput
+from backsweep.inputs.image.learned_space import Transformed, blend, box, inside, ssim, unet, unet_weights
 from backsweep.inputs.trigger import Trigger
-from backsweep.inversion.learned_space import (
-    Search,
-    Transformed,
-    blend,
-    box,
-    inside,
-    ssim,
-    unet,
-    unet_weights,
-)
+from backsweep.inversion.learned_space import Search
 from backsweep.models.architectures import gap_cnn
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Report

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backsweep.zoo.attacks import input_aware, wanet
 from backsweep.inputs.image.triggers import Generated, Warp
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, cross_entropy
 from backsweep.zoo.attack import Attack, Setup
+from backsweep.zoo.attacks import input_aware, wanet
 from backsweep.zoo.attacks.input_aware import InputAware, diversity
 from backsweep.zoo.attacks.wanet import WaNet
 from backsweep.zoo.tasks import TASKS

@@ -25,7 +25,6 @@ from backsweep.core.seeds import derive_seed, run_key
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
-from backsweep.inputs.image.triggers import Patch, overlap
 from backsweep.reports.report import ERROR, Note, Report, finite
 from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.scan import scan
@@ -159,8 +158,9 @@ def outcome(report: Report, net: build.Net) -> dict[str, Any]:
     top = report.findings[0] if report.findings else None
     jaccard = inside = None
     for planted in net.triggers():
-        if top is not None and isinstance(top.trigger, Patch) and isinstance(planted, Patch):
-            jaccard, inside = max((jaccard or 0.0, inside or 0.0), overlap(top.trigger, planted))
+        agreed = top.trigger.overlap(planted) if top is not None and top.trigger is not None else None
+        if agreed is not None:
+            jaccard, inside = max((jaccard or 0.0, inside or 0.0), agreed)
     notes = [f"{n.what}: {n.reason}" for n in (*report.skipped, *report.errors)]
     return {
         "verdict": report.verdict,

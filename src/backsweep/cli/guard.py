@@ -179,7 +179,7 @@ def read_inputs(path: Path, shape: Sequence[int], resize: bool = False) -> tuple
 
     try:
         if path.is_dir():
-            files = readers._images(path)
+            files = readers.images(path)
             if not files:
                 raise BadInput("there are no images in this folder")
             if shape[0] not in (1, 3):
@@ -192,7 +192,7 @@ def read_inputs(path: Path, shape: Sequence[int], resize: bool = False) -> tuple
             found = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
             if "x" not in found:
                 raise BadInput("there is no x in it; save it as np.savez(path, x=images)")
-            x = readers._array(archive, found["x"])
+            x = readers.array(archive, found["x"])
     except BadInput as e:
         raise BadInput(one_line(f"{path}: {e}")) from e
     except Exception as e:
@@ -208,9 +208,9 @@ def read_inputs(path: Path, shape: Sequence[int], resize: bool = False) -> tuple
 def _fitting(file: Path, name: str, shape: Sequence[int], resize: bool) -> Tensor:
     from backsweep.inputs.image import readers
 
-    x = readers._image(file, name, shape[0])
+    x = readers.image(file, name, shape[0])
     if resize and x.shape[1:] != tuple(shape[1:]):
-        x = readers._resized(x[None], shape)[0]
+        x = readers.resized(x[None], shape)[0]
     if tuple(x.shape) != tuple(shape):
         size, wanted = " x ".join(map(str, x.shape[1:])), " x ".join(map(str, shape[1:]))
         raise BadInput(

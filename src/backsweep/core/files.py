@@ -69,15 +69,14 @@ def home() -> Path:
 
 
 def save_tensor(path: Path, x: Any) -> None:
-    """Write one tensor in [0, 1] as 8-bit safetensors."""
-    import torch
+    """Write one tensor as safetensors."""
     from safetensors.torch import save_file
 
-    save_file({"x": (x.detach().cpu() * 255).round().to(torch.uint8).contiguous()}, path)
+    save_file({"x": x}, path)
 
 
 def load_tensor(path: Path) -> Any:
-    """The tensor that `save_tensor` wrote, in [0, 1]; None when there is no such file."""
+    """The tensor that `save_tensor` wrote; None when there is no such file."""
     from safetensors.torch import load_file
 
-    return load_file(path)["x"].float() / 255 if path.is_file() else None
+    return load_file(path)["x"] if path.is_file() else None

@@ -30,6 +30,8 @@ from backsweep.core.text import one_line
 from backsweep.core.versions import versions
 from backsweep.guarding.conformal import Drift, Surprise, compared
 from backsweep.guarding.detector import SampleDetector, Scorer, threshold
+from backsweep.inputs.image.modality import IMAGE
+from backsweep.inputs.modality import modality_named
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.checks import as_model, check_fit, describe_model, doubtful_accuracy, pick_device
@@ -131,15 +133,12 @@ class Guard:
         except (TypeError, ValueError, RuntimeError, OverflowError) as e:
             raise BadInput(f"the inputs are not made of numbers ({one_line(str(e))[:120]})") from e
         have = tuple(x.shape)
-        if have == shape or (shape[0] == 1 and have == shape[1:]):
-            x = x.reshape(1, *shape)
-        elif shape[0] == 1 and have[1:] == shape[1:]:
-            x = x[:, None]
+        x = self.model.modality.batch(x, shape)
         if tuple(x.shape[1:]) != shape:
             raise BadInput(
                 f"the inputs have shape {have}; this model takes (N, {', '.join(map(str, shape))})"
             )
-        return Data(x, torch.zeros(len(x))).x if len(x) else x.float()
+        return self.model.modality.samples(x) if len(x) else x.float()
 
     def _score(self, x: Tensor) -> Tensor:
         if not len(x):
@@ -186,7 +185,8 @@ class Guard:
         path = Path(folder)
         raw = read_record(path)
         shape = [int(n) for n in raw["model"]["shape"]]
-        there = as_model(model, Data(torch.zeros(1, *shape), [0]))
+        modality = modality_named(raw["model"].get("modality", IMAGE.name))
+        there = model if isinstance(model, Model) else Model(model, shape, modality=modality)
         try:
             return _restored(path, raw, there, pick_device(device))
         except OSError as e:
@@ -335,7 +335,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             raise BadInput(f"{path} has schema {raw['schema']}; this version reads schema {SCHEMA}")
         tables = all(isinstance(raw[k], dict) for k in ("model", "data", "versions", "detectors"))
         sizes = [int(n) for n in raw["model"]["shape"]]
-        fine = len(sizes) == 3 and 0 < math.prod(sizes) < 2**28 and min(sizes) > 0
+        fine = bool(sizes) and 0 < math.prod(sizes) < 2**28 and min(sizes) > 0
         if not tables or not fine or not raw["detectors"] or not 0 < float(raw["fpr"]) < 1:
             raise ValueError("a value is missing or impossible")
         return dict(raw)

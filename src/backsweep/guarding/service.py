@@ -19,22 +19,18 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
 from backsweep.guarding.guard import Guard
-from backsweep.inputs.image import readers
 
 LIMIT_MB, MOST_INPUTS, MOST_WAITING = 16.0, 256, 32
 READ_SECONDS = 30.0
-MOST_SIDE = 4096  # pixels of an image that is to be resized
 WINDOW = 2000  # latest scores that are looked at for drift
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PNG, JPEG, NPY = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x93NUMPY"
@@ -286,7 +282,10 @@ def parsed(body: bytes, kind: str, guard: Guard, resize: bool = False) -> Any:
         if kind in JSON_TYPES:
             return _json(body)
         if body.startswith((PNG, JPEG)):
-            return _image(body, guard, resize)
+            try:
+                return guard.model.modality.decode(body, guard.model.shape, resize)
+            except BadInput as e:
+                raise Refused(400 if "not readable" in str(e) else 422, str(e)) from e
         if body.startswith(NPY):
             return _npy(body)
     except Refused:
@@ -314,26 +313,6 @@ def _json(body: bytes) -> Tensor:
         return torch.from_numpy(numbers.astype(np.float64))
     except (ValueError, TypeError, OverflowError, RecursionError) as e:
         raise Refused(422, '"inputs" is to be a list of numbers, nested as the input is') from e
-
-
-def _image(body: bytes, guard: Guard, resize: bool) -> Tensor:
-    """One picture; its size is looked at before a pixel is unpacked."""
-    shape = guard.model.shape
-    if shape[0] not in (1, 3):
-        raise Refused(422, f"images have 1 or 3 channels, this model takes {shape[0]}; send .npy or JSON")
-    try:
-        with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as image:
-            size = (image.height, image.width)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise Refused(422, "the image has far too many pixels") from e
-    if size != shape[1:] and (not resize or max(size) > MOST_SIDE):
-        wanted = f"{shape[1]} x {shape[2]}" if not resize else f"at most {MOST_SIDE} x {MOST_SIDE}"
-        raise Refused(422, f"the image has {size[0]} x {size[1]} pixels (height x width), not {wanted}")
-    try:
-        x = readers._image(cast(Path, io.BytesIO(body)), "the image", shape[0])
-    except BadInput as e:
-        raise Refused(400 if "not readable" in str(e) else 422, str(e)) from e
-    return x[None] if size == shape[1:] else readers._resized(x[None], shape)
 
 
 def _npy(body: bytes) -> Tensor:

@@ -14,39 +14,37 @@ from torch import Tensor
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
 from backsweep.inputs.image import readers
+from backsweep.inputs.image.modality import IMAGE
+from backsweep.inputs.modality import Modality
 
 MIN_SAMPLES = 20  # in all
 MIN_PER_CLASS = 2  # of every class that is present
 
 
 class Data:
-    """Samples x (N, C, H, W) in [0, 1] with labels y (N,).
+    """Samples x (N, *shape) with labels y (N,); images (N, C, H, W) in [0, 1] unless said otherwise.
 
     Args:
-        x: float in [0, 1], or uint8 in 0..255 (divided by 255 here); (N, H, W) is read as one
+        x: of images float in [0, 1], or uint8 in 0..255 (divided by 255 here); (N, H, W) is read as one
             channel.
         y: class indices from 0.
         names: class names, untrusted text.
         source: where the samples came from, as shown in reports.
+        modality: what an input is.
 
     Raises:
         BadInput: wrong dimensions, values outside [0, 1] or not finite, negative labels.
     """
 
-    def __init__(self, x: Any, y: Any, names: Sequence[str] | None = None, source: str = "tensors") -> None:
+    def __init__(
+        self, x: Any, y: Any, names: Sequence[str] | None = None, source: str = "tensors",
+        modality: Modality = IMAGE,
+    ) -> None:  # fmt: skip
         try:
             x, y = torch.as_tensor(x).cpu(), torch.as_tensor(y).cpu()
         except (TypeError, ValueError, RuntimeError) as e:
             raise BadInput(f"x or y is not made of numbers ({e}); give tensors or arrays") from e
-        if x.dtype == torch.uint8:
-            x = x.float().div_(255)
-        if not x.is_floating_point():
-            raise BadInput(f"x is {x.dtype}; give uint8 in 0..255 or floats in [0, 1]")
-        x = x.float()
-        if x.ndim == 3:
-            x = x[:, None]
-        if x.ndim != 4:
-            raise BadInput(f"x has {x.ndim} dimensions; images are (samples, channels, height, width)")
+        x = modality.samples(x)
         if y.ndim != 1 or len(y) != len(x):
             raise BadInput(f"y has shape {tuple(y.shape)} for {len(x)} samples; one class index each")
         if len(x) == 0:
@@ -54,19 +52,12 @@ class Data:
         if y.is_floating_point() and not bool((y == y.round()).all()):
             raise BadInput("y holds fractions; labels are class indices from 0")
         y = y.long()
-        if not bool(torch.isfinite(x).all()):
-            raise BadInput("x holds NaN or infinite values")
-        low, high = float(x.min()), float(x.max())
-        if low < -1e-6 or high > 1 + 1e-6:
-            raise BadInput(
-                f"pixels run from {low:.3g} to {high:.3g}, outside [0, 1]; give raw pixels (uint8, or "
-                "divided by 255) and leave the normalisation to the model (mean=, std=)"
-            )
         if int(y.min()) < 0:
             raise BadInput(f"label {int(y.min())} is negative; labels are class indices from 0")
-        self.x, self.y = (x if low >= 0 and high <= 1 else x.clamp(0, 1)).detach(), y
+        self.x, self.y = x.detach(), y
         self.names = tuple(str(n) for n in names) if names else None
         self.source = source
+        self.modality = modality
         self._digest = ""
 
     @classmethod
@@ -77,6 +68,7 @@ class Data:
         shape: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
         resize: bool = False,
+        modality: Modality = IMAGE,
     ) -> Data:
         """Read a folder with one folder of images per class, or an .npz file with x and y.
 
@@ -88,14 +80,15 @@ class Data:
             shape: shape of an input of the model, (channels, height, width).
             names: class names of the model.
             resize: resize every image to `shape`, instead of refusing those of another size.
+            modality: what an input is.
 
         Raises:
             BadInput: nothing readable is there, an image is damaged or of another size, a folder
                 matches no class, or the arrays are not images with labels.
         """
         try:
-            x, y, found = readers.read(Path(path), shape, names, resize)
-            return cls(x, y, found, source=str(path))
+            x, y, found = modality.read(Path(path), shape, names, resize)
+            return cls(x, y, found, str(path), modality)
         except BadInput as e:
             raise BadInput(one_line(f"{path}: {e}")) from e
 
@@ -129,7 +122,7 @@ class Data:
         """The samples at `rows`: indices, a slice or a boolean mask."""
         part = object.__new__(Data)
         part.x, part.y, part.names = self.x[rows], self.y[rows], self.names
-        part.source, part._digest = self.source, ""
+        part.source, part.modality, part._digest = self.source, self.modality, ""
         return part
 
     @property
@@ -141,6 +134,10 @@ class Data:
             h.update(self.y.contiguous().numpy().tobytes())
             self._digest = h.hexdigest()
         return self._digest
+
+    def like(self, x: Tensor, y: Tensor) -> Data:
+        """Other samples and labels of this kind, from the same source."""
+        return Data(x, y, self.names, self.source, self.modality)
 
     def sample(self, most: int, seed: int) -> Data:
         """At most `most` samples, drawn without replacement, class by class in equal numbers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pkgutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,14 +23,6 @@ from backsweep.core.errors import BadInput
 from backsweep.core.files import write_bytes
 
 
-def to_image(x: Tensor) -> Image.Image:
-    """Picture of a tensor (C, H, W) or (H, W) in [0, 1]; one or three channels."""
-    a = (x.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    if a.ndim == 3:
-        a = a[0] if a.shape[0] != 3 else a.permute(1, 2, 0)
-    return Image.fromarray(a.contiguous().numpy())
-
-
 @dataclass(frozen=True, eq=False)
 class Trigger:
     """Base of all trigger families.
@@ -38,16 +31,19 @@ class Trigger:
     JSON header of the same file.
 
     Attributes:
+        family: as files name it.
+        drawn: what `picture` shows, in words.
         target: class that triggered inputs are sent to; None for all-to-all: every class to the next.
         source: class that it works on; None for every class.
     """
 
     family: ClassVar[str] = ""
+    drawn: ClassVar[str] = ""
     target: int | None
     source: int | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Stamp inputs x (N, C, H, W) in [0, 1]; the result is in [0, 1] too."""
+        """Stamp inputs x (N, *shape); the result is in the range of inputs too."""
         raise NotImplementedError
 
     def labels(self, y: Tensor, classes: int) -> Tensor:
@@ -59,9 +55,27 @@ class Trigger:
         """How much it changes an input, in the unit of its family."""
         raise NotImplementedError
 
+    @property
+    def area(self) -> float | None:
+        """Over how many units of an input it spreads, however faintly; None where that has no meaning."""
+        return None
+
+    @property
+    def units(self) -> int | None:
+        """How many units an input has, where `size` counts some of them."""
+        return None
+
     def picture(self) -> Image.Image:
         """What it looks like, as a picture of the input's own size."""
         raise NotImplementedError
+
+    def stamped_at(self, width: int) -> Image.Image | None:
+        """Where an input is changed, no wider than `width`; None where that is everywhere."""
+        return None
+
+    def overlap(self, planted: Trigger) -> tuple[float, float] | None:
+        """How well it agrees with a planted one (soft Jaccard, share inside); None for other families."""
+        return None
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; its header holds the family and the plain fields."""
@@ -93,9 +107,15 @@ class Trigger:
 
 
 def _families() -> dict[str, type[Trigger]]:
-    for module in ("inputs.image.triggers", "inversion.learned_space"):
-        importlib.import_module(f"backsweep.{module}")
-    return {cls.family: cls for cls in Trigger.__subclasses__()}
+    """All families: those in the folders of the modalities, and subclasses from outside."""
+    package = importlib.import_module("backsweep.inputs")
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(info.name)
+    return {cls.family: cls for cls in _below(Trigger)}
+
+
+def _below(cls: type[Trigger]) -> list[type[Trigger]]:
+    return [c for sub in cls.__subclasses__() for c in (sub, *_below(sub))]
 
 
 def acted_on(trigger: Trigger, y: Tensor, classes: int) -> Tensor:

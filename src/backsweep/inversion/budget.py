@@ -1,6 +1,6 @@
 """How large must a perturbation be before it works? One path of growing budgets for every question.
 
-A *space* says where a perturbation delta lives (pixels, or the embedding of a layer) and how it is
+A *space* says where a perturbation delta lives (the input, or the embedding of a layer) and how it is
 measured. An *aim* says which inputs should go where. For every aim the universal perturbation that
 makes the misclassification
 
@@ -24,10 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backsweep.inputs.modality import Ball, per
+from backsweep.inputs.modality import Space as InputSpace
 from backsweep.inversion.loop import batches
 from backsweep.models.model import Model
 
 MOMENTUM, STRIDE = 0.7, 0.3  # of the ascent; a step is this share of the budget
+EMBEDDINGS = ("early", "late")  # the first affine layer, and the one a third up
 DONE = 0.97  # smoothed success from which on larger budgets are taken to succeed too
 
 
@@ -35,13 +38,13 @@ class Space(Protocol):
     """Perturbations delta of inputs or embeddings; the aims stand in the first dimension."""
 
     def range(self, model: Model, x: Tensor) -> tuple[float, float]:
-        """Smallest and largest budget for clean inputs x (N, C, H, W)."""
+        """Smallest and largest budget for clean inputs x (N, *shape)."""
 
     def zeros(self, model: Model, count: int, x: Tensor) -> Tensor:
         """The start, (count, ...)."""
 
     def logits(self, model: Model, x: Tensor, delta: Tensor) -> Tensor:
-        """Logits of inputs x (N, C, H, W), each with its own delta (N, ...)."""
+        """Logits of inputs x (N, *shape), each with its own delta (N, ...)."""
 
     def steepen(self, grad: Tensor) -> Tensor:
         """A gradient (count, ...) bent towards steepest ascent in this norm."""
@@ -53,110 +56,33 @@ class Space(Protocol):
         """The nearest delta of at most that norm."""
 
 
-def _per(v: Tensor, like: Tensor) -> Tensor:
-    """(count,) -> (count, 1, ...) to multiply with `like`."""
-    return v.reshape(-1, *[1] * (like.ndim - 1))
-
-
-class _Ball:
-    """The Euclidean norm and its ball."""
-
-    def steepen(self, grad: Tensor) -> Tensor:
-        return grad
-
-    def norm(self, delta: Tensor) -> Tensor:
-        return delta.flatten(1).norm(dim=1)
-
-    def project(self, delta: Tensor, budget: float) -> Tensor:
-        return delta * _per((budget / self.norm(delta).clamp_min(1e-20)).clamp(max=1), delta)
-
-
 @dataclass(frozen=True)
-class Dense(_Ball):
-    """Faint changes of every pixel: x + delta, clipped to [0, 1], measured by ||delta||_2.
+class OfInputs:
+    """A space of inputs (`Modality.spaces`), seen through a model."""
 
-    Budgets are shares of the mean distance of an input from the mean input.
-    """
-
-    low: float = 0.03
-    high: float = 1.5
+    space: InputSpace
 
     def range(self, model: Model, x: Tensor) -> tuple[float, float]:
-        scale = float((x - x.mean(0)).flatten(1).norm(dim=1).mean())
-        return self.low * scale, self.high * scale
+        return self.space.range(x)
 
     def zeros(self, model: Model, count: int, x: Tensor) -> Tensor:
-        return torch.zeros((count, *x.shape[1:]), device=model.device)
+        return self.space.zeros(count, x).to(model.device)
 
     def logits(self, model: Model, x: Tensor, delta: Tensor) -> Tensor:
-        return model.logits((x + delta).clamp(0, 1))
-
-
-@dataclass(frozen=True)
-class Sparse(Dense):
-    """Few pixels, changed as one likes: the sum over pixels of max_c |delta|, each at most 1.
-
-    Budgets are pixels: from `low` of them to a share `high` of the image.
-    """
-
-    low: float = 1.0
-    high: float = 0.1
-
-    def range(self, model: Model, x: Tensor) -> tuple[float, float]:
-        return self.low, self.high * math.prod(x.shape[2:])
+        return model.logits(self.space.apply(x, delta))
 
     def steepen(self, grad: Tensor) -> Tensor:
-        return grad * grad.abs()  # between the single pixel of L1 and the gradient of L2
+        return self.space.steepen(grad)
 
     def norm(self, delta: Tensor) -> Tensor:
-        return delta.abs().amax(1).flatten(1).sum(1)
+        return self.space.norm(delta)
 
     def project(self, delta: Tensor, budget: float) -> Tensor:
-        delta = delta.clamp(-1, 1)
-        weight = delta.abs().amax(1).flatten(1)
-        kept = (weight - _shrinkage(weight, budget)[:, None]).clamp_min(0)
-        return delta * (kept / weight.clamp_min(1e-9)).unflatten(1, delta.shape[2:])[:, None]
-
-
-def _shrinkage(weight: Tensor, budget: float) -> Tensor:
-    """tau with sum_i max(weight_i - tau, 0) = budget, 0 where the sum is within it already."""
-    ordered = weight.sort(dim=1, descending=True).values
-    count = torch.arange(1, weight.shape[1] + 1, device=weight.device)
-    tau = (ordered.cumsum(1) - budget) / count
-    last = (ordered > tau).sum(1, keepdim=True).clamp_min(1) - 1
-    return tau.gather(1, last)[:, 0].clamp_min(0)
+        return self.space.project(delta, budget)
 
 
 @dataclass(frozen=True)
-class Tone(Dense):
-    """A tone curve for every channel, piecewise linear in the value; the root mean square of its knots.
-
-    What a photo filter or a change of contrast does to an image. Budgets are shares of the range [0, 1].
-    """
-
-    low: float = 0.01
-    high: float = 1.0
-    knots: int = 9
-
-    def range(self, model: Model, x: Tensor) -> tuple[float, float]:
-        return self.low, self.high
-
-    def zeros(self, model: Model, count: int, x: Tensor) -> Tensor:
-        return torch.zeros((count, x.shape[1], self.knots), device=model.device)
-
-    def logits(self, model: Model, x: Tensor, delta: Tensor) -> Tensor:
-        place = x.clamp(0, 1).flatten(2) * (self.knots - 1)
-        left = place.floor().clamp(max=self.knots - 2)
-        index = left.long()
-        curve = delta.gather(2, index) * (1 - place + left) + delta.gather(2, index + 1) * (place - left)
-        return model.logits((x + curve.reshape(x.shape)).clamp(0, 1))
-
-    def norm(self, delta: Tensor) -> Tensor:
-        return delta.flatten(1).square().mean(1).sqrt()
-
-
-@dataclass(frozen=True)
-class Embedded(_Ball):
+class Embedded(Ball):
     """One consensus shift mu of the embedding z of a layer, ||mu||_2 (CEPA's statistic).
 
     Budgets are shares of the mean distance of an embedding from the mean embedding.
@@ -237,7 +163,7 @@ def follow(
 
     Args:
         model: a frozen working copy.
-        x, y: clean inputs (N, C, H, W) in [0, 1] and their labels (N,).
+        x, y: clean inputs (N, C, H, W) and their labels (N,).
         aims: what to measure.
         space: where the perturbation lives.
         steps: budgets, from the smallest to the largest of the space's range.
@@ -285,7 +211,7 @@ def follow(
 
 
 def _unit(delta: Tensor, space: Space) -> Tensor:
-    return delta / _per(space.norm(delta).clamp_min(1e-20), delta)
+    return delta / per(space.norm(delta).clamp_min(1e-20), delta)
 
 
 def margin(logits: Tensor, goal: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -297,3 +223,18 @@ def margin(logits: Tensor, goal: Tensor, labels: Tensor | None = None) -> Tensor
     own = logits.gather(1, pivot)[:, 0]
     other = logits.scatter(1, pivot, -torch.inf).amax(1)
     return own - other if labels is None else torch.where(goal >= 0, own - other, other - own)
+
+
+def spaces_of(model: Model) -> dict[str, Space]:
+    """Where perturbations of a model live, by name: the spaces of its inputs, then embeddings of its layers.
+
+    "early" and "late" are the first affine layer and the one a third up.
+    """
+    late = max(1, round((model.layers() - 1) / 3))
+    spaces: dict[str, Space] = {name: OfInputs(s) for name, s in model.modality.spaces().items()}
+    return {**spaces, "early": Embedded(0), "late": Embedded(late)}
+
+
+def few(model: Model) -> Space:
+    """The space of few units of a model's inputs."""
+    return OfInputs(model.modality.spaces()[model.modality.few])

@@ -21,58 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backsweep.inputs.image.triggers import Patch
+from backsweep.inputs.family import EPS, Family
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
-
-EPS = 1e-7  # Keras' epsilon, part of the original parameterisation
-
-
-class Family(Protocol):
-    """A space of triggers. Parameters carry the units in their first dimension."""
-
-    def init(self, shape: Sequence[int], generator: torch.Generator) -> list[Tensor]:
-        """Parameters of one unit for inputs of `shape`."""
-
-    def apply(self, theta: Sequence[Tensor], x: Tensor) -> Tensor:
-        """Stamp x (units, batch, C, H, W)."""
-
-    def size(self, theta: Sequence[Tensor]) -> Tensor:
-        """What is minimised beside the misclassification, (units,)."""
-
-    def trigger(self, theta: Sequence[Tensor], target: int, source: int | None) -> Trigger:
-        """The trigger of one unit, whose parameters come without the first dimension."""
-
-
-def unit_box(theta: Tensor) -> Tensor:
-    """A parameter through tanh into (0, 1): m = tanh(theta) / (2 - eps) + 1/2."""
-    return torch.tanh(theta) / (2 - EPS) + 0.5
-
-
-def from_unit_box(v: Tensor) -> Tensor:
-    """The inverse of `unit_box`."""
-    return torch.atanh((v - 0.5) * (2 - EPS))
-
-
-class PatchFamily:
-    """Mask and pattern, both through `unit_box`."""
-
-    def init(self, shape: Sequence[int], generator: torch.Generator) -> list[Tensor]:
-        channels, height, width = shape
-        mask = torch.rand((1, height, width), generator=generator)
-        pattern = torch.rand((channels, height, width), generator=generator)
-        return [from_unit_box(v) for v in (mask, pattern)]
-
-    def apply(self, theta: Sequence[Tensor], x: Tensor) -> Tensor:
-        mask, pattern = (unit_box(t)[:, None] for t in theta)
-        return (1 - mask) * x + mask * pattern
-
-    def size(self, theta: Sequence[Tensor]) -> Tensor:
-        return unit_box(theta[0]).sum((1, 2, 3))
-
-    def trigger(self, theta: Sequence[Tensor], target: int, source: int | None) -> Trigger:
-        mask, pattern = (unit_box(t).detach().cpu() for t in theta)
-        return Patch(target=target, source=source, mask=mask, pattern=pattern)
 
 
 class Control(Protocol):

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backsweep.core.seeds import derive_seed
-from backsweep.inputs.image.triggers import Additive
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger, acted_on
-from backsweep.inversion.budget import Aim, Dense, Sparse, follow
-from backsweep.inversion.image_families import WarpFamily
-from backsweep.inversion.loop import Family, Job, PatchFamily, SmoothControl, invert
+from backsweep.inversion.budget import Aim, OfInputs, follow
+from backsweep.inversion.loop import Job, SmoothControl, invert
 from backsweep.models.model import Model
 
 UPDATES, STEPS, BATCH = 160, 20, 16
@@ -36,18 +34,18 @@ def recover(model: Model, data: Data, ways: Sequence[Way], seed: int) -> list[tu
         if target is not None and (source is None or source in present)
     ]
     found: list[tuple[str, Trigger]] = []
-    for name, space in (("faint pixels", Dense()), ("few pixels", Sparse())) if aims else ():
-        paths = follow(model, data.x, data.y, aims, space, steps=STEPS, batch=BATCH)
+    modality = model.modality
+    for word, key in (("faint", modality.faint), ("few", modality.few)) if aims else ():
+        space = modality.spaces()[key]
+        paths = follow(model, data.x, data.y, aims, OfInputs(space), steps=STEPS, batch=BATCH)
         for aim, path in zip(aims, paths, strict=True):
-            found.append((name, Additive(aim.target, aim.source, path.delta)))
-    families: tuple[tuple[str, Family], ...] = (
-        ("patch", PatchFamily()),
-        ("warp", WarpFamily(*model.shape[1:])),
-    )
+            trigger = space.trigger(path.delta, aim.target, aim.source)
+            found += [(f"{word} {modality.unit}s", trigger)] if trigger is not None else []
+    families = modality.families(model.shape)
     jobs = [Job(a.target or 0, a.rows(data.y), a.seed, a.source) for a in aims[:MOST_INVERTED]]
-    for name, family in families if jobs else ():
+    for name in modality.recovered if jobs else ():
         inverted = invert(
-            model, data.x, jobs, family, SmoothControl(len(jobs)), updates=UPDATES, batch=BATCH,
+            model, data.x, jobs, families[name], SmoothControl(len(jobs)), updates=UPDATES, batch=BATCH,
             bf16=model.device.type == "cpu",
         )  # fmt: skip
         found += [(name, i.trigger) for i in inverted]

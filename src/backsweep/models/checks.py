@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from backsweep.core.errors import BadInput
+from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import MIN_PER_CLASS, MIN_SAMPLES, Data
 from backsweep.models.model import Model
 
@@ -20,18 +21,12 @@ def check_fit(model: Model, data: Data) -> None:
         BadInput: samples of another shape than the model takes, labels that it has no class
             for, a single class, or too few samples.
     """
+    if data.modality != model.modality:
+        kinds = f"{data.modality.noun}s, the model takes {model.modality.noun}s"
+        raise BadInput(f"{data.source}: the samples are {kinds}; say modality= for both")
     have, want = tuple(data.x.shape[1:]), tuple(model.shape)
     if have != want:
-        if have == (*want[1:], want[0]):
-            mend = "put the channels first, e.g. x.permute(0, 3, 1, 2)"
-        elif have[0] != want[0]:
-            mend = "convert the images to " + ("grey" if want[0] == 1 else f"{want[0]} channels")
-        else:
-            mend = "resize the images, e.g. Data.open(path, shape=model.shape, resize=True)"
-        raise BadInput(
-            f"{data.source}: the samples are {' x '.join(map(str, have))} (channels x height x width), "
-            f"the model takes {' x '.join(map(str, want))}; {mend}"
-        )
+        raise BadInput(f"{data.source}: {model.modality.mismatch(have, want)}")
     count = torch.bincount(data.y)
     if len(count) > model.classes:
         raise BadInput(
@@ -57,7 +52,7 @@ def as_model(model: Model | nn.Module, data: Data) -> Model:
         return model
     if not isinstance(model, nn.Module):
         raise BadInput(f"model is a {type(model).__name__}; give a backsweep.Model or a torch module")
-    return Model(model, tuple(data.x.shape[1:]), None)
+    return Model(model, tuple(data.x.shape[1:]), None, modality=data.modality)
 
 
 def as_reference(reference: Model | nn.Module, model: Model, data: Data) -> Model:
@@ -126,4 +121,5 @@ def describe_model(model: Model) -> dict[str, Any]:
         "mean": list(model.mean) if model.mean is not None else None,
         "std": list(model.std) if model.std is not None else None,
         "parameters": sum(p.numel() for p in model.net.parameters()),
+        **({} if model.modality == IMAGE else {"modality": model.modality.name}),
     }

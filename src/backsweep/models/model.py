@@ -1,7 +1,7 @@
 """A classifier under suspicion: normalisation, bounds, logits and penultimate features.
 
-Pixel range and normalisation live here and nowhere else: every method works on inputs in
-[0, 1], the space in which a trigger is stamped, and the network's own preprocessing is applied
+Normalisation lives here and nowhere else: every method works on inputs in the range of their modality
+([0, 1] for images), the space in which a trigger is stamped, and the network's own preprocessing is applied
 after the stamp.
 """
 
@@ -12,21 +12,21 @@ import copy
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
+from backsweep.inputs.image.modality import IMAGE
+from backsweep.inputs.modality import Modality
+from backsweep.inputs.samples import Data
+from backsweep.inputs.trigger import Trigger
 from backsweep.models.layers import Tap, pool
-
-if TYPE_CHECKING:
-    from backsweep.inputs.samples import Data
-    from backsweep.inputs.trigger import Trigger
 
 
 class Model:
-    """A classifier over inputs in [0, 1].
+    """A classifier; over images in [0, 1] unless said otherwise.
 
     Args:
         net: any module that maps (N, *shape) to (N, classes), logits or probabilities.
@@ -38,6 +38,7 @@ class Model:
             input of the last affine operation that yields `classes` values.
         labels: names of the classes.
         source: where the model came from, as shown in reports.
+        modality: what an input is.
 
     Raises:
         BadInput: the network does not accept `shape`, does not yield `classes` values, or has
@@ -68,6 +69,7 @@ class Model:
         labels: Sequence[str] | None = None,
         source: str = "",
         digest: str = "",
+        modality: Modality = IMAGE,
     ) -> None:
         self.net = net
         self.shape = tuple(int(n) for n in shape)
@@ -76,6 +78,7 @@ class Model:
         self.layer = layer
         self.labels = tuple(str(n) for n in labels) if labels else None
         self.source = source or type(net).__name__
+        self.modality = modality
         self._digest = digest
         self._check_settings()
         self._check_weights()
@@ -122,7 +125,7 @@ class Model:
         They are the embedding layers that `embedded` and `logits_at` know by their index, 0 is the first.
         """
         with torch.no_grad(), Tap() as tap:
-            self._run(torch.zeros((1, *self.shape), device=self.device))
+            self._run(self.modality.blank(1, self.shape).to(self.device))
         return len(tap.seen) - 1 if self._head is None else self._head
 
     def affine(self) -> list[str]:
@@ -132,7 +135,7 @@ class Model:
         """
         names = {p.untyped_storage().data_ptr(): n for n, p in self.net.named_parameters()}
         with torch.no_grad(), Tap() as tap:
-            self._run(torch.zeros((1, *self.shape), device=self.device))
+            self._run(self.modality.blank(1, self.shape).to(self.device))
         count = len(tap.weights) if self._head is None else self._head + 1
         return [names.get(w.untyped_storage().data_ptr(), "") for w in tap.weights[:count]]
 
@@ -165,7 +168,7 @@ class Model:
         """
         if self._head is None:
             raise BadInput("no penultimate layer was found in this network")
-        x = torch.rand((4, *self.shape), generator=torch.Generator().manual_seed(0)).to(self.device)
+        x = self.modality.random(4, self.shape, torch.Generator().manual_seed(0)).to(self.device)
         with torch.enable_grad(), Tap(self._head) as tap:
             out = self.logits(x.requires_grad_())
         z = tap.seen[0][0]
@@ -255,9 +258,9 @@ class Model:
         twin.net.requires_grad_(False)
         if device is not None:
             twin.net.to(device)
-        twin._lay_out(torch.channels_last)
+        twin._lay_out(self.modality.layout(self.shape))
         try:
-            twin.predict(torch.zeros((1, *self.shape)))
+            twin.predict(self.modality.blank(1, self.shape))
         except RuntimeError:  # the network reshapes feature maps with view(), which wants this one
             twin._lay_out(torch.contiguous_format)
         return twin
@@ -283,7 +286,7 @@ class Model:
         raise BadInput(f"the network returns {type(out).__name__}, not a tensor of class scores")
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
-        self._format = memory_format if len(self.shape) == 3 else torch.contiguous_format
+        self._format = memory_format
         for p in self.net.parameters():
             if p.ndim == 4:
                 p.data = p.data.contiguous(memory_format=self._format)
@@ -311,12 +314,12 @@ class Model:
                 )
 
     def _probe(self) -> None:
-        """One forward pass on two grey inputs: shape, kind of output, penultimate layer."""
+        """One forward pass on two made-up inputs: shape, kind of output, penultimate layer."""
         self._probabilities, self._head = False, None
         modes = {m: m.training for m in self.net.modules()}
         set_mode(self.net, training=False)
         generator = torch.Generator().manual_seed(0)
-        x = torch.rand((2, *self.shape), generator=generator).to(self.device)
+        x = self.modality.random(2, self.shape, generator).to(self.device)
         try:
             with torch.no_grad(), Tap() as tap:
                 out = self._run(x)

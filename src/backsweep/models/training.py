@@ -11,20 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backsweep.inputs.modality import Augment
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model, set_mode
 
-LEAST_SIDE = 16  # pixels; smaller images are not shifted
-Augment = Callable[[Tensor, torch.Generator], Tensor]
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 ModelLoss = Callable[[Model, Tensor, Tensor], Tensor]
-
-
-def shift(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
-    """Random translation by up to `most` pixels, one for a batch, edges repeated."""
-    padded = F.pad(x, (most, most, most, most), mode="replicate")
-    top, left = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
-    return padded[..., top : top + x.shape[-2], left : left + x.shape[-1]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class Recipe:
         lr: peak of the one-cycle learning rate.
         batch_size: samples in an update.
         weight_decay: of the optimizer; decoupled in AdamW.
-        augment: None, or "shift" for random translations.
+        augment: None, or "shift" for inputs that are slightly changed (images: random translations).
         bf16: bfloat16 autocast and channels_last, where it pays.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         statistics: whether the running statistics of BatchNorm follow the batches. A trained network that
@@ -84,11 +76,12 @@ def fit(
     """
     loss_of = loss_of or cross_entropy
     device = next(net.parameters()).device
-    augment: Augment | None = {"shift": shift, None: None}[recipe.augment]
+    augment: Augment | None = {"shift": data.modality.shift, None: None}[recipe.augment]
+    layout = data.modality.layout(data.x.shape[1:])
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        set_mode(net.to(memory_format=torch.channels_last), training=True)  # type: ignore[call-overload]
+        set_mode(net.to(memory_format=layout), training=True)  # type: ignore[call-overload]
         for module in net.modules() if not recipe.statistics else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
@@ -103,7 +96,7 @@ def fit(
                 x, y = data.x[rows], data.y[rows].to(device)
                 if augment is not None:
                     x = augment(x, generator)
-                x = x.to(device).contiguous(memory_format=torch.channels_last)
+                x = x.to(device).contiguous(memory_format=layout)
                 with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
                     loss = loss_of(net, x, y)
                 optimizer.zero_grad(set_to_none=True)
@@ -146,7 +139,7 @@ def tuned(
         loss_of: loss of (model, x, y) for a batch of x in [0, 1]; cross-entropy with the labels by default.
     """
     twin = model if any(p.requires_grad for p in model.net.parameters()) else thawed(model)
-    if min(model.shape[-2:]) < LEAST_SIDE:
+    if not model.modality.shifts(model.shape):
         recipe = replace(recipe, augment=None)
 
     def usual(twin: Model, x: Tensor, y: Tensor) -> Tensor:

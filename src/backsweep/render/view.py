@@ -6,6 +6,7 @@ passes them through it.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import unicodedata
@@ -16,6 +17,7 @@ from typing import Any
 
 from backsweep.core.discovery import find
 from backsweep.core.errors import BadInput
+from backsweep.inputs.modality import Modality, modalities, modality_of
 from backsweep.reports.report import (
     BACKDOORED,
     CLEAN,
@@ -58,26 +60,46 @@ def sentence(text: object) -> str:
 
 # Sigmas of a class by the space that it was measured in (`screens.py`), and other figures with a name.
 TITLES = {
-    "z_dense": "faint change of every pixel", "z_sparse": "few pixels", "z_tone": "tone curve",
     "z_early": "embedding of an early layer", "z_late": "embedding of a later layer",
-    "z_mean": "pixels and embeddings together", "z_pairs": "few pixels, one source",
+    "z_mean": "inputs and embeddings together", "z_pairs": "few changes, one source",
     "attack_success_rate": "attack success rate", "reference_success_rate": "success rate on the reference",
 }  # fmt: skip
 
-SPACES = {  # the same in few letters
-    "z_dense": "every pixel", "z_sparse": "few pixels", "z_tone": "tone curve", "z_early": "early layer",
-    "z_late": "later layer", "z_mean": "all together", "z_pairs": "one source",
+_BRIEF = {  # the same in few letters
+    "z_early": "early layer", "z_late": "later layer", "z_mean": "all together", "z_pairs": "one source",
 }  # fmt: skip
+
+
+def modality(report: Report) -> Modality:
+    """What an input of the model is."""
+    return modality_of(report.model)
+
+
+@functools.cache
+def _spaces() -> dict[str, tuple[str, str]]:
+    """Sigmas by their key: the name of the space, and the same in few letters; in the order of the page."""
+    inner = {f"z_{n}": (s.title, s.brief) for m in modalities().values() for n, s in m.spaces().items()}
+    return inner | {k: (TITLES[k], brief) for k, brief in _BRIEF.items()}
+
+
+def is_space(key: str) -> bool:
+    """Whether a figure is a sigma of a space."""
+    return key in _spaces()
+
+
+def brief(key: str) -> str:
+    """Name of a space in few letters."""
+    return _spaces()[key][1]
 
 
 def title(key: str) -> str:
     """Name of a figure: "median_norm" -> "median norm"."""
-    return TITLES.get(key) or clean(key.replace("_", " "))
+    return TITLES.get(key) or (_spaces()[key][0] if key in _spaces() else clean(key.replace("_", " ")))
 
 
 def sigmas(values: Mapping[str, object]) -> list[tuple[str, float]]:
     """How far a class lies from the others in each space, by its key; largest first."""
-    found = [(k, float(v)) for k in SPACES if isinstance(v := values.get(k), int | float)]
+    found = [(k, float(v)) for k in _spaces() if isinstance(v := values.get(k), int | float)]
     return sorted([f for f in found if math.isfinite(f[1])], key=lambda f: -f[1])
 
 
@@ -186,8 +208,9 @@ def about_shortcuts(report: Report, name: Name, most: int = 8) -> list[str]:
         return []
     more = [f"{len(found) - most} more"] if len(found) > most else []
     one = len(found) == 1
+    unit = modality(report).unit
     return [
-        f"A faint change of every pixel sends other classes to {join(found[:most] + more)}, in this model "
+        f"A faint change of every {unit} sends other classes to {join(found[:most] + more)}, in this model "
         "and in the reference alike.",
         f"This is no evidence of a backdoor: {'the class is' if one else 'the classes are'} easy to reach by "
         "nature, in clean models too. Yet an attacker can use it, and needs to plant nothing for that.",

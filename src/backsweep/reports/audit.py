@@ -120,6 +120,7 @@ class Audit(Report):
         from safetensors.torch import save
 
         from backsweep.core.files import writable_folder, write_bytes, write_json, write_text
+        from backsweep.inputs.modality import modality_of
 
         folder = writable_folder(Path(folder))
         tensors = {f"score/{name}": s.float().contiguous() for name, s in self.scores.items()}
@@ -127,7 +128,7 @@ class Audit(Report):
         for e in self.pictures:
             parts = {"rows": e.rows, "places": e.places.float(), "suspicious": e.suspicious,
                      "typical": e.typical,
-                     "pictures": (255 * e.pictures).round().to(torch.uint8)}  # fmt: skip
+                     "pictures": modality_of(self.model).pack(e.pictures)}  # fmt: skip
             own = f"class/{e.label}"
             tensors |= {f"{own}/{k}": v.contiguous().clone() for k, v in parts.items()}
         write_bytes(folder / TENSORS, save(tensors))
@@ -157,6 +158,8 @@ class Audit(Report):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        from backsweep.inputs.modality import modality_of
+
         folder = Path(folder)
         plain = Report.load(folder)
         path = folder / TENSORS
@@ -170,10 +173,10 @@ class Audit(Report):
             if not {f.detector for f in plain.findings} <= set(scores):
                 raise ValueError("the scores of a detector are missing")
             shown = dict.fromkeys(int(k.split("/")[1]) for k in tensors if k.startswith("class/"))
-            pictures = []
+            pictures, unpack = [], modality_of(plain.model).unpack
             for c in shown:
                 part = {k: tensors[f"class/{c}/{k}"] for k in ("rows", "places", "suspicious", "typical")}
-                pictures.append(Examples(c, **part, pictures=tensors[f"class/{c}/pictures"].float() / 255))
+                pictures.append(Examples(c, **part, pictures=unpack(tensors[f"class/{c}/pictures"])))
             again = raw["retrained"]
             return Audit(
                 **vars(plain), scores=scores, labels=labels, pictures=pictures,

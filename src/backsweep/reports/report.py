@@ -171,6 +171,7 @@ class Report:
             BadInput: the folder cannot be written.
         """
         from backsweep.core.files import save_tensor, writable_folder, write_json
+        from backsweep.inputs.modality import modality_of
 
         folder = writable_folder(Path(folder))
         for evidence in self.evidence:
@@ -179,7 +180,7 @@ class Report:
                 path.parent.mkdir(exist_ok=True)
                 evidence.trigger.save(path)
         if self.examples is not None:
-            save_tensor(folder / "examples.safetensors", self.examples)
+            save_tensor(folder / "examples.safetensors", modality_of(self.model).pack(self.examples))
         write_beside(self, folder)
         write_json(folder / "report.json", self.to_json())
         return folder
@@ -215,8 +216,6 @@ class Report:
         """
         from safetensors import SafetensorError
 
-        from backsweep.core.files import load_tensor
-
         try:
             if raw["schema"] != SCHEMA:
                 raise BadInput(f"{name} has schema {raw['schema']}; this version reads schema {SCHEMA}")
@@ -237,12 +236,21 @@ class Report:
                 skipped=[Note(**n) for n in raw["skipped"]],
                 errors=[Note(**n) for n in raw["errors"]],
                 evidence=evidence,
-                examples=load_tensor(folder / "examples.safetensors") if folder is not None else None,
+                examples=_examples(folder, parts["model"]),
             )
         except OSError as e:
             raise BadInput(f"cannot read {name}: {e.strerror}; give the folder of a scan (--out)") from e
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as e:
             raise BadInput(f"{name} is not a report of Backsweep, or is damaged ({e})") from e
+
+
+def _examples(folder: Path | None, model: dict[str, Any]) -> Any:
+    """The inputs that a report shows, None where there are none."""
+    from backsweep.core.files import load_tensor
+    from backsweep.inputs.modality import modality_of
+
+    kept = load_tensor(folder / "examples.safetensors") if folder is not None else None
+    return None if kept is None else modality_of(model).unpack(kept)
 
 
 def trigger_file(detector: str, unit: str) -> str:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
+from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import Data
-from backsweep.inversion.budget import Aim, Dense, Embedded, Space, Sparse, Tone, follow
-from backsweep.inversion.loop import Job, PatchFamily, SmoothControl, invert
+from backsweep.inversion.budget import Aim, few, follow, spaces_of
+from backsweep.inversion.loop import Job, SmoothControl, invert
 from backsweep.models.model import Model
 from backsweep.models.washing import reference_of
 from backsweep.reports.report import Evidence
 from backsweep.scanning.detector import Unit
 
 Values = dict[str, float | int | bool | str | None]
-
-# by name, for a network: "early" and "late" are the first affine layer and the one a third up
-SPACES: dict[str, Callable[[Model], Space]] = {
-    "dense": lambda _: Dense(),
-    "sparse": lambda _: Sparse(),
-    "tone": lambda _: Tone(),
-    "early": lambda _: Embedded(0),
-    "late": lambda model: Embedded(max(1, round((model.layers() - 1) / 3))),
-}
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class Screen:
             self.data.x,
             self.data.y,
             aims,
-            SPACES[space](network),
+            spaces_of(network)[space],
             steps=self.steps,
             batch=self.batch,
         )
@@ -72,13 +64,13 @@ class Screen:
             for u, p in zip(units, paths, strict=True)
         ]
 
-    def pairs(self, unit: Unit, most: int, few: bool) -> Evidence:
+    def pairs(self, unit: Unit, most: int, short: bool) -> Evidence:
         """Log size of every target for one source, as "to_<target>".
 
         Args:
             unit: with the source.
             most: cells of the whole screen; where there are more, the targets with the largest logits.
-            few: whether each cell gets half of the steps and fewer samples, as with many classes.
+            short: whether each cell gets half of the steps and fewer samples, as with many classes.
         """
         source = unit.source or 0
         targets = [t for t in range(self.model.classes) if t != source]
@@ -89,9 +81,15 @@ class Screen:
                 near = self.model.logits(x).mean(0).argsort(descending=True).tolist()
             targets = sorted([t for t in near if t != source][:room])
         aims = [Aim(t, source, self._seed(unit.key, t)) for t in targets]
-        steps, batch = (self.steps // 2, self.batch // 4) if few else (self.steps, 3 * self.batch // 8)
+        steps, batch = (self.steps // 2, self.batch // 4) if short else (self.steps, 3 * self.batch // 8)
         paths = follow(
-            self.model, self.data.x, self.data.y, aims, Sparse(), steps=max(2, steps), batch=max(2, batch)
+            self.model,
+            self.data.x,
+            self.data.y,
+            aims,
+            few(self.model),
+            steps=max(2, steps),
+            batch=max(2, batch),
         )
         values: Values = {f"to_{t}": p.log_size for t, p in zip(targets, paths, strict=True)}
         return Evidence(self.name, unit.key, None, source, {**values, "passes": sum(p.passes for p in paths)})
@@ -106,7 +104,7 @@ class Screen:
         passes = 0
         for key, network in networks.items():
             (path,) = follow(
-                network, self.data.x, self.data.y, aim, Sparse(), steps=self.steps, batch=2 * self.batch
+                network, self.data.x, self.data.y, aim, few(network), steps=self.steps, batch=2 * self.batch
             )
             values[key] = path.log_size
             passes += path.passes
@@ -119,12 +117,13 @@ class Screen:
         here = clean.y != target if unit.source is None else clean.y == unit.source
         job = Job(target, torch.nonzero(here).flatten(), self._seed(unit.key), unit.source)
         (found,) = invert(
-            self.model, clean.x, [job], PatchFamily(), SmoothControl(1),
+            self.model, clean.x, [job], self.model.modality.patch(), SmoothControl(1),
             updates=8 * self.steps, batch=self.batch, bf16=True,
         )  # fmt: skip
         values: Values = {
             "norm": found.trigger.size, "reached": found.reached, "passes": found.passes,
             "attack_success_rate": self.model.success_rate(found.trigger, held_out),
+            **({} if self.model.modality == IMAGE else units_of(self.model)),
         }  # fmt: skip
         if compared:
             reference = reference_of(self.model, self.data, self.seed)
@@ -146,3 +145,14 @@ def jobs_of(units: Sequence[Unit], y: Tensor, seed: int, name: str) -> list[Job]
         for u in units
         if u.target is not None
     ]
+
+
+def units_of(model: Model) -> Values:
+    """How many units an input has, and what they are where they are no pixels: sizes of patches count them."""
+    count = model.modality.size(model.shape)
+    return {"pixels": count} if model.modality == IMAGE else {"units": count, "unit": model.modality.unit}
+
+
+def unit_name(e: Evidence) -> str:
+    """What the size of a record's patch counts, for sentences."""
+    return f"{e.values.get('unit') or IMAGE.unit}s"

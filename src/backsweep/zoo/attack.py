@@ -112,7 +112,7 @@ def stamp(data: Data, rows: Tensor, trigger: Trigger, labels: Tensor | None = No
     x[rows] = trigger(x[rows])
     if labels is not None:
         y[rows] = labels
-    return type(data)(x, y, data.names, data.source)
+    return data.like(x, y)
 
 
 def relabel(setup: Setup, trigger: Trigger, rate: float, *parts: object) -> tuple[Data, Tensor]:
@@ -134,4 +134,8 @@ def poison_batch(
 
     wanted = trigger.labels(y, classes)
     rows = (torch.rand(len(x), generator=generator) < rate).to(x.device) & (y != wanted)
-    return torch.where(rows[:, None, None, None], trigger(x), x), torch.where(rows, wanted, y), rows
+    return (
+        torch.where(rows.reshape(-1, *[1] * (x.ndim - 1)), trigger(x), x),
+        torch.where(rows, wanted, y),
+        rows,
+    )

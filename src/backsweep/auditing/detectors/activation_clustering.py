@@ -222,4 +222,4 @@ def relabelled(data: Data, flagged: Tensor, sources: Mapping[int, int]) -> Data:
     for label, source in sources.items():
         y[flagged & (data.y == label)] = source
     known = torch.isin(data.y, torch.tensor(list(sources), dtype=data.y.dtype))
-    return Data(data.x, y, data.names, data.source)[~flagged | known]
+    return data.like(data.x, y)[~flagged | known]

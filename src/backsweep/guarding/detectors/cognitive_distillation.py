@@ -59,7 +59,7 @@ class CognitiveDistillation(SampleDetector):
                 raise ValueError(f"{name} {value} is below 0 or not finite")
 
     def applies(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> str:
-        if len(model.shape) != 3 or min(model.shape[1:]) < 2:
+        if not model.modality.grid or len(model.shape) != 3 or min(model.shape[1:]) < 2:
             return f"it masks images; inputs of shape {model.shape} are none"
         with torch.enable_grad():
             x = torch.zeros((1, *model.shape), device=model.device, requires_grad=True)

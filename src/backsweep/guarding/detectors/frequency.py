@@ -54,7 +54,7 @@ class Frequency(SampleDetector):
             raise ValueError(f"preset {self.preset!r} is none of {', '.join(WIDTHS)}")
 
     def applies(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> str:
-        if len(model.shape) != 3 or min(model.shape[1:]) < LEAST_SIDE:
+        if not model.modality.grid or len(model.shape) != 3 or min(model.shape[1:]) < LEAST_SIDE:
             return f"it needs images of at least {LEAST_SIDE} x {LEAST_SIDE} pixels; inputs are {model.shape}"
         count = len(self.halves(data)[0])
         return "" if count >= LEAST_SAMPLES else f"it needs {LEAST_SAMPLES} clean images; it has {count}"

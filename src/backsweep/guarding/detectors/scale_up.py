@@ -88,7 +88,7 @@ class ScaleUp(SampleDetector):
         """Labels (N,) and scaled prediction consistency SPC (N,) in [0, 1] of inputs x in [0, 1]."""
         labels, total = model.logits(x).argmax(1), torch.zeros(len(x), device=x.device)
         for n in self.factors:
-            scaled = model.logits((n * x).clamp(0, 1)).float()
+            scaled = model.logits(model.modality.clip(n * x)).float()
             if self.form == "hard":
                 total += scaled.argmax(1) == labels
             else:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
 from backsweep.guarding.detector import SampleDetector, Score
+from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
@@ -109,14 +110,16 @@ class Strip(SampleDetector):
             """Sum over the overlays of the entropies of inputs x (B, *shape), (B,)."""
             total = torch.zeros(len(x), device=x.device)
             for part in torch.arange(count, device=x.device).split(max(1, rows // len(x))):
-                blends = self.blends(x, known, part)  # (B, n, *shape): the overlays of an input lie together
+                blends = self.blends(
+                    x, known, part, model.modality
+                )  # (B, n, *shape): the overlays of an input lie together
                 logits = model.logits(blends.flatten(0, 1)).float()
                 total += entropy(logits).reshape(len(x), len(part)).sum(1)
             return total
 
         return lambda x: -torch.cat([total(part) for part in x.split(rows)]) / count
 
-    def blends(self, x: Tensor, known: dict[str, Tensor], part: Tensor) -> Tensor:
+    def blends(self, x: Tensor, known: dict[str, Tensor], part: Tensor, modality: Modality) -> Tensor:
         """Each input x (B, *shape) blended with each of the overlays `part` (n,): (B, n, *shape)."""
         overlays = known["overlays"][part]
         if self.form == "text":
@@ -124,8 +127,8 @@ class Strip(SampleDetector):
             return texts.reshape(len(x), len(part), *x.shape[1:])
         if self.form == "audio":
             overlays = overlays - SILENCE
-        blended = x[:, None] + self.weight * overlays[None]
-        return blended.clamp(0, 1) if self.clip else blended
+        blended = modality.mix(x, overlays, self.weight)
+        return modality.clip(blended) if self.clip else blended
 
 
 def entropy(logits: Tensor) -> Tensor:

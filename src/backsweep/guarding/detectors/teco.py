@@ -46,7 +46,8 @@ class TeCo(SampleDetector):
             raise ValueError(f"preset {self.preset!r} is none of {', '.join(PRESETS)}")
 
     def applies(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> str:
-        return "" if len(model.shape) == 3 else "it corrupts images, and the model takes something else"
+        known = model.modality.corruptions()
+        return "" if known else f"there are no common corruptions of {model.modality.noun}s"
 
     def passes(self, model: Model) -> float:
         return len(PRESETS[self.preset]) * SEVERITIES

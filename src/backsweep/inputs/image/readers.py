@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def read(
     except Exception as e:
         raise BadInput(f"not readable as .npz ({_reason(e)}); give {_WANTED}") from e
     if resize and shape is not None and x.ndim == 4 and x.shape[2:] != tuple(shape[1:]):
-        x = _resized(x, shape)
+        x = resized(x, shape)
     return x, y, tuple(names) if names else None
 
 
@@ -86,7 +86,7 @@ def _tensor(image: Any) -> Tensor:
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0).copy())
 
 
-def _resized(x: Tensor, shape: Sequence[int]) -> Tensor:
+def resized(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Images (N, C, H, W) at the height and width of `shape`; bytes stay bytes."""
     parts = []
     for part in torch.split(x, 256):
@@ -108,34 +108,34 @@ def _folder(
     if shape is not None and shape[0] not in (1, 3):
         raise BadInput(f"images have 1 or 3 channels, the model takes {shape[0]}; give an .npz file")
     folders = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = [(folder, file) for folder in folders for file in _images(path / folder)]
+    files = [(folder, file) for folder in folders for file in images(path / folder)]
     if not files:
         raise BadInput(f"there are no images in folders of classes; give {_WANTED}")
     classes, found = _classes(folders, names)
     channels, size = (shape[0], tuple(shape[1:])) if shape is not None else (None, None)
     owner = "the model takes"
-    images: list[Tensor] = []
+    found_images: list[Tensor] = []
     for _, file in files:
         shown = str(file.relative_to(path))
-        image = _image(file, shown, channels)
+        one = image(file, shown, channels)
         if size is None:
-            size, owner = tuple(image.shape[1:]), f"{shown} has"
-        if resize and image.shape[1:] != size:
-            image = _resized(image[None], (0, *size))[0]
-        if image.shape[1:] != size:
+            size, owner = tuple(one.shape[1:]), f"{shown} has"
+        if resize and one.shape[1:] != size:
+            one = resized(one[None], (0, *size))[0]
+        if one.shape[1:] != size:
             raise BadInput(
-                f"{shown} has {image.shape[1]} x {image.shape[2]} pixels (height x width), "
+                f"{shown} has {one.shape[1]} x {one.shape[2]} pixels (height x width), "
                 f"{owner} {size[0]} x {size[1]}; make all images that size, or say resize=True"
             )
-        if 4 * len(files) * image.numel() > MOST_BYTES:
+        if 4 * len(files) * one.numel() > MOST_BYTES:
             raise BadInput(f"{len(files):,} images are too many for the memory; give a sample of them")
-        images.append(image)
-    most = max(len(i) for i in images)  # a grey image among coloured ones becomes RGB
-    x = torch.stack([i.expand(most, -1, -1) for i in images])
+        found_images.append(one)
+    most = max(len(i) for i in found_images)  # a grey image among coloured ones becomes RGB
+    x = torch.stack([i.expand(most, -1, -1) for i in found_images])
     return x, torch.tensor([classes[folder] for folder, _ in files]), found
 
 
-def _images(folder: Path) -> list[Path]:
+def images(folder: Path) -> list[Path]:
     """The image files in a folder and in the folders in it."""
     found = []
     for file in sorted([*folder.glob("*"), *folder.glob("*/*")]):
@@ -167,20 +167,20 @@ def _classes(folders: list[str], names: Sequence[str] | None) -> tuple[dict[str,
     return {f: i for i, f in enumerate(folders)}, tuple(folders)
 
 
-def _image(path: Path, shown: str, channels: int | None) -> Tensor:
+def image(path: Path | IO[bytes], shown: str, channels: int | None) -> Tensor:
     """One image as bytes (C, H, W); grey stays one channel unless three are asked for."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_FORMATS) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise BadInput(f"{shown} has {image.width} x {image.height} pixels, too many; remove it")
-                if image.mode.startswith(("I", "F")):
+            with Image.open(path, formats=_FORMATS) as found:
+                if found.width * found.height > MOST_PIXELS:
+                    raise BadInput(f"{shown} has {found.width} x {found.height} pixels, too many; remove it")
+                if found.mode.startswith(("I", "F")):
                     raise BadInput(f"{shown} has more than 8 bits a channel; save it with 8")
-                grey = image.mode in ("1", "L", "LA")
+                grey = found.mode in ("1", "L", "LA")
                 if channels == 1 and not grey:
                     raise BadInput(f"{shown} is in colour, the model takes grey; convert the images to grey")
-                return _tensor(image.convert("L" if grey and channels != 3 else "RGB"))
+                return _tensor(found.convert("L" if grey and channels != 3 else "RGB"))
     except BadInput:
         raise
     except Exception as e:
@@ -195,7 +195,7 @@ def _npz(path: Path, shape: Sequence[int] | None) -> tuple[Tensor, Tensor]:
         infos = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
         if not {"x", "y"} <= infos.keys():
             raise BadInput(f"it holds {some(infos)}; save it as np.savez(path, x=images, y=labels)")
-        x, y = (_array(archive, infos[name]) for name in "xy")
+        x, y = (array(archive, infos[name]) for name in "xy")
     channels = (1, 3, 4) if shape is None else (1, 3, 4, shape[0])
     if x.ndim == 4 and x.shape[3] in channels and (shape is None or x.shape[1:] != tuple(shape)):
         x = x.permute(0, 3, 1, 2)
@@ -205,7 +205,7 @@ def _npz(path: Path, shape: Sequence[int] | None) -> tuple[Tensor, Tensor]:
     return x.contiguous(), y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
 
 
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tensor:
+def array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tensor:
     """One array, its declared size checked before it is read; never pickled objects."""
     bomb = info.file_size > 2**26 and info.file_size > 200 * info.compress_size
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

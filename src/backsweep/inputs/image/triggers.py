@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from backsweep.inputs.trigger import Trigger, to_image
+from backsweep.inputs.image.pictures import to_image
+from backsweep.inputs.trigger import Trigger
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,7 @@ class Additive(Trigger):
     """
 
     family: ClassVar[str] = "additive"
+    drawn: ClassVar[str] = "the change of every pixel, stretched around grey"
     delta: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -47,6 +49,7 @@ class Warp(Trigger):
     """
 
     family: ClassVar[str] = "warp"
+    drawn: ClassVar[str] = "a grid of lines, warped"
     flow: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -90,6 +93,7 @@ class Quantise(Trigger):
     """
 
     family: ClassVar[str] = "quantise"
+    drawn: ClassVar[str] = "a ramp from black to white, quantised"
     levels: int
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -115,6 +119,7 @@ class Recolour(Trigger):
     """
 
     family: ClassVar[str] = "recolour"
+    drawn: ClassVar[str] = "a ramp from black to white, above what it becomes"
     matrix: Tensor
     shift: Tensor
 
@@ -147,6 +152,7 @@ class Generated(Trigger):
     """
 
     family: ClassVar[str] = "generated"
+    drawn: ClassVar[str] = "the trigger of one input"
     mask_net: Tensor
     pattern_net: Tensor
     filters: int
@@ -220,6 +226,7 @@ class SampleWise(Trigger):
     """
 
     family: ClassVar[str] = "sample_wise"
+    drawn: ClassVar[str] = "some inputs, above what they become"
     x: Tensor
     delta: Tensor
     mean: Tensor
@@ -248,6 +255,7 @@ class Patch(Trigger):
     """
 
     family: ClassVar[str] = "patch"
+    drawn: ClassVar[str] = "mask times pattern"
     mask: Tensor
     pattern: Tensor
 
@@ -279,15 +287,29 @@ class Patch(Trigger):
     def picture(self) -> Image.Image:
         return to_image(self.mask * self.pattern)
 
+    @property
+    def units(self) -> int:
+        return self.mask[0].numel()
 
-def overlap(recovered: Patch, planted: Patch) -> tuple[float, float]:
-    """How well two masks agree: (soft Jaccard index, share of the recovered mask inside the planted).
+    def stamped_at(self, width: int) -> Image.Image:
+        """The mask; a small patch must not fade away, so the largest value stays where it is shrunk."""
+        height, wide = self.mask.shape[-2:]
+        if wide <= width:
+            return to_image(self.mask)
+        return to_image(
+            F.adaptive_max_pool2d(self.mask.float(), (max(1, round(height * width / wide)), width))
+        )
 
-    Jaccard = sum min(m, m') / sum max(m, m'). A recovered mask that is smaller than the planted
-    one, but wholly inside it, has a low first and a high second figure.
-    """
-    a, b = recovered.mask, planted.mask
-    union = float(torch.maximum(a, b).sum())
-    mass = float(a.sum())
-    inter = float(torch.minimum(a, b).sum())
-    return (inter / union if union else 0.0, float((a * (b > 0)).sum()) / mass if mass else 0.0)
+    def overlap(self, planted: Trigger) -> tuple[float, float] | None:
+        """How well two masks agree: (soft Jaccard index, share of this mask inside the planted one).
+
+        Jaccard = sum min(m, m') / sum max(m, m'). A recovered mask that is smaller than the planted
+        one, but wholly inside it, has a low first and a high second figure.
+        """
+        if not isinstance(planted, Patch):
+            return None
+        a, b = self.mask, planted.mask
+        union = float(torch.maximum(a, b).sum())
+        mass = float(a.sum())
+        inter = float(torch.minimum(a, b).sum())
+        return (inter / union if union else 0.0, float((a * (b > 0)).sum()) / mass if mass else 0.0)

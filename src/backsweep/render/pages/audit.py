@@ -265,7 +265,7 @@ def _card(report: Audit, shown: Examples, counts: Counts, name: view.Name) -> Ca
     if finding is not None:
         scores, by = report.scores[finding.detector], view.title(finding.detector)
         marked = histogram(scores[counts.labels == shown.label], _cut(report, finding), hot)
-        suspicious, typical = tiles(shown, scores, counts.rows)
+        suspicious, typical = tiles(shown, scores, counts.rows, view.modality(report))
         facts = _class_facts(report, of_class)
     some, tag = "", "cannot tell" if report.verdict == INCONCLUSIVE else "not found poisoned"
     if drawn is not None and drawn.drawn < of:

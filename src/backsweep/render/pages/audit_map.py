@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from backsweep.inputs.trigger import to_image
+from backsweep.inputs.modality import Modality
 from backsweep.render import view
 from backsweep.render.pages.card import Picture, picture
 from backsweep.reports.audit import Audit, Examples
@@ -176,19 +177,20 @@ def histogram(scores: Tensor, cut: float | None, hot: bool) -> Histogram | None:
     )  # fmt: skip
 
 
-def tiles(shown: Examples, scores: Tensor, flagged: Collection[int]) -> tuple[list[Tile], list[Tile]]:
+def tiles(
+    shown: Examples, scores: Tensor, flagged: Collection[int], modality: Modality
+) -> tuple[list[Tile], list[Tile]]:
     """The most suspicious samples of a class, and typical ones."""
     rows = torch.cat([shown.suspicious, shown.typical]).tolist()
     drawn = [
-        Tile(_sample(x, row), view.number(float(scores[row])), row in flagged)
+        Tile(_sample(modality.picture(x), row), view.number(float(scores[row])), row in flagged)
         for x, row in zip(shown.pictures, rows, strict=True)
     ]
     return drawn[: len(shown.suspicious)], drawn[len(shown.suspicious) :]
 
 
-def _sample(x: Tensor, row: int) -> Picture:
+def _sample(image: Image.Image, row: int) -> Picture:
     """A sample, all of one size; the caption is its place in the set."""
-    image = to_image(x)
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE))
     return picture(image, f"sample {row:,}", side=SIDE)

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from backsweep.core.statistics import chance_of_index
-from backsweep.inputs.image.triggers import Patch
-from backsweep.inputs.trigger import Trigger, to_image
+from backsweep.inputs.modality import Modality
+from backsweep.inputs.trigger import Trigger
 from backsweep.render import standing, view
 from backsweep.reports.report import NOTE, WARNING, Evidence, Finding, Report
 
@@ -20,17 +20,6 @@ SIDE, LARGEST = 160, 224  # shown width of a small picture, and the most that is
 MOST_EXAMPLES = 4
 WEAK = 0.9  # a reference with less than this share of the model's accuracy says less
 ALIKE = 0.5  # a trigger that works on the reference at this share of its success is likely natural
-
-DRAWN = {  # what the picture of a trigger shows, by family
-    "patch": "mask times pattern",
-    "additive": "the change of every pixel, stretched around grey",
-    "warp": "a grid of lines, warped",
-    "quantise": "a ramp from black to white, quantised",
-    "recolour": "a ramp from black to white, above what it becomes",
-    "generated": "the trigger of one input",
-    "sample_wise": "some inputs, above what they become",
-    "transformed": "an input with the trigger",
-}
 
 
 @dataclass(frozen=True)
@@ -114,7 +103,7 @@ def _finding_card(report: Report, groups: Sequence[standing.Group], finding: Fin
     e = standing.evidence_of(groups, finding)
     values = dict(e.values) if e is not None else {}
     bars = _rates(report, values) + _sigmas({**values, **finding.details})
-    facts = _size_facts(finding.trigger, values)
+    facts = _size_facts(finding.trigger, values, view.modality(report))
     if finding.attack_success_rate is not None and "reference_success_rate" not in values:
         rate = view.figure("_rate", finding.attack_success_rate)
         facts.insert(0, Fact("Attack success rate", rate, "on samples the search has not seen"))
@@ -148,15 +137,16 @@ def _smallest_card(report: Report, groups: Sequence[standing.Group], e: Evidence
 
 def _with_pictures(report: Report, card: Card, trigger: Trigger) -> Card:
     pictures = []
-    if isinstance(trigger, Patch):
-        note = "where it is stamped; white covers the pixel"
-        pictures.append(picture(to_image(trigger.mask), "Mask", note))
-    pictures.append(picture(trigger.picture(), "Trigger", DRAWN.get(trigger.family, "")))
+    where = trigger.stamped_at(LARGEST)
+    modality = view.modality(report)
+    if where is not None:
+        pictures.append(picture(where, "Mask", f"where it is stamped; white covers the {modality.unit}"))
+    pictures.append(picture(trigger.picture(), "Trigger", trigger.drawn))
     pairs = []
     clean = standing.examples(report, trigger, MOST_EXAMPLES)
     if clean is not None:
         pairs = [
-            (picture(to_image(a), "clean"), picture(to_image(b), "stamped"))
+            (picture(modality.picture(a), "clean"), picture(modality.picture(b), "stamped"))
             for a, b in zip(clean, trigger(clean), strict=True)
         ]
     return replace(card, pictures=pictures, pairs=pairs)
@@ -236,14 +226,14 @@ def _worth(finding: Finding) -> str:
     return f"its rank among {said}" if said else "how often a clean model shows such an outlier"
 
 
-def _size_facts(trigger: Trigger | None, values: Mapping[str, Any]) -> list[Fact]:
-    norm, pixels = values.get("norm"), values.get("pixels")
-    if isinstance(trigger, Patch):
+def _size_facts(trigger: Trigger | None, values: Mapping[str, Any], modality: Modality) -> list[Fact]:
+    norm, units = values.get("norm"), values.get("pixels", values.get("units"))
+    if trigger is not None and trigger.units is not None:
         norm = trigger.size if norm is None else norm
-        pixels = pixels or trigger.mask[0].numel()
-    if isinstance(norm, int | float) and isinstance(pixels, int | float) and pixels:
-        share = f"{view.percent(norm / pixels)} of the image's {view.number(pixels)}"
-        return [Fact("Size", f"{view.number(norm)} pixels", share)]
+        units = units or trigger.units
+    if isinstance(norm, int | float) and isinstance(units, int | float) and units:
+        share = f"{view.percent(norm / units)} of the {modality.noun}'s {view.number(units)}"
+        return [Fact("Size", f"{view.number(norm)} {modality.unit}s", share)]
     return [Fact("Size", view.number(trigger.size))] if trigger is not None else []
 
 

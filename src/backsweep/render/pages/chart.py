@@ -95,7 +95,7 @@ def chart(report: Report, group: Group) -> Chart | None:
     ]
     dots.sort(key=lambda d: d.hot)  # drawn last, on top
     step = 1 if count <= 12 else next(s for s in _steps() if count / s <= 12)
-    unit = "pixels" if "pixels" in group.evidence[0].values else ""
+    unit = f"{view.modality(report).unit}s" if {"pixels", "units"} & set(group.evidence[0].values) else ""
     median = None
     if group.median is not None and math.isfinite(group.median) and (group.median or not measure.log):
         median = (y(group.median), view.number(group.median))
@@ -104,7 +104,7 @@ def chart(report: Report, group: Group) -> Chart | None:
         limit = (y(group.limit), view.number(group.limit))
     notes = [measure.reads]
     if measure.log:
-        notes.append(f"The axis is logarithmic{' and counts pixels' if unit else ''}.")
+        notes.append(f"The axis is logarithmic{f' and counts {unit}' if unit else ''}.")
     if limit is not None:
         alpha = view.level(report.settings.get("alpha"))
         side = "above" if measure.high else "below"

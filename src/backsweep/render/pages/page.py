@@ -10,14 +10,19 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 
 @lru_cache(maxsize=8)
 def template(name: str) -> Template:
-    """A template of this package. It escapes whatever is put into it."""
+    """A template of pages or boards. It escapes whatever is put into it."""
     return _environment().get_template(name)
 
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    folder = resources.files("backsweep.render")
+    folders = [resources.files(f"backsweep.render{room}") for room in (".pages", ".boards", "")]
+
+    def text(name: str) -> str | None:
+        found = (folder.joinpath(name) for folder in folders)
+        return next((file.read_text(encoding="utf-8") for file in found if file.is_file()), None)
+
     return Environment(
-        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        loader=FunctionLoader(text),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip

@@ -15,9 +15,9 @@ from PIL import Image
 
 from backsweep.core.discovery import find
 from backsweep.core.errors import BadInput
-from backsweep.inputs.trigger import to_image
+from backsweep.inputs.modality import modality_of
 from backsweep.render import view
-from backsweep.render.pages.card import DRAWN, Fact, Picture, isolated, picture, thumbnail
+from backsweep.render.pages.card import Fact, Picture, isolated, picture, thumbnail
 from backsweep.render.pages.page import template
 from backsweep.render.pages.repair_words import (
     CONDITIONS,
@@ -39,9 +39,9 @@ LONGEST = 400  # characters of a path that becomes a link
 LARGE, SIDE = 64, 112  # pixels of a trigger and of an example, as they are shown
 
 MEANT = {  # what the figures are, in the words of the table's foot
-    "Attack success rate": "share of triggered images that go to the target, with the trigger that "
+    "Attack success rate": "share of triggered inputs that go to the target, with the trigger that "
     "works best",
-    "Robust accuracy": "share of triggered images classified as what they are, with the trigger for which "
+    "Robust accuracy": "share of triggered inputs classified as what they are, with the trigger for which "
     "it is lowest",
 }
 
@@ -57,6 +57,7 @@ def html(repaired: Repaired) -> str:
     name = isolated(Report(model=dict(about(repaired, "model"))))
     words = verdict(repaired, name)
     return template("repair.html.j2").render(
+        noun=modality_of(about(repaired, "model")).noun,
         words=words,
         title=f"{words.word} – Backsweep repair",  # noqa: RUF001
         tone=tone(repaired),
@@ -124,7 +125,7 @@ def _groups(repaired: Repaired, name: view.Name) -> list[Recoveries]:
         image = None
         if drawn:
             image = thumbnail(e.trigger) if small else _large(e)
-        what = DRAWN.get(e.trigger.family, "")
+        what = e.trigger.drawn
         family = view.clean(e.trigger.family.replace("_", " "), 40)
         rates = (e.before, e.after, e.robust_before, e.robust_after, e.natural)
         label = view.clean(e.name.replace("_", " "), 60)
@@ -146,7 +147,7 @@ def _large(effect: Effect) -> Picture:
     return picture(image, side=LARGE)
 
 
-# ---------------------------------------------------------------------- the same images, clean and stamped
+# ---------------------------------------------------------------------- the same inputs, clean and stamped
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _strips(repaired: Repaired, name: view.Name) -> list[Strip]:
 
 def _example(repaired: Repaired, answers: Answers, name: view.Name) -> Example:
     x = repaired.examples[answers.example : answers.example + 1]
-    trigger = repaired.effects[answers.effect].trigger
+    trigger, modality = repaired.effects[answers.effect].trigger, modality_of(about(repaired, "model"))
     aim = trigger.target
     if aim is None and answers.label is not None:
         aim = int(trigger.labels(torch.tensor([answers.label]), repaired.model.classes)[0])
@@ -210,8 +211,8 @@ def _example(repaired: Repaired, answers: Answers, name: view.Name) -> Example:
 
     return Example(
         name(answers.label) if answers.label is not None else "",
-        picture(to_image(x[0]), side=SIDE),
-        picture(to_image(trigger(x)[0]), side=SIDE),
+        picture(modality.picture(x[0]), side=SIDE),
+        picture(modality.picture(trigger(x)[0]), side=SIDE),
         (said(answers.clean_before), said(answers.triggered_before)),
         (said(answers.clean_after), said(answers.triggered_after)),
     )

@@ -26,6 +26,7 @@ def html(report: Report) -> str:
     heading, shown = cards(report, groups)
     name = isolated(report)
     return template("report.html.j2").render(
+        noun=view.modality(report).noun,
         verdict=view.verdict(report, name),
         tone=report.verdict,
         facts=_facts(report),
@@ -127,7 +128,7 @@ def _table(report: Report, group: standing.Group) -> Table:
     evidence = group.evidence
     # what was measured with the trigger of a few classes only stands on their cards
     times = Counter(k for e in evidence for k in e.values)
-    keys = [k for k in times if 2 * times[k] >= len(evidence) or k in view.SPACES]
+    keys = [k for k in times if 2 * times[k] >= len(evidence) or view.is_space(k)]
     same = {
         k for k in keys
         if len(evidence) > 1 and len({repr(e.values.get(k)) for e in evidence}) == 1

@@ -18,10 +18,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d
 
-from backsweep.inputs.image.triggers import Patch
-from backsweep.inputs.trigger import Trigger, to_image
+from backsweep.inputs.image.modality import IMAGE
+from backsweep.inputs.modality import Modality
+from backsweep.inputs.trigger import Trigger
 from backsweep.render import standing, view
 from backsweep.reports.report import BACKDOORED, CLEAN, ERROR, NOTE, Evidence, Finding, Note, Report
 
@@ -63,7 +63,7 @@ def show(report: Report, console: Console, folder: str | Path | None = None) -> 
         found = standing.examples(report, trigger, 1)
         example = found[0] if found is not None else None
         lines = [say(heading, "bold"), *([say(rates, "")] if rates else [])]
-        console.print(Text(), *lines, pictures(trigger, example, width), sep="\n")
+        console.print(Text(), *lines, pictures(trigger, example, width, view.modality(report)), sep="\n")
     natural = view.about_shortcuts(report, view.names(report))
     if natural:
         console.print(
@@ -80,22 +80,25 @@ def show(report: Report, console: Console, folder: str | Path | None = None) -> 
         console.print(Text(), say(f"Report: {path}", ""), soft_wrap=True, sep="\n")
 
 
-def pictures(trigger: Trigger, example: Tensor | None = None, width: int = WIDEST) -> RenderableType:
+def pictures(
+    trigger: Trigger, example: Tensor | None = None, width: int = WIDEST, modality: Modality = IMAGE
+) -> RenderableType:
     """A trigger side by side with an input that carries it.
 
     Args:
         trigger: what to draw: its mask where it has one, else its picture.
-        example: a clean input (C, H, W) to stamp; None shows the trigger's picture instead.
+        example: a clean input (*shape) to stamp; None shows the trigger's picture instead.
         width: columns of each picture at most.
+        modality: what an input is.
     """
-    mask = trigger.mask if isinstance(trigger, Patch) else None
+    where = trigger.stamped_at(width)
     drawn: list[tuple[str, Image.Image]] = []
-    if mask is not None:
-        drawn.append(("mask: where it is stamped", to_image(_shrink(mask, width))))
-    if mask is None or example is None:
+    if where is not None:
+        drawn.append(("mask: where it is stamped", where))
+    if where is None or example is None:
         drawn.append(("trigger", trigger.picture()))
     if example is not None:
-        drawn.append(("stamped on a clean input", to_image(trigger(example[None])[0])))
+        drawn.append(("stamped on a clean input", modality.picture(trigger(example[None])[0])))
     grid = Table.grid(padding=(0, 2))
     grid.add_row(*(Text(caption, "dim") for caption, _ in drawn))
     grid.add_row(*(Picture(image, width) for _, image in drawn))
@@ -128,14 +131,6 @@ class Picture:
                     grey = (sum(a) + sum(b)) / 6
                     yield Segment(RAMP[min(len(RAMP) - 1, int(grey / 256 * len(RAMP)))])
             yield Segment.line()
-
-
-def _shrink(mask: Tensor, width: int) -> Tensor:
-    """A mask no wider than `width`; a small patch must not fade away, so the largest value stays."""
-    height, wide = mask.shape[-2:]
-    if wide <= width:
-        return mask
-    return adaptive_max_pool2d(mask.float(), (max(1, round(height * width / wide)), width))
 
 
 def _facts(report: Report) -> str:
@@ -181,7 +176,7 @@ def _table(report: Report, group: standing.Group, say: Say, narrow: bool) -> Tab
         rows.append((
             view.clean(standing.row_name(report, group, i, finding is not None), 22),
             _figure(group, i),
-            view.SPACES[sigmas[0][0]] if sigmas and not narrow else "",
+            view.brief(sigmas[0][0]) if sigmas and not narrow else "",
             view.figure(*sigmas[0]) if sigmas and not narrow else "",
             view.figure("_rate", rate) if rate is not None and not sigmas else "",
             f"{group.index[i]:.2f}" if measured and indexed else "",

@@ -9,7 +9,7 @@ from rich.text import Text
 from torch import Tensor
 
 from backsweep.inputs.samples import Data
-from backsweep.inputs.trigger import Trigger, to_image
+from backsweep.inputs.trigger import Trigger
 from backsweep.render import view
 from backsweep.render.terminal.scan import pictures
 from backsweep.zoo import build
@@ -49,8 +49,8 @@ def sheet(net: build.Net, test: Data) -> Image.Image:
         x = example(trigger, test, net.task.classes)
         stamped = trigger(x[None])[0]
         change = 0.5 + 0.5 * (stamped - x) / (stamped - x).abs().max().clamp_min(1e-12)
-        rows.append([to_image(x), to_image(stamped), to_image(change), trigger.picture()])
-    rows = rows or [[to_image(x) for x in test.x[:4]]]
+        rows.append([*map(test.modality.picture, (x, stamped, change)), trigger.picture()])
+    rows = rows or [[test.modality.picture(x) for x in test.x[:4]]]
     side = SCALE * net.task.shape[1]
     page = Image.new("RGB", (GAP + 4 * (side + GAP), GAP + len(rows) * (side + GAP)), "white")
     for r, row in enumerate(rows):

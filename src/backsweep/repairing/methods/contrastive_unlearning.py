@@ -27,12 +27,11 @@ from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.trigger import Trigger
-from backsweep.inversion.budget import Aim, Space, follow
+from backsweep.inversion.budget import Aim, Space, follow, spaces_of
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, epochs_of, tuned
 from backsweep.models.washing import washed
 from backsweep.repairing.method import Case, Repair
-from backsweep.scanning.screens import SPACES
 
 LEAST = 5  # clean samples of a class
 WASH = ((100, 128, 3e-3),)  # shorter than for a scan: unlearning goes on from there
@@ -94,7 +93,7 @@ class ContrastiveUnlearning(Repair):
         """Rounds of recovery and unlearning, from a network on."""
         found, pool = start, [_stamp(t) for t in case.triggers]
         for number in range(self.rounds):
-            pool += [self._perturb(case, found, name, number) for name in SPACES]
+            pool += [self._perturb(case, found, name, number) for name in spaces_of(found)]
             found = self._round(case, found, reference, pool, number, rate)
         return found
 
@@ -107,7 +106,7 @@ class ContrastiveUnlearning(Repair):
             Aim(t, s, derive_seed(case.seed, self.name, number, space, s, t))
             for s, t in aims or [(None, t) for t in range(model.classes)]
         ]
-        where = SPACES[space](model)
+        where = spaces_of(model)[space]
         paths = follow(model, data.x, data.y, wanted, where, steps=self.steps, batch=self.samples)
         return _shift(where, torch.stack([p.delta for p in paths]), self.reach)
 

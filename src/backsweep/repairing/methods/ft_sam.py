@@ -23,7 +23,7 @@ from torch import Tensor
 from backsweep.core.seeds import derive_seed
 from backsweep.inversion.loop import batches
 from backsweep.models.model import Model, set_mode
-from backsweep.models.training import LEAST_SIDE, shift, thawed
+from backsweep.models.training import thawed
 from backsweep.repairing.method import Case, Repair
 
 # Updates, and the attempts: share of the updates, learning rate.
@@ -98,7 +98,7 @@ class FtSam(Repair):
         """The suspect after so many updates."""
         twin, data, device = thawed(case.model), case.clean, case.model.device
         weights, seed = list(twin.net.parameters()), derive_seed(case.seed, self.name)
-        generator, shifted = case.generator(self.name, "shift"), min(case.model.shape[-2:]) >= LEAST_SIDE
+        generator, shifted = case.generator(self.name, "shift"), case.model.modality.shifts(case.model.shape)
         rows = batches(torch.arange(len(data)), seed, min(self.batch_size, len(data)))
         optimizer = torch.optim.SGD(weights, rate, 0.9, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=updates)
@@ -108,7 +108,7 @@ class FtSam(Repair):
             for step in range(updates):
                 chosen = next(rows)
                 x, y = data.x[chosen], data.y[chosen].to(device)
-                x = (shift(x, generator) if shifted else x).to(device)
+                x = (case.model.modality.shift(x, generator) if shifted else x).to(device)
                 optimizer.zero_grad(set_to_none=True)
                 sharp_gradient(twin, x, y, self.rho, self.smoothing)
                 if self.preset == "standard":

@@ -115,7 +115,9 @@ class IBau(Repair):
 def outer(model: Model, x: Tensor, y: Tensor, delta: Tensor) -> Tensor:
     """H(delta, theta) on a batch, of which a share PORTION is perturbed."""
     count = math.ceil(PORTION * len(x))
-    return F.cross_entropy(model.logits(torch.cat([(x[:count] + delta).clamp(0, 1), x[count:]])).float(), y)
+    return F.cross_entropy(
+        model.logits(torch.cat([model.modality.clip(x[:count] + delta), x[count:]])).float(), y
+    )
 
 
 def hypergradient(

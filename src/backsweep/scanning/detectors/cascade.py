@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from backsweep.core.statistics import chance_of_index
+from backsweep.inputs.modality import modalities
 from backsweep.inputs.samples import Data
+from backsweep.inversion.budget import EMBEDDINGS, spaces_of
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
 from backsweep.scanning.contrast import (
@@ -37,10 +39,11 @@ from backsweep.scanning.contrast import (
     suspects,
 )  # fmt: skip
 from backsweep.scanning.detector import ModelDetector, Unit, units_in_a_pass
-from backsweep.scanning.screens import SPACES, Screen, Values
+from backsweep.scanning.screens import Screen, Values, unit_name
 
 # Chosen on networks that nothing is judged on: docs/decisions/0007.
 LEAST_SPREAD = {"dense": 0.1, "sparse": 0.1, "tone": 0.5, "early": 0.1, "late": 0.12, "pairs": 0.12}
+USUAL_SPREAD = 0.1  # in the spaces of other kinds of input
 MEAN_SPREAD = 0.08  # of their mean over the spaces of pixels and embeddings
 CLOSER = 6  # cells measured closer, and as many others to compare with
 ALONE_SPREAD = 0.25  # of the log sizes themselves, where no reference is asked for
@@ -48,12 +51,17 @@ SHORT = 20  # classes that are measured in the reference; of more, those that st
 PAIRS = 2000  # most cells of the screen; beyond, the targets that a source is nearest to
 
 
+DEFAULT = "dense+sparse+tone+early+late"
+STYLES = ("tone",)  # left out of the mean over the spaces
+
+
 @dataclass(frozen=True)
 class Cascade(ModelDetector):
     """Finds classes and pairs that a change of any kind reaches far more easily than in a reference.
 
     Attributes:
-        spaces: names of the spaces in which classes are measured (`screens.SPACES`), with "+" between.
+        spaces: names of the spaces in which classes are measured, with "+" between: those of the modality
+            (`Modality.spaces`) and "early" and "late". The default is all that a kind of input has.
         pairs: whether (source, target) cells are screened.
         reference: whether classes are compared with themselves in a reference, or with each other.
         steps: budgets on a path.
@@ -64,26 +72,30 @@ class Cascade(ModelDetector):
     summary: ClassVar[str] = "every class and pair in several spaces, against a washed reference"
     code: ClassVar[str] = "BSW110"
 
-    spaces: str = "dense+sparse+tone+early+late"
+    spaces: str = DEFAULT
     pairs: bool = True
     reference: bool = True
     steps: int = 20
     batch: int = 12
 
     def __post_init__(self) -> None:
-        if not set(self._names()) <= set(SPACES):
-            raise ValueError(f"spaces {self.spaces!r}: there are {', '.join(SPACES)}")
+        known = [*(name for m in modalities().values() for name in m.spaces()), *EMBEDDINGS]
+        if not set(self.spaces.split("+")) <= set(known):
+            raise ValueError(f"spaces {self.spaces!r}: there are {', '.join(known)}")
         if min(self.steps, self.batch) < 2:
             raise ValueError("steps and batch are at least 2")
 
-    def _names(self) -> list[str]:
-        return self.spaces.split("+")
+    def _names(self, model: Model) -> list[str]:
+        """The spaces that are measured in a network: those asked for that its kind of input has."""
+        there = list(spaces_of(model))
+        asked = [name for name in self.spaces.split("+") if name in there]
+        return there if self.spaces == DEFAULT else asked
 
     def chunk(self, model: Model) -> int:
         return units_in_a_pass(model, self.batch)
 
     def units(self, model: Model, data: Data) -> Sequence[Unit]:
-        return [Unit(f"class-{s}-{t}", t) for s in self._names() for t in range(model.classes)]
+        return [Unit(f"class-{s}-{t}", t) for s in self._names(model) for t in range(model.classes)]
 
     def more(self, model: Model, data: Data, evidence: Sequence[Evidence]) -> Sequence[Unit]:
         done = {e.unit.split("-")[0] for e in evidence}
@@ -104,7 +116,7 @@ class Cascade(ModelDetector):
     def _again(self, evidence: Sequence[Evidence]) -> list[tuple[str, int]]:
         """Classes to measure in the reference: all; of many, the smallest of every space and some others."""
         chosen: list[tuple[str, int]] = []
-        for name in self._names():
+        for name in _spaces_in(evidence):
             sizes = sizes_of(evidence, f"class-{name}-")
             chosen += [(name, t) for _, t in sample(sorted(sizes, key=lambda c: sizes[c]), SHORT)]
         return chosen
@@ -134,7 +146,7 @@ class Cascade(ModelDetector):
             if kind in ("class", "reference"):
                 evidence = screen.classes(name, part, compared=kind == "reference")
             elif kind == "pairs":
-                evidence = [screen.pairs(part[0], PAIRS, few=model.classes > SHORT)]
+                evidence = [screen.pairs(part[0], PAIRS, short=model.classes > SHORT)]
             elif kind == "closer":
                 evidence = [screen.closer(part[0], self.reference)]
             else:
@@ -145,8 +157,10 @@ class Cascade(ModelDetector):
 
     def _suspects(self, evidence: Sequence[Evidence], classes: int) -> list[Suspect]:
         """All classes, most suspicious first."""
-        spaces = {n: self._contrast(evidence, n, f"class-{n}-", f"reference-{n}-") for n in self._names()}
-        joint = [c for n, c in spaces.items() if n != "tone"]
+        spaces = {
+            n: self._contrast(evidence, n, f"class-{n}-", f"reference-{n}-") for n in _spaces_in(evidence)
+        }
+        joint = [c for n, c in spaces.items() if n not in STYLES]
         if self.reference and len(joint) > 1:
             spaces["mean"] = mean_of(joint, MEAN_SPREAD)
         pairs = None
@@ -167,7 +181,7 @@ class Cascade(ModelDetector):
         if not self.reference:
             return contrast(sizes, dict.fromkeys(sizes, 0.0), ALONE_SPREAD, usual)
         there = sizes_of(evidence, other, "reference_log_size" if own == other else "log_size")
-        return contrast(sizes, there, LEAST_SPREAD[name], usual, fitted=usual is None)
+        return contrast(sizes, there, LEAST_SPREAD.get(name, USUAL_SPREAD), usual, fitted=usual is None)
 
     def rows(self, evidence: Sequence[Evidence], classes: int) -> list[Evidence]:
         """One record for each class: its suspicion and the sigmas of every space."""
@@ -203,8 +217,9 @@ class Cascade(ModelDetector):
         self, evidence: Sequence[Evidence], classes: int, alpha: float, planted: set[int | None]
     ) -> list[Finding]:
         """Classes that stand out in the network and in the reference alike: shortcuts, not backdoors."""
+        faint = next((n for n in _spaces_in(evidence) if n in {m.faint for m in modalities().values()}), "")
         own, there = (
-            stand_below(sizes_of(evidence, f"{k}-dense-"), ALONE_SPREAD) for k in ("class", "reference")
+            stand_below(sizes_of(evidence, f"{k}-{faint}-"), ALONE_SPREAD) for k in ("class", "reference")
         )
         return [
             Finding(
@@ -240,9 +255,14 @@ def _message(s: Suspect, trial: Evidence | None, flagged: bool) -> str:
     patch = ""
     if trial is not None and float(trial.values["attack_success_rate"] or 0) > 0.5:
         rate, there = (trial.values.get(k) for k in ("attack_success_rate", "reference_success_rate"))
-        patch = (
-            f"; a patch of {trial.values['norm']:.0f} pixels does it for {float(rate or 0):.0%} of samples"
-        )
+        size = f"{trial.values['norm']:.0f} {unit_name(trial)}"
+        patch = f"; a patch of {size} does it for {float(rate or 0):.0%} of samples"
         if there is not None:
             patch += f", on the reference for {float(there):.0%}"
     return f"{whom} is sent here by a much smaller change than usual ({s.z.get(where, 0):.1f} sigma){patch}"
+
+
+def _spaces_in(evidence: Sequence[Evidence]) -> list[str]:
+    """Names of the spaces in which classes were measured, in the order in which they were."""
+    found = (e.unit.split("-")[1] for e in evidence if e.unit.startswith("class-"))
+    return list(dict.fromkeys(found))

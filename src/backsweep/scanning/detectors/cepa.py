@@ -71,6 +71,8 @@ class Cepa(ModelDetector):
             raise ValueError("threshold in (0, 1], per_class 1 or more, layer 0 or more, steps 2 or more")
 
     def applies(self, model: Model, data: Data) -> str:
+        if not model.modality.grid:
+            return f"the triggers of its samples are of images, and the model takes {model.modality.noun}s"
         layer, layers = self.layer or 0, model.layers()
         return "" if layer < layers else f"no layer {layer}: the network has {layers} before its head"
 
@@ -205,7 +207,7 @@ def alternate(
                 rank = torch.where(won >= threshold, rest, 1e20 * (2 - won))
                 better = rank < best
                 best = torch.minimum(rank, best)
-                kept = torch.where(better[unit][:, None, None, None], delta, kept)
+                kept = torch.where(better[unit].reshape(-1, *[1] * (delta.ndim - 1)), delta, kept)
                 weight = next_lambda(weight, won, threshold)
         residual = (shift - mu[unit]).square().sum(1) / scale[unit].square()
         cost = F.cross_entropy(logits.float(), goal, reduction="none") + weight[unit] * residual
@@ -213,7 +215,7 @@ def alternate(
         (delta.grad,) = torch.autograd.grad(mean_of(cost, unit, count).sum(), delta)
         adam.step()
         with torch.no_grad():
-            delta.copy_((x + delta).clamp(0, 1) - x)
+            delta.copy_(model.modality.clip(x + delta) - x)
     with torch.no_grad():
         logits, after = model.logits_and_embedded(x + kept, layer)
         hit, shift = (logits.argmax(1) == goal).float(), after.float().flatten(1) - z

@@ -13,8 +13,7 @@ from typing import ClassVar
 
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
-from backsweep.inversion.image_families import FrequencyFamily, PixelFamily, WarpFamily
-from backsweep.inversion.loop import Family, PatchFamily, SmoothControl, invert
+from backsweep.inversion.loop import SmoothControl, invert
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence, Finding
 from backsweep.scanning.detector import ModelDetector, Unit, units_in_a_pass
@@ -57,18 +56,9 @@ class Inversion(ModelDetector):
     def chunk(self, model: Model) -> int:
         return units_in_a_pass(model, self.batch)
 
-    def _family(self, model: Model) -> Family:
-        if self.family == "warp":
-            return WarpFamily(*model.shape[1:])
-        families: dict[str, type[Family]] = {
-            "patch": PatchFamily, "pixel": PixelFamily, "frequency": FrequencyFamily
-        }  # fmt: skip
-        return families[self.family]()
-
     def applies(self, model: Model, data: Data) -> str:
-        return (
-            "" if len(model.shape) == 3 else "triggers of this kind are for images (channels, height, width)"
-        )
+        known = self.family in model.modality.families(model.shape)
+        return "" if known else f"{model.modality.noun}s have no triggers of the family {self.family}"
 
     def probe(
         self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
@@ -84,7 +74,7 @@ class Inversion(ModelDetector):
 
         control = SmoothControl(len(jobs), threshold=self.threshold, start=START[self.family])
         results = invert(
-            model, clean.x, jobs, self._family(model), control,
+            model, clean.x, jobs, model.modality.families(model.shape)[self.family], control,
             updates=self.steps, batch=self.batch, bf16=True, on_update=count,
         )  # fmt: skip
         found = []

@@ -71,7 +71,7 @@ class MmBd(ModelDetector):
     ) -> list[Evidence]:
         images, _ = self._size
         drawn = [
-            torch.rand((images, *model.shape), generator=torch.Generator().manual_seed(s))
+            model.modality.random(images, model.shape, torch.Generator().manual_seed(s))
             for s in (derive_seed(seed, self.name, u.key) for u in units)
         ]
         goals = [u.target for u in units if u.target is not None]
@@ -99,7 +99,7 @@ class MmBd(ModelDetector):
         for k in range(steps):
             here = x[live].requires_grad_()
             with torch.autocast(x.device.type, torch.bfloat16, enabled=not paper):
-                logits = model.logits(here.clamp(0, 1).flatten(0, 1))
+                logits = model.logits(model.modality.clip(here).flatten(0, 1))
             reached = margin(logits.float(), goal[live].repeat_interleave(images)).unflatten(0, (-1, images))
             (grad,) = torch.autograd.grad(reached.sum(), here)
             used[live] += 1
@@ -114,7 +114,7 @@ class MmBd(ModelDetector):
             else:
                 longest = grad.flatten(2).abs().amax(2).clamp_min(1e-20)
                 longest = longest.reshape(*x.shape[:2], *[1] * len(model.shape))
-                x = (here.detach() + LR * (1 - k / steps) * grad / longest).clamp(0, 1)
+                x = model.modality.clip(here.detach() + LR * (1 - k / steps) * grad / longest)
             if k % 10 == 9:
                 tick((k + 1) / steps)
             if len(live) == 0:

@@ -53,6 +53,8 @@ class MNTD(ModelDetector):
             raise ValueError(f"form {self.form!r} is none of {', '.join(FORMS)}")
 
     def applies(self, model: Model, data: Data) -> str:
+        if not model.modality.grid:
+            return f"shadow networks are trained on images, and the model takes {model.modality.noun}s"
         if self.bank is None:
             return "no bank of shadow networks; make one with `backsweep bank build`, name it with --bank"
         bank = opened(self.bank)

@@ -15,13 +15,12 @@ import numpy as np
 
 from backsweep.core.seeds import derive_seed
 from backsweep.core.statistics import anomaly_index, center_and_spread, chance_of_index, index_at
-from backsweep.inputs.image.triggers import Patch
 from backsweep.inputs.samples import Data
-from backsweep.inversion.loop import Control, PaperControl, PatchFamily, SmoothControl, invert
+from backsweep.inversion.loop import Control, PaperControl, SmoothControl, invert
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
 from backsweep.scanning.detector import ModelDetector, Unit, units_in_a_pass
-from backsweep.scanning.screens import jobs_of
+from backsweep.scanning.screens import jobs_of, unit_name, units_of
 
 PRESETS = ("standard", "paper")
 
@@ -85,7 +84,7 @@ class NeuralCleanse(ModelDetector):
                 tick(done[0] / updates)
 
         results = invert(
-            model, clean.x, jobs, PatchFamily(), control,
+            model, clean.x, jobs, model.modality.patch(), control,
             updates=updates, batch=batch, bf16=bf16, on_update=count,
         )  # fmt: skip
         found = []
@@ -96,7 +95,7 @@ class NeuralCleanse(ModelDetector):
                 "attack_success_rate": model.success_rate(result.trigger, held_out),
                 "updates": result.updates,
                 "passes": result.passes,
-                "pixels": math.prod(model.shape[1:]),
+                **units_of(model),
             }
             found.append(Evidence(self.name, unit.key, unit.target, None, values, result.trigger))
         return found
@@ -149,31 +148,33 @@ class NeuralCleanse(ModelDetector):
             )
         if not math.isfinite(median):
             return "cannot tell: most classes have no working trigger at all"
-        areas = [x.trigger.area for x in evidence if isinstance(x.trigger, Patch)]
-        if flagged and isinstance(e.trigger, Patch) and e.trigger.area > PATCH_AREA * np.median(areas):
+        areas = [a for x in evidence if x.trigger is not None and (a := x.trigger.area) is not None]
+        area, unit = e.trigger.area if e.trigger is not None else None, unit_name(e)
+        if flagged and area is not None and area > PATCH_AREA * np.median(areas):
             return (
                 f"cannot tell: class {e.target} has an unusually small trigger, but it is a faint veil over "
-                f"{e.trigger.area:.0f} pixels (the median class: {np.median(areas):.0f}) and no patch; clean "
+                f"{area:.0f} {unit} (the median class: {np.median(areas):.0f}) and no patch; clean "
                 "networks have such triggers by nature"
             )
         if not flagged and math.exp(-threshold * spread) < PLANTED_RATIO:
             norms = [float(x.values["norm"] or 0) for x in evidence if x.values["reached"]]
             return (
                 f"cannot tell: the classes of this network need triggers of very different sizes "
-                f"({min(norms):.1f} to {max(norms):.1f} pixels); class {e.target} has the smallest, and a "
+                f"({min(norms):.1f} to {max(norms):.1f} {unit}); class {e.target} has the smallest, and a "
                 "planted one would not stand out"
             )
         return ""
 
     def _message(self, e: Evidence, flagged: bool, median: float) -> str:
         """What is found about a class, in a sentence."""
+        unit = unit_name(e)
         if flagged:
             rate = min(float(e.values["attack_success_rate"] or 0), 0.999)
             return (
-                f"a patch of {e.values['norm']:.1f} pixels sends {rate:.1%} of held-out samples to "
+                f"a patch of {e.values['norm']:.1f} {unit} sends {rate:.1%} of held-out samples to "
                 f"this class; the median class needs {math.exp(median):.1f}"
             )
         return (
-            f"no class is an outlier; the smallest trigger has {e.values['norm']:.1f} pixels, the "
+            f"no class is an outlier; the smallest trigger has {e.values['norm']:.1f} {unit}, the "
             f"median class needs {math.exp(median):.1f}"
         )

@@ -22,19 +22,9 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.core.seeds import derive_seed
+from backsweep.inputs.image.learned_space import Transformed, unet, unet_weights
 from backsweep.inputs.samples import Data
-from backsweep.inversion.learned_space import (
-    BETAS,
-    SHARE,
-    SPREAD,
-    STEALTH,
-    SUCCESS,
-    Search,
-    Transformed,
-    Weights,
-    unet,
-    unet_weights,
-)
+from backsweep.inversion.learned_space import BETAS, SHARE, SPREAD, STEALTH, SUCCESS, Search, Weights
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence, Finding
 from backsweep.scanning.detector import ModelDetector, Unit
@@ -113,6 +103,8 @@ class Unicorn(ModelDetector):
         return tuple(n or m for n, m in zip(given, PRESETS[self.preset], strict=True))
 
     def applies(self, model: Model, data: Data) -> str:
+        if not model.modality.grid:
+            return f"its networks transform maps (C, H, W), and the model takes {model.modality.noun}s"
         try:
             model.head()
         except BadInput as e:

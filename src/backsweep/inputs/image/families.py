@@ -1,4 +1,4 @@
-"""Trigger families of the inversion loop beyond the patch: pixel, frequency, warp.
+"""Families of image triggers for the inversion loop: patch, pixel, frequency, warp.
 
 Each gives the parameters, what they do to an input, and their size, for many units at once; the
 trigger of a unit is one of the classes in `families`, and has the same effect.
@@ -15,9 +15,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backsweep.inputs.image.triggers import Additive, Warp, warp
+from backsweep.inputs.family import from_unit_box, unit_box
+from backsweep.inputs.image.triggers import Additive, Patch, Warp, warp
 from backsweep.inputs.trigger import Trigger
-from backsweep.inversion.loop import from_unit_box, unit_box
+
+
+class PatchFamily:
+    """Mask and pattern, both through `unit_box`."""
+
+    def init(self, shape: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+        channels, height, width = shape
+        mask = torch.rand((1, height, width), generator=generator)
+        pattern = torch.rand((channels, height, width), generator=generator)
+        return [from_unit_box(v) for v in (mask, pattern)]
+
+    def apply(self, theta: Sequence[Tensor], x: Tensor) -> Tensor:
+        mask, pattern = (unit_box(t)[:, None] for t in theta)
+        return (1 - mask) * x + mask * pattern
+
+    def size(self, theta: Sequence[Tensor]) -> Tensor:
+        return unit_box(theta[0]).sum((1, 2, 3))
+
+    def trigger(self, theta: Sequence[Tensor], target: int, source: int | None) -> Trigger:
+        mask, pattern = (unit_box(t).detach().cpu() for t in theta)
+        return Patch(target=target, source=source, mask=mask, pattern=pattern)
 
 
 @dataclass(frozen=True)

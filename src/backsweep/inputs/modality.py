@@ -1,0 +1,234 @@
+"""A modality: all that differs between kinds of input, in one object that the loops ask.
+
+A model and its samples name theirs. A file outside `inputs/` never asks "is it an image?": it asks the
+modality for what it needs (`spaces`, `families`, `corruptions`, ...), and where that is not there, the method
+says so in `applies`. A modality is a folder here with a module `modality`; one from outside is a subclass.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+from PIL import Image as Pictures
+from torch import Tensor
+
+from backsweep.core.errors import BadInput
+from backsweep.inputs.family import Family
+from backsweep.inputs.trigger import Trigger
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+Names = tuple[str, ...] | None
+
+
+class Space(Protocol):
+    """Perturbations delta of inputs; the aims stand in the first dimension.
+
+    Attributes:
+        title: what such a change is called, "few pixels".
+        brief: the same in one or two words.
+    """
+
+    title: ClassVar[str]
+    brief: ClassVar[str]
+
+    def range(self, x: Tensor) -> tuple[float, float]:
+        """Smallest and largest budget for clean inputs x (N, *shape)."""
+
+    def zeros(self, count: int, x: Tensor) -> Tensor:
+        """The start, (count, ...)."""
+
+    def apply(self, x: Tensor, delta: Tensor) -> Tensor:
+        """Inputs x (N, *shape), each changed by its own delta (N, ...)."""
+
+    def steepen(self, grad: Tensor) -> Tensor:
+        """A gradient (count, ...) bent towards steepest ascent in this norm."""
+
+    def norm(self, delta: Tensor) -> Tensor:
+        """How large delta (count, ...) is, (count,)."""
+
+    def project(self, delta: Tensor, budget: float) -> Tensor:
+        """The nearest delta of at most that norm."""
+
+    def trigger(self, delta: Tensor, target: int | None, source: int | None) -> Trigger | None:
+        """One delta as a trigger; None where a space has no family of triggers."""
+
+
+def per(v: Tensor, like: Tensor) -> Tensor:
+    """(count,) -> (count, 1, ...) to multiply with `like`."""
+    return v.reshape(-1, *[1] * (like.ndim - 1))
+
+
+class Ball:
+    """The Euclidean norm and its ball."""
+
+    def steepen(self, grad: Tensor) -> Tensor:
+        return grad
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).norm(dim=1)
+
+    def project(self, delta: Tensor, budget: float) -> Tensor:
+        return delta * per((budget / self.norm(delta).clamp_min(1e-20)).clamp(max=1), delta)
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of input. What a subclass leaves out is not there for this kind.
+
+    Attributes:
+        name: as reports name it.
+        noun: what an input is called; a table's is a "row".
+        unit: what an input is made of, and what a trigger's size counts: "pixel", "column".
+        faint, few: names of the two spaces that every modality has: a faint change of everything, and
+            a change of few units.
+        recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
+        grid: whether inputs are maps (C, H, W), whose neighbours belong together.
+    """
+
+    name: ClassVar[str] = ""
+    noun: ClassVar[str] = "input"
+    unit: ClassVar[str] = "value"
+    faint: ClassVar[str] = ""
+    few: ClassVar[str] = ""
+    recovered: ClassVar[tuple[str, ...]] = ("patch",)
+    grid: ClassVar[bool] = False
+
+    # ------------------------------------------------------------------ samples
+
+    def samples(self, x: Tensor) -> Tensor:
+        """Samples (N, *shape) in the range of this modality, float32, from a tensor that a user gave.
+
+        Raises:
+            BadInput: wrong dimensions, or values outside the range.
+        """
+        raise NotImplementedError
+
+    def batch(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """One input or several, as a user has them, as (N, *shape)."""
+        return x[None] if tuple(x.shape) == shape else x
+
+    def read(
+        self, path: Path, shape: Sequence[int] | None, names: Sequence[str] | None, resize: bool
+    ) -> tuple[Tensor, Tensor, Names]:
+        """Samples, labels and class names from a file or folder.
+
+        Raises:
+            BadInput: nothing readable is there.
+        """
+        raise BadInput(f"{self.noun}s are not read from files; give tensors")
+
+    def decode(self, body: bytes, shape: tuple[int, ...], resize: bool) -> Tensor:
+        """One input (1, *shape) out of the bytes of a file of this kind.
+
+        Raises:
+            BadInput: there is no such file, or it is not one.
+        """
+        raise BadInput(f"{self.noun}s have no file of their own here; send JSON or .npy")
+
+    def mismatch(self, have: tuple[int, ...], want: tuple[int, ...]) -> str:
+        """What samples of another shape than the model's are, and how that is mended."""
+        return (
+            f"the samples have shape {have}, the model takes {want}; give {self.noun}s of the model's shape"
+        )
+
+    def random(self, count: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Made-up inputs (count, *shape) of this range, to find out how a network answers."""
+        return torch.rand((count, *shape), generator=generator)
+
+    def blank(self, count: int, shape: Sequence[int]) -> Tensor:
+        """Inputs (count, *shape) with nothing in them."""
+        return torch.zeros((count, *shape))
+
+    def clip(self, x: Tensor) -> Tensor:
+        """x brought back into the range of inputs."""
+        return x
+
+    def size(self, shape: Sequence[int]) -> int:
+        """How many units an input has."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ how a network runs on it
+
+    def layout(self, shape: Sequence[int]) -> torch.memory_format:
+        """The memory format in which networks run fastest."""
+        return torch.contiguous_format
+
+    def shift(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A batch slightly changed, as a network that learns may see it: training's `augment="shift"`."""
+        return x
+
+    def shifts(self, shape: Sequence[int]) -> bool:
+        """Whether inputs of a shape are large enough for `shift`."""
+        return False
+
+    def mix(self, x: Tensor, overlays: Tensor, weight: float) -> Tensor:
+        """Each input x (B, *shape) with each overlay (n, *shape) blended in: (B, n, *shape) (STRIP)."""
+        return x[:, None] + weight * overlays[None]
+
+    def corruptions(self) -> Mapping[str, Callable[[Tensor, int], Tensor]]:
+        """Common corruptions by name: inputs and a severity from 1 to 5 -> inputs (TeCo)."""
+        return {}
+
+    # ------------------------------------------------------------------ triggers
+
+    def spaces(self) -> Mapping[str, Space]:
+        """Perturbation spaces by name; those in the embeddings of layers are common to all modalities."""
+        raise NotImplementedError
+
+    def patch(self) -> Family:
+        """Triggers that set few units: a mask and a pattern (Neural Cleanse)."""
+        raise NotImplementedError
+
+    def families(self, shape: Sequence[int]) -> Mapping[str, Family]:
+        """All families of triggers that can be inverted, by name."""
+        return {"patch": self.patch()}
+
+    # ------------------------------------------------------------------ files and people
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Inputs as reports keep them in a file."""
+        return x.detach().cpu().contiguous()
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """The inputs that `pack` made small, as far as it kept them."""
+        return x.float()
+
+    def picture(self, x: Tensor) -> Pictures.Image:
+        """An input (*shape) as a picture."""
+        raise NotImplementedError
+
+
+def modalities() -> dict[str, Modality]:
+    """All modalities that there are, by name: a folder each, and subclasses from outside."""
+    package = importlib.import_module("backsweep.inputs")
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.ispkg:
+            importlib.import_module(f"{package.__name__}.{info.name}.modality")
+    return {cls.name: cls() for cls in Modality.__subclasses__() if cls.name}
+
+
+def modality_of(model: Mapping[str, object]) -> Modality:
+    """What an input is, from what a report says of its model.
+
+    Where nobody here knows it, a modality that can draw nothing.
+    """
+    name = model.get("modality")
+    return modalities().get("image" if name is None else str(name), Modality())
+
+
+def modality_named(name: str) -> Modality:
+    """The modality of that name.
+
+    Raises:
+        BadInput: there is none.
+    """
+    known = modalities()
+    if name not in known:
+        raise BadInput(f"there is no modality {name!r}; there are: {', '.join(sorted(known))}")
+    return known[name]
