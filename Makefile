@@ -29,7 +29,7 @@ lint: $(VENV)/.dev
 results: $(VENV)/.dev   ## train the standard zoo, scan it, remake docs/results (many hours; can be stopped at any time)
 	$(BIN)/backsweep zoo build plans/calibration.toml --workers 2
 	$(BIN)/backsweep bench run plans/calibration.toml --out docs/results/calibration.jsonl --workers 2
-	$(BIN)/backsweep bench null docs/results/calibration.jsonl --out src/backsweep/nulls/zoo.json
+	$(BIN)/backsweep bench null docs/results/calibration.jsonl --out src/backsweep/scanning/nulls/zoo.json
 	for task in mnist gtsrb cifar10; do \
 	  $(BIN)/backsweep zoo build plans/standard-$$task.toml --workers 2 && \
 	  $(BIN)/backsweep bench run plans/standard-$$task.toml --out docs/results/standard.jsonl --workers 2 || exit 1; \
@@ -45,7 +45,7 @@ results: $(VENV)/.dev   ## train the standard zoo, scan it, remake docs/results 
 	$(BIN)/backsweep bench table docs/results/repairs.jsonl --out docs/results/repairs.md
 	$(BIN)/backsweep zoo build plans/audit-calibration.toml --workers 2
 	$(BIN)/backsweep bench run plans/audit-calibration.toml --out docs/results/audit-calibration.jsonl --workers 2
-	$(BIN)/backsweep bench null docs/results/audit-calibration.jsonl --out src/backsweep/nulls/audits.json
+	$(BIN)/backsweep bench null docs/results/audit-calibration.jsonl --out src/backsweep/scanning/nulls/audits.json
 	for plan in audits guards; do \
 	  $(BIN)/backsweep zoo build plans/$$plan.toml --workers 2 && \
 	  $(BIN)/backsweep bench run plans/$$plan.toml --out docs/results/$$plan.jsonl --workers 2 && \

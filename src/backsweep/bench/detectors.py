@@ -1,7 +1,7 @@
 """The bench: detectors and repairs over the zoo, one JSON line for every (network, method).
 
 Repairs have their cells in `repairs.py`; here both are run. A line holds all that a table needs, with
-versions and digests; finished cells are not run again. `leaderboard.py` and `repairboard.py` make the tables.
+versions and digests; finished cells are not run again. `figures.py` and `repair_figures.py` make the figures.
 """
 
 from __future__ import annotations

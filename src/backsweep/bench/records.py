@@ -124,7 +124,7 @@ class Scan(Line):
 
     @property
     def suspicion(self) -> tuple[float, float]:
-        """See the top of `leaderboard.py`; (-inf, -inf) where the scan gave no p-value."""
+        """See the top of `figures.py`; (-inf, -inf) where the scan gave no p-value."""
         if self.p_value is None:
             return (-math.inf, -math.inf)
         return (-math.log10(max(self.p_value, 1e-300)), -math.inf if self.score is None else self.score)

@@ -2,7 +2,7 @@
 
 A repair gets clean samples of the training set and what a scan with the default detectors recovers from
 them. Test images and the triggers that were planted serve to judge it, and for nothing else.
-`repairboard.py` makes the tables.
+`repair_figures.py` makes the figures.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An audit is given the training set as the attack left it and the network that was trained on it. A guard
 is fitted on clean samples of the training set and judged on test images, clean ones and triggered ones.
-`sampleboard.py` makes the tables.
+`sample_figures.py` makes the figures.
 """
 
 from __future__ import annotations

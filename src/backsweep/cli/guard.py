@@ -142,7 +142,8 @@ def guard_serve(
 def _restored(folder: Path, model: str | None, arch: str | None, device: str | None) -> Guard:
     """The guard in a folder, with its model loaded in the way that it was fitted."""
     from backsweep.formats.opening import load
-    from backsweep.guarding.guard import Guard, read_record
+    from backsweep.guarding.guard import Guard
+    from backsweep.guarding.record import read_record
     from backsweep.render.view import clean
 
     said = read_record(folder)["model"]

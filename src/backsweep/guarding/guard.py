@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import os
 import time
@@ -30,6 +29,7 @@ from backsweep.core.text import one_line
 from backsweep.core.versions import versions
 from backsweep.guarding.conformal import Drift, Surprise, compared
 from backsweep.guarding.detector import SampleDetector, Scorer, threshold
+from backsweep.guarding.record import KIND, RECORD, SCHEMA, TENSORS, read_record
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import modality_named
 from backsweep.inputs.samples import Data
@@ -39,8 +39,6 @@ from backsweep.models.model import Model
 from backsweep.reports.report import Note
 
 DEFAULT_GUARDS = ("confused_expert", "washed_reference")
-SCHEMA, KIND = 1, "backsweep guard"
-RECORD, TENSORS = "guard.json", "guard.safetensors"
 PARTS = 3  # one of these parts of the clean samples only sets the threshold
 SETTINGS = ("shape", "classes", "mean", "std", "layer")  # of a model, that its guard hangs on
 PROBES, PROBE_SLACK = 2, 0.01  # inputs by which a model is known again, and how far its logits may be off
@@ -320,33 +318,6 @@ def thirds(data: Data, seed: int) -> tuple[Data, Data]:
     return data[first], data[~first]
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What guard.json says, checked as far as others rely on it.
-
-    Raises:
-        BadInput: there is none, it is damaged, or of another schema.
-    """
-    path = folder / RECORD
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["kind"] != KIND or not isinstance(raw["schema"], int):
-            raise ValueError(f"kind {raw['kind']!r}, schema {raw['schema']!r}")
-        if raw["schema"] != SCHEMA:
-            raise BadInput(f"{path} has schema {raw['schema']}; this version reads schema {SCHEMA}")
-        tables = all(isinstance(raw[k], dict) for k in ("model", "data", "versions", "detectors"))
-        sizes = [int(n) for n in raw["model"]["shape"]]
-        fine = bool(sizes) and 0 < math.prod(sizes) < 2**28 and min(sizes) > 0
-        if not tables or not fine or not raw["detectors"] or not 0 < float(raw["fpr"]) < 1:
-            raise ValueError("a value is missing or impossible")
-        return dict(raw)
-    except OSError as e:
-        raise BadInput(
-            f"cannot read {path}: {e.strerror}; give the folder of a guard (guard fit --out)"
-        ) from e
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
-        raise BadInput(one_line(f"{path} is not a guard of Backsweep, or is damaged ({e})")) from e
-
-
 def _restored(path: Path, raw: dict[str, Any], model: Model, device: torch.device) -> Guard:
     """The guard from its record and its tensors, tried out on a few inputs."""
     blob = (path / TENSORS).read_bytes()
@@ -372,7 +343,7 @@ def _restored(path: Path, raw: dict[str, Any], model: Model, device: torch.devic
     skipped = [Note(str(n["what"]), str(n["reason"])) for n in raw["skipped"]]
     about = {k: raw[k] for k in ("model", "data", "seed", "versions")}
     found = Guard(work, methods, scorers, tensors[".calibration"], float(raw["fpr"]), skipped, about)
-    found.score(torch.zeros(PROBES, *work.shape))
+    found.score(work.modality.blank(PROBES, work.shape))
     if found.threshold != raw["threshold"]:
         raise BadInput(
             f"its threshold is {found.threshold:.6g}, {RECORD} says {raw['threshold']}; fit it again"
@@ -390,7 +361,7 @@ def _about(model: Model) -> dict[str, Any]:
 @torch.no_grad()
 def _probes(model: Model) -> Tensor:
     """Logits of a few fixed inputs: a network of the same weights may still be another one."""
-    x = torch.rand((PROBES, *model.shape), generator=torch.Generator().manual_seed(0))
+    x = model.modality.random(PROBES, model.shape, torch.Generator().manual_seed(0))
     return model.logits(x.to(model.device)).float().cpu()
 
 

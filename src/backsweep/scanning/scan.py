@@ -66,7 +66,7 @@ def scan(
         out: folder for the report; a second scan with the same settings goes on where an
             interrupted one stopped.
         reference: an independent network for the same classes that is known to be clean, to compare
-            with; None makes one from the suspect and the clean samples (`reference.py`).
+            with; None makes one from the suspect and the clean samples (`models/washing.py`).
 
     Raises:
         BadInput: model, data or settings cannot be used.

@@ -148,7 +148,7 @@ def jobs_of(units: Sequence[Unit], y: Tensor, seed: int, name: str) -> list[Job]
 
 
 def units_of(model: Model) -> Values:
-    """How many units an input has, and what they are where they are no pixels: sizes of patches count them."""
+    """How many units an input has, and what they are where they are no pixels; patches count them."""
     count = model.modality.size(model.shape)
     return {"pixels": count} if model.modality == IMAGE else {"units": count, "unit": model.modality.unit}
 

@@ -1,6 +1,6 @@
 """Confused experts, ours: inputs whose label survives when the network forgets what its classes look like.
 
-Experts for the backdoor are the network after it learned wrong labels for clean samples (`confusion.py`);
+Experts for the backdoor are the network after it learned wrong labels for clean samples (`models/`);
 the idea of an expert is BaDExpert's (Xie et al., ICLR 2024), whose guard compares one with a fine-tuned
 copy. A clean input loses its label, an input with a trigger keeps it:
 

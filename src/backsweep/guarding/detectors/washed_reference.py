@@ -1,7 +1,7 @@
 """Washed reference, ours: inputs on which the network and a washed copy of it disagree.
 
 In a washed copy the later half of the weights was drawn anew and learned the network's own answers on
-clean samples (`reference.py`). A backdoor, which clean samples never show, is not learned again:
+clean samples (`models/washing.py`). A backdoor, which clean samples never show, is not learned again:
 
     score(x) = - log p_w(y | x),   y what the network itself answers.
 

@@ -1,6 +1,6 @@
 """Ours, the default repair: wash the network, then unlearn what the washed copy does not share.
 
-1. *Wash* (`reference.py`): the later half of the weights is drawn anew and learns the suspect's answers on
+1. *Wash* (`washing.py`): the later half of the weights is drawn anew and learns the suspect's answers on
    clean samples again. A backdoor of whatever kind, found or not, is not learned again.
 2. *Recover*: for all suspected (source, target) at once, small universal perturbations delta in several
    spaces (faint pixels, few pixels, tone curves, the embeddings of two layers), and the triggers of the scan.

@@ -2,7 +2,7 @@
 
 1. How large must a universal perturbation be that sends everything to a class? Measured for every class
    in several spaces: faint pixels, tone curves, the embeddings of an early layer and of a later one.
-2. The same in a reference (`reference.py`); beside it, for every (source, target) and on few samples,
+2. The same in a reference (`models/washing.py`); beside it, for every (source, target) and on few samples,
    how many pixels does it take? What no class shows, a source-specific or an all-to-all backdoor, stands
    out here as single cells.
 3. The cells that stand out, and as many that do not, are measured closer, in both networks.

@@ -22,7 +22,7 @@ LEAST_VOUCHED = 8  # clean networks that a distance from them can be measured wi
 class MNTD(ModelDetector):
     """Finds networks that answer tuned queries as trojaned shadow networks do.
 
-    The score is that of the bank's meta-classifier (`meta.py`); the p-value its rank among clean shadows
+    The score is that of the bank's meta-classifier (`shadows/`); the p-value its rank among clean shadows
     that the meta-classifier was not tuned with, or among networks that somebody vouches for. One pass over
     a hundred inputs; no gradient is needed. It names no class and recovers no trigger.
 
