@@ -17,6 +17,7 @@ from typing import Any
 
 from backsweep.core.discovery import find
 from backsweep.core.errors import BadInput
+from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality, modalities, modality_of
 from backsweep.reports.report import (
     BACKDOORED,
@@ -61,7 +62,7 @@ def sentence(text: object) -> str:
 # Sigmas of a class by the space that it was measured in (`screens.py`), and other figures with a name.
 TITLES = {
     "z_early": "embedding of an early layer", "z_late": "embedding of a later layer",
-    "z_mean": "inputs and embeddings together", "z_pairs": "few changes, one source",
+    "z_mean": "{unit}s and embeddings together", "z_pairs": "few {unit}s, one source",
     "attack_success_rate": "attack success rate", "reference_success_rate": "success rate on the reference",
 }  # fmt: skip
 
@@ -92,9 +93,10 @@ def brief(key: str) -> str:
     return _spaces()[key][1]
 
 
-def title(key: str) -> str:
-    """Name of a figure: "median_norm" -> "median norm"."""
-    return TITLES.get(key) or (_spaces()[key][0] if key in _spaces() else clean(key.replace("_", " ")))
+def title(key: str, kind: Modality = IMAGE) -> str:
+    """Name of a figure: "median_norm" -> "median norm"; of what counts units in the words of its modality."""
+    known = TITLES.get(key) or (_spaces()[key][0] if key in _spaces() else None)
+    return clean(key.replace("_", " ")) if known is None else known.format(unit=kind.unit)
 
 
 def sigmas(values: Mapping[str, object]) -> list[tuple[str, float]]:

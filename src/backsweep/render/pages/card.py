@@ -102,7 +102,7 @@ def cards(report: Report, groups: Sequence[standing.Group]) -> tuple[str, list[C
 def _finding_card(report: Report, groups: Sequence[standing.Group], finding: Finding) -> Card:
     e = standing.evidence_of(groups, finding)
     values = dict(e.values) if e is not None else {}
-    bars = _rates(report, values) + _sigmas({**values, **finding.details})
+    bars = _rates(report, values) + _sigmas({**values, **finding.details}, view.modality(report))
     facts = _size_facts(finding.trigger, values, view.modality(report))
     if finding.attack_success_rate is not None and "reference_success_rate" not in values:
         rate = view.figure("_rate", finding.attack_success_rate)
@@ -190,14 +190,14 @@ def _share(value: object) -> float | None:
     return float(value) if usable else None  # type: ignore[arg-type]
 
 
-def _sigmas(values: Mapping[str, Any]) -> list[Bars]:
+def _sigmas(values: Mapping[str, Any], kind: Modality) -> list[Bars]:
     """How much easier the class is to reach than usual, by the kind of change."""
     found = view.sigmas(values)
     if not found:
         return []
     longest = max(5.0, found[0][1])
     rows = [
-        Bar(view.title(key), view.figure(key, z), round(100 * max(z, 0.0) / longest, 1), hot=i == 0)
+        Bar(view.title(key, kind), view.figure(key, z), round(100 * max(z, 0.0) / longest, 1), hot=i == 0)
         for i, (key, z) in enumerate(found)
     ]
     note = (
