@@ -56,6 +56,7 @@ class Model:
     origin: str = ""
     reference: Model | None = None
     _format: torch.memory_format = torch.contiguous_format
+    _layers: int | None = None
 
     def __init__(
         self,
@@ -124,9 +125,11 @@ class Model:
 
         They are the embedding layers that `embedded` and `logits_at` know by their index, 0 is the first.
         """
-        with torch.no_grad(), Tap() as tap:
-            self._run(self.modality.blank(1, self.shape).to(self.device))
-        return len(tap.seen) - 1 if self._head is None else self._head
+        if self._layers is None:
+            with torch.no_grad(), Tap() as tap:
+                self._run(self.modality.blank(1, self.shape).to(self.device))
+            self._layers = len(tap.seen) - 1 if self._head is None else self._head
+        return self._layers
 
     def affine(self) -> list[str]:
         """Names of the weights of the affine operations, the head last, in the order in which they run.

@@ -96,7 +96,7 @@ def brief(key: str) -> str:
 def title(key: str, kind: Modality = IMAGE) -> str:
     """Name of a figure: "median_norm" -> "median norm"; of what counts units in the words of its modality."""
     known = TITLES.get(key) or (_spaces()[key][0] if key in _spaces() else None)
-    return clean(key.replace("_", " ")) if known is None else known.format(unit=kind.unit)
+    return clean(key.replace("_", " ")) if known is None else known.replace("{unit}", kind.unit)
 
 
 def sigmas(values: Mapping[str, object]) -> list[tuple[str, float]]:

@@ -147,9 +147,9 @@ def _table(report: Report, group: standing.Group) -> Table:
         for i, e in enumerate(evidence)
     ]
     first = evidence[0].values
-    common = ", ".join(
-        f"{view.title(k)} {view.figure(k, first[k])}" for k in keys if k in same and first.get(k) is not None
-    )
+    kind = view.modality(report)
+    shared = [k for k in keys if k in same and first.get(k) is not None]
+    common = ", ".join(f"{view.title(k, kind)} {view.figure(k, first[k])}" for k in shared)
     more = ""
     if group.measured != len(evidence):
         more = (
@@ -159,6 +159,6 @@ def _table(report: Report, group: standing.Group) -> Table:
     if any(view.sigmas(e.values) for e in evidence):
         more += " The columns of the kinds of change are in sigmas; larger is more suspicious."
     return Table(
-        view.clean(group.detector), view.looks_for(group.detector), [view.title(k) for k in columns], rows,
+        view.clean(group.detector), view.looks_for(group.detector), [view.title(k, kind) for k in columns], rows,
         drawn, common, len(rows) > MOST_OPEN_ROWS, more.strip(),
     )  # fmt: skip
