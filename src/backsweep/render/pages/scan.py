@@ -159,6 +159,7 @@ def _table(report: Report, group: standing.Group) -> Table:
     if any(view.sigmas(e.values) for e in evidence):
         more += " The columns of the kinds of change are in sigmas; larger is more suspicious."
     return Table(
-        view.clean(group.detector), view.looks_for(group.detector), [view.title(k, kind) for k in columns], rows,
+        view.clean(group.detector), view.looks_for(group.detector),
+        [view.title(k, kind) for k in columns], rows,
         drawn, common, len(rows) > MOST_OPEN_ROWS, more.strip(),
     )  # fmt: skip
