@@ -74,8 +74,11 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         about = [(t.dtype, t.shape, t.stride(), t.storage_offset(), t.requires_grad) for t in (a, b)]
         a, b = (t.detach().resolve_conj().contiguous().flatten() for t in (a, b))
-        return about[0] == about[1] and a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes() \
-            if a.dtype != torch.bfloat16 else about[0] == about[1] and torch.equal(a.view(torch.int16), b.view(torch.int16))
+        return (
+            about[0] == about[1] and a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes()
+            if a.dtype != torch.bfloat16
+            else about[0] == about[1] and torch.equal(a.view(torch.int16), b.view(torch.int16))
+        )
     if isinstance(a, dict):
         return list(a) == list(b) and all(equal(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
@@ -274,7 +277,7 @@ def test_objects_become_placeholders() -> None:
     assert found["queue"].items == [1, 2]
     assert found["type"].args is None
     assert {"argparse.Namespace", "collections.deque", "functools.partial"} <= set(checkpoint.unknown())
-    with pytest.raises(BadInput, match="pickled Python objects.*would run code"):
+    with pytest.raises(BadInput, match=r"pickled Python objects.*would run code"):
         tensors_only(saved(value))
 
 
@@ -398,7 +401,13 @@ def test_payloads_in_every_place_that_can_call(tmp_path: Path) -> None:
     for module, name in EVIL:
         for content in payloads(module, name, f"touch {marker}").values():
             content = b"\x80\x02" + content
-            inside = b"\x80\x02ctorch.storage\n_load_from_bytes\n" + b"B" + struct.pack("<I", len(content)) + content + b"\x85R."
+            inside = (
+                b"\x80\x02ctorch.storage\n_load_from_bytes\n"
+                + b"B"
+                + struct.pack("<I", len(content))
+                + content
+                + b"\x85R."
+            )
             value = b"\x80\x02}" + text("state_dict") + content[2:-1] + b"s."
             blobs += [content, archive(content), legacy(content), inside, archive(inside), value]
             blobs.append(archive(b"\x80\x02}.", _0=archive(content)))
@@ -429,7 +438,9 @@ def test_the_payloads_work_where_pickles_are_trusted(tmp_path: Path) -> None:
         marker.unlink(missing_ok=True)
         content = payloads("os", "system", f"touch {marker}")[kind]
         if kind == "map":
-            content = content.replace(b"cbuiltins\nmap\n", b"cbuiltins\nlist\ncbuiltins\nmap\n").replace(b"\x86R.", b"\x86R\x85R.")
+            content = content.replace(b"cbuiltins\nmap\n", b"cbuiltins\nlist\ncbuiltins\nmap\n").replace(
+                b"\x86R.", b"\x86R\x85R."
+            )
         try:
             pickle.loads(b"\x80\x02" + content)
         except Exception:  # a function is no class: it has run before that is found out, or it cannot
@@ -506,16 +517,37 @@ COSTLY: dict[str, Callable[[], bytes]] = {
 
 def tensor(count: int, sizes: list[int], strides: list[int], offset: int = 0, old: bool = False) -> bytes:
     """A tensor over a storage that says to have `count` numbers."""
+
     def numbers(values: list[int]) -> bytes:
         return b"(" + b"".join(b"\x8a\x0a" + v.to_bytes(10, "little", signed=True) for v in values) + b"t"
 
-    storage = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpu" + numbers([count])[1:-1] + (b"N" if old else b"") + b"tQ"
-    return b"ctorch._utils\n_rebuild_tensor\n(" + storage + numbers([offset])[1:-1] + numbers(sizes) + numbers(strides) + b"tR."
+    storage = (
+        b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpu"
+        + numbers([count])[1:-1]
+        + (b"N" if old else b"")
+        + b"tQ"
+    )
+    return (
+        b"ctorch._utils\n_rebuild_tensor\n("
+        + storage
+        + numbers([offset])[1:-1]
+        + numbers(sizes)
+        + numbers(strides)
+        + b"tR."
+    )
 
 
 def doubled() -> bytes:
     """Sixty modules, each of which has the next one twice."""
-    module = b"cx\nNet\nq\x01)\x81}(" + text("_parameters") + b"}" + text("_buffers") + b"}" + text("_modules") + b"}ub"
+    module = (
+        b"cx\nNet\nq\x01)\x81}("
+        + text("_parameters")
+        + b"}"
+        + text("_buffers")
+        + b"}"
+        + text("_modules")
+        + b"}ub"
+    )
     content = b"\x80\x02" + module + b"q\x02"
     for _ in range(60):
         pair = b"}(" + text("a") + b"h\x02" + text("b") + b"h\x02u"
@@ -526,7 +558,9 @@ def doubled() -> bytes:
 def twice() -> bytes:
     inner = pickle.dumps(torch.ones(3), 2)
     for _ in range(2):
-        inner = b"\x80\x02ctorch.storage\n_load_from_bytes\nB" + struct.pack("<I", len(inner)) + inner + b"\x85R."
+        inner = (
+            b"\x80\x02ctorch.storage\n_load_from_bytes\nB" + struct.pack("<I", len(inner)) + inner + b"\x85R."
+        )
     return inner
 
 

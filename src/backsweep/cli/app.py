@@ -24,7 +24,9 @@ from backsweep.cli.options import (
     Device,
     EngineName,
     Gpus,
+    InputRange,
     Layer,
+    Layout,
     Mean,
     Model,
     Out,
@@ -34,8 +36,10 @@ from backsweep.cli.options import (
     Settings,
     Shape,
     Std,
+    Weights,
     Workers,
-    numbers,
+    how,
+    tell,
 )  # fmt: skip
 from backsweep.cli.shadows import bank_app
 from backsweep.cli.terminal import Progress, console
@@ -71,6 +75,9 @@ def scan(
     mean: Mean = None,
     std: Std = None,
     layer: Layer = None,
+    weights: Weights = None,
+    input_range: InputRange = None,
+    layout: Layout = None,
     resize: Resize = False,
     reference: Annotated[
         str | None, typer.Option(help="A clean network for the same classes to compare with, a model file.")
@@ -97,16 +104,17 @@ def scan(
     where = Engine(engine, workers, address, gpus)
     given = [*(p or []), *([f"mntd.bank={bank}"] if bank is not None else [])]
     detectors = configure(ModelDetector, detector or scan.DEFAULT_DETECTORS, given)
-    how = _how(arch, shape, classes, mean, std, layer)
+    told = how(arch, shape, classes, mean, std, layer, weights, input_range, layout)
     if is_many(models, store, watch):
         from backsweep.inventory.sweep import Scan
 
-        one = Scan(data, detectors, alpha, seed, device, resize, reference, how)
+        one = Scan(data, detectors, alpha, seed, device, resize, reference, told)
         raise typer.Exit(scan_many(models, one, store, where, out, every if watch else None, all_versions))
-    loaded, clean = scan.open_both(models[0], data, resize=resize, **how)
+    loaded, clean = scan.open_both(models[0], data, resize=resize, **told)
+    tell(loaded.notes)
     there = None
     if reference is not None:
-        there = load(reference, **{**how, "shape": loaded.shape, "classes": loaded.classes})
+        there = load(reference, **{**told, "shape": loaded.shape, "classes": loaded.classes, "weights": None})
     with Progress() as on_event:
         report = scan.scan(
             loaded, clean, detectors, alpha=alpha, seed=seed, device=device, on_event=on_event, out=out,
@@ -140,6 +148,9 @@ def audit(
     mean: Mean = None,
     std: Std = None,
     layer: Layer = None,
+    weights: Weights = None,
+    input_range: InputRange = None,
+    layout: Layout = None,
     resize: Resize = False,
 ) -> None:
     """Look for poisoned samples in a training set.
@@ -153,12 +164,13 @@ def audit(
     if (model is None) == (train is None):
         raise BadInput("give the network that was trained on the set, or --train ARCH to train one")
     detectors = audit.configured(detector or audit.DEFAULT_AUDITS, p or [])
-    how = _how(arch, shape, classes, mean, std, layer)
+    told = how(arch, shape, classes, mean, std, layer, weights, input_range, layout)
     with Progress() as on_event:
         if model is not None:
-            loaded, samples = scan.open_both(model, data, resize=resize, **how)
+            loaded, samples = scan.open_both(model, data, resize=resize, **told)
+            tell(loaded.notes)
         else:
-            samples = Data.open(data, shape=how["shape"], resize=resize)
+            samples = Data.open(data, shape=told["shape"], resize=resize)
             loaded = audit.trained(train or "", samples, seed, device, on_event)
         known = Data.open(clean, shape=loaded.shape, resize=resize) if clean is not None else None
         report = audit.audit(
@@ -188,6 +200,9 @@ def repair(
     mean: Mean = None,
     std: Std = None,
     layer: Layer = None,
+    weights: Weights = None,
+    input_range: InputRange = None,
+    layout: Layout = None,
     resize: Resize = False,
 ) -> None:
     """Take the backdoor that a scan found out of a model, and try to prove that it is gone.
@@ -205,8 +220,9 @@ def repair(
 
     methods = configure(Repair, method or [repair.DEFAULT_REPAIR], p or [])
     before = Report.load(report)
-    how = _how(arch, shape, classes, mean, std, layer)
-    loaded, clean = scan.open_both(model, data, resize=resize, **how)
+    told = how(arch, shape, classes, mean, std, layer, weights, input_range, layout)
+    loaded, clean = scan.open_both(model, data, resize=resize, **told)
+    tell(loaded.notes)
     check(loaded, out)
     folder = out.with_name(out.name + ".repair")
     with Progress() as on_event:
@@ -305,21 +321,6 @@ def _show(report: Any, folder: Path | None) -> None:
 
     show_report = of_audits.show if isinstance(report, Audit) else of_scans.show
     show_report(report, console(), folder=folder)
-
-
-def _how(
-    arch: str | None,
-    shape: str | None,
-    classes: int | None,
-    mean: str | None,
-    std: str | None,
-    layer: str | None,
-) -> dict[str, Any]:
-    """What `load` is told of a model."""
-    return {
-        "arch": arch, "shape": numbers(shape, int), "classes": classes, "mean": numbers(mean, float),
-        "std": numbers(std, float), "layer": layer,
-    }  # fmt: skip
 
 
 def _beside(path: Path, folder: Path) -> str:

@@ -11,7 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backsweep.cli.options import Arch, Classes, Device, Layer, Mean, Resize, Settings, Shape, Std, numbers
+from backsweep.cli.options import (
+    Arch,
+    Classes,
+    Device,
+    InputRange,
+    Layer,
+    Layout,
+    Mean,
+    Resize,
+    Settings,
+    Shape,
+    Std,
+    Weights,
+    how,
+    tell,
+)  # fmt: skip
 from backsweep.cli.terminal import Progress, console
 from backsweep.core.errors import BadInput
 
@@ -36,7 +51,9 @@ BATCH = 256
 
 @guard_app.command("fit")
 def guard_fit(
-    model: Annotated[str, typer.Argument(help="safetensors, weights-only .pt/.pth, .pt2, or a folder.")],
+    model: Annotated[
+        str, typer.Argument(help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, or a folder.")
+    ],
     data: Annotated[str, typer.Option(help="Clean samples: a folder per class, or .npz with x and y.")],
     out: Annotated[Path, typer.Option(help="Folder for the guard; made if need be.")],
     detector: Annotated[list[str] | None, typer.Option("--detector", "-d", help="May repeat.")] = None,
@@ -53,6 +70,9 @@ def guard_fit(
     mean: Mean = None,
     std: Std = None,
     layer: Layer = None,
+    weights: Weights = None,
+    input_range: InputRange = None,
+    layout: Layout = None,
     resize: Resize = False,
 ) -> None:
     """Fit a guard to a model with clean samples."""
@@ -63,10 +83,9 @@ def guard_fit(
     from backsweep.scanning import scan
 
     methods = configure(SampleDetector, detector or guard.DEFAULT_GUARDS, p or [])
-    loaded, clean = scan.open_both(
-        model, data, arch=arch, shape=numbers(shape, int), classes=classes, mean=numbers(mean, float),
-        std=numbers(std, float), layer=layer, resize=resize,
-    )  # fmt: skip
+    told = how(arch, shape, classes, mean, std, layer, weights, input_range, layout)
+    loaded, clean = scan.open_both(model, data, resize=resize, **told)
+    tell(loaded.notes)
     loaded.resize = loaded.resize or resize  # what is checked later is made to fit in the same way
     triggers = _triggers(report, loaded.digest) if report is not None else []
     with Progress() as on_event:
@@ -149,14 +168,15 @@ def _restored(folder: Path, model: str | None, arch: str | None, device: str | N
     said = read_record(folder)["model"]
     if model is None and not said.get("is_path"):
         raise BadInput(f"the model of {folder} was no file when it was fitted; say where it is (--model)")
-    how = {k: said.get(k) for k in ("shape", "classes", "mean", "std", "layer", "labels")}
+    kept = ("shape", "classes", "mean", "std", "layer", "labels", "weights", "pixel_range")
+    told = {**{k: said.get(k) for k in kept}, "layout": said.get("input_layout")}
     named = str(said.get("arch") or "")
     if arch is None and named and not named.startswith(OWN_NETWORKS):
         raise BadInput(
             f"the model needs code of {clean(named)}; if you trust it, say so: --arch {clean(named)}"
         )
     try:
-        there = load(model or str(said["source"]), arch=arch or named or None, **how)
+        there = load(model or str(said["source"]), arch=arch or named or None, **told)
     except (TypeError, ValueError) as e:
         raise BadInput(f"{folder} is damaged ({e}); fit the guard again") from e
     return Guard.load(folder, there, device)

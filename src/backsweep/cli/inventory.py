@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Models = Annotated[
     list[str],
     typer.Argument(
-        help="safetensors, weights-only .pt/.pth, .pt2, or a folder; several, a folder of models, "
+        help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, or a folder; several, a folder of models, "
         "mlflow:ADDRESS."
     ),
 ]

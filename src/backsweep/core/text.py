@@ -10,7 +10,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
-def some(names: Iterable[object]) -> str:
+def some(names: Iterable[object], most: int = 3) -> str:
     """The first few of a list of names, which are untrusted text."""
     texts = [repr(n)[:80] for n in names]
-    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

@@ -1,29 +1,12 @@
-"""What torch.save and torch.export.save write, opened without running anything in it."""
+"""Zip archives of tensors, and what messages say of a file."""
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
-import math
-import pickle
-import pickletools
-import re
-import warnings
 import zipfile
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from backsweep.core.errors import BadInput
-from backsweep.core.text import some
 
-# Numbers that exported programs give to dtypes.
-DTYPES = {
-    1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16,
-    7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
-}  # fmt: skip
 WAY_OUT = (
     'save the weights with torch.save(model.state_dict(), "model.pth") and name the code that '
     'builds the network with arch="package.module:factory" (--arch)'
@@ -48,104 +31,3 @@ def members(blob: bytes) -> set[str]:
     if len(names) < len(infos):
         raise BadInput("the zip archive has two members of one name; do not use it")
     return names
-
-
-def unpickle(blob: bytes) -> Any:
-    """What a checkpoint of torch.save holds, as long as that is tensors and plain containers.
-
-    Raises:
-        BadInput: it holds anything else, and reading that would run code from the file. Any other
-            error means damage.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        wanted = re.findall(r"GLOBAL (\S+)", str(e))[:1]
-        with contextlib.suppress(Exception):  # knows them all, but only in a zip archive
-            wanted = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(blob))) or wanted
-        with contextlib.suppress(Exception):  # a pickle that is not of torch
-            wanted = wanted or _globals(blob)
-        if not wanted:
-            raise ValueError("not a pickle of tensors") from e
-        raise BadInput(
-            f"it holds pickled Python objects ({some(wanted)}), and unpickling them would run code from "
-            f"the file; where it was made, {WAY_OUT}"
-        ) from e
-
-
-def _globals(blob: bytes) -> list[str]:
-    """What a plain pickle would import."""
-    texts: list[str] = []
-    found: list[str] = []
-    for opcode, argument, _ in pickletools.genops(blob):
-        if opcode.name == "GLOBAL":
-            found.append(str(argument).replace(" ", "."))
-        elif opcode.name == "STACK_GLOBAL":
-            found.append(".".join(texts[-2:]))
-        elif isinstance(argument, str):
-            texts.append(argument)
-    return found
-
-
-def program_parts(blob: bytes) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    """Graph, weights and constants of an exported program, in any layout that torch has written.
-
-    Raises:
-        BadInput: it holds pickled objects or compiled code. Any other error means damage.
-    """
-    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
-        return _parts(archive)
-
-
-def _parts(archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    names = archive.namelist()
-    if "serialized_exported_program.json" in names:  # torch 2.7 and before
-        parts = ("exported_program", "state_dict", "constants")
-        graph, state, constants = (archive.read(_one(names, f"serialized_{p}.")) for p in parts)
-        return json.loads(graph), _pickled(state), _pickled(constants)
-    root = names[0].split("/")[0] + "/"
-    if any(n.startswith(f"{root}data/aotinductor/") for n in names):
-        raise BadInput(f"it holds compiled machine code (AOTInductor), which is never run; {WAY_OUT}")
-    member = _one(names, f"{root}models/")
-    model = member.removeprefix(f"{root}models/").removesuffix(".json")
-    stores = []
-    for kind in ("weights", "constants"):
-        folder = f"{root}data/{kind}/"
-        if f"{folder}{model}.pt" in names:  # torch 2.8
-            stores.append(_pickled(archive.read(f"{folder}{model}.pt")))
-        else:
-            config = json.loads(archive.read(f"{folder}{model}_{kind}_config.json"))["config"]
-            stores.append(_raw(archive, folder, config))
-    return json.loads(archive.read(member)), stores[0], stores[1]
-
-
-def _one(names: list[str], prefix: str) -> str:
-    found = [n for n in names if n.startswith(prefix)]
-    if len(found) != 1:
-        raise BadInput(f"it holds {len(found)} members {prefix}*, not one; export one program to a file")
-    return found[0]
-
-
-def _pickled(blob: bytes) -> dict[str, Tensor]:
-    found = unpickle(blob) if blob else {}
-    return {k: v.detach() for k, v in found.items() if isinstance(v, Tensor)}
-
-
-def _raw(archive: zipfile.ZipFile, folder: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Tensors of raw bytes; those that share a member share their memory, as in the original."""
-    flat: dict[str, Tensor] = {}
-    tensors = {}
-    for key, entry in config.items():
-        member, meta = entry["path_name"], entry["tensor_meta"]
-        if entry["use_pickle"] or meta is None:
-            raise BadInput(f"it holds {key!r} pickled, and unpickling would run its code; {WAY_OUT}")
-        sizes, strides = ([s["as_int"] for s in meta[part]] for part in ("sizes", "strides"))
-        if member not in flat:
-            data, dtype = bytearray(archive.read(folder + member)), DTYPES[meta["dtype"]]
-            flat[member] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        if math.prod(sizes) > len(flat[member]):
-            raise BadInput(f"it holds too few bytes for {key!r}; export it again, with its weights")
-        tensors[key] = flat[member].as_strided(sizes, strides, meta["storage_offset"]["as_int"])
-    return tensors

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 import torch
 
 from backsweep.core.errors import BadInput
-from backsweep.formats.archives import WAY_OUT, members, some
+from backsweep.core.text import some
+from backsweep.formats.archives import WAY_OUT, members
 from backsweep.formats.pickles import Budget, Machine, Placeholder
 from backsweep.formats.rebuilding import STORAGES, Rebuilder, Storage
 
@@ -45,7 +46,10 @@ class Checkpoint:
         seen, left = set(), [self.value]
         while left:
             value = left.pop()
-            if not isinstance(value, dict | list | tuple | set | frozenset | Placeholder) or id(value) in seen:
+            if (
+                not isinstance(value, dict | list | tuple | set | frozenset | Placeholder)
+                or id(value) in seen
+            ):
                 continue
             seen.add(id(value))
             if isinstance(value, Placeholder):
@@ -70,8 +74,8 @@ def open_checkpoint(blob: bytes) -> Checkpoint:
         raise
     except Exception as e:  # whatever foreign bytes lead to
         raise BadInput(
-            f"cannot be read as a checkpoint of torch.save ({type(e).__name__}: {str(e).strip()[:120]}); it is "
-            "damaged or cut short; get it again"
+            f"cannot be read as a checkpoint of torch.save ({type(e).__name__}: {str(e).strip()[:120]}); "
+            "it is damaged or cut short; get it again"
         ) from e
 
 

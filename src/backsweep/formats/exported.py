@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
-from backsweep.formats.archives import DTYPES, WAY_OUT, program_parts
+from backsweep.formats.archives import WAY_OUT
+from backsweep.formats.programs import DTYPES, program_parts
 
 # Numbers that the format gives to memory formats.
 _FORMATS = {

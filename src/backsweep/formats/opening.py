@@ -15,23 +15,23 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from backsweep.core.errors import BadInput
-from backsweep.core.text import one_line, some
-from backsweep.formats import exported, huggingface
-from backsweep.formats.archives import WAY_OUT, members, unpickle
+from backsweep.core.text import one_line
+from backsweep.formats import exported, huggingface, sharded, state_dicts
+from backsweep.formats.archives import WAY_OUT, members
+from backsweep.formats.checkpoints import open_checkpoint
 from backsweep.models import architectures
 from backsweep.models.model import Model
+from backsweep.models.outputs import unwrapped
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 _AGAIN = "it is damaged or cut short; get it again"
 _EXPORT = f"from PyTorch, {WAY_OUT}; or torch.export.save(torch.export.export(net.eval(), (x,)), path)"
 _REBUILD = (
@@ -45,6 +45,7 @@ _NOT_YET = {
     "TensorFlow": f"TensorFlow models are not readable yet; {_REBUILD}",
     "NumPy": "this is a NumPy archive, which is data and not a model; name the model",
 }
+_NO_ENTRIES = "it has no entries to choose from; leave out weights= (--weights)"
 _MOST_VALUES = 2**26  # in one input; beyond it a shape is an error, not an image
 
 
@@ -59,7 +60,11 @@ class _Found:
     std: Sequence[float] | None = None
     layer: str | None = None
     labels: Sequence[str] | None = None
+    pixel_range: float | None = None
+    layout: str | None = None
     resize: bool = False
+    notes: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
 
 def load(
@@ -72,12 +77,16 @@ def load(
     std: Sequence[float] | None = None,
     layer: str | None = None,
     labels: Sequence[str] | None = None,
+    weights: str | None = None,
+    pixel_range: float | None = None,
+    layout: str | None = None,
     data_shape: Sequence[int] | None = None,
 ) -> Model:
     """Read a model file or folder; what is given here stands above what the file says.
 
-    Readable are weights (.safetensors, or .pt/.pth that hold tensors only) together with `arch`,
-    programs of torch.export (.pt2), and folders of Hugging Face image classifiers.
+    Readable are weights together with `arch` (safetensors, also in shards with an index; checkpoints of
+    torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), and folders of
+    Hugging Face image classifiers. What was done to make them fit stands in `Model.notes`.
 
     Args:
         path: the file or folder.
@@ -85,7 +94,8 @@ def load(
             the current folder on the path and called without arguments; or the factory itself.
         shape: shape of one input, (channels, height, width). None: as the file or the network says.
         classes: number of classes. None: as many as the network yields.
-        mean, std, layer, labels: as in `Model`.
+        mean, std, layer, labels, pixel_range, layout: as in `Model`.
+        weights: the entry of a checkpoint to take, such as "ema", where several fit.
         data_shape: shape of the samples at hand, for a model that does not say its own.
 
     Raises:
@@ -95,9 +105,9 @@ def load(
     path = Path(path)
     try:
         if path.is_dir():
-            found, digest = _folder(path, arch)
+            found, digest = _folder(path, arch, weights)
         else:
-            found, digest = _file(path, arch, shape, data_shape)
+            found, digest = _file(path, arch, shape, data_shape, weights)
         size = next((s for s in (shape, found.shape, data_shape) if s is not None), None)
         if size is None:
             raise BadInput("the shape of its inputs is not known; say shape=(3, 32, 32) (--shape 3,32,32)")
@@ -113,6 +123,8 @@ def load(
             std=std if std is not None else found.std,
             layer=layer if layer is not None else found.layer,
             labels=labels if labels is not None else found.labels,
+            pixel_range=pixel_range if pixel_range is not None else found.pixel_range,
+            layout=layout if layout is not None else found.layout,
             source=str(path),
             digest=digest,
         )
@@ -121,6 +133,9 @@ def load(
     model.resize = found.resize
     model.origin = digest
     model.arch = arch if isinstance(arch, str) else None
+    model.entry = weights
+    model.unknown = tuple(one_line(name) for name in found.unknown)
+    model.notes = (*map(one_line, found.notes), *model.notes)
     return model
 
 
@@ -132,11 +147,14 @@ def digest(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path)
     try:
+        if not path.is_dir() and not path.is_file():
+            raise BadInput("there is no such file or folder; check the path")
+        if (index := sharded.index_at(path)) is not None:
+            with _damage("an index of weights"):
+                return sharded.digest(index)
         if path.is_dir():
             with _damage("a Hugging Face folder"):
                 return huggingface.digest(path)
-        if not path.is_file():
-            raise BadInput("there is no such file or folder; check the path")
         found = hashlib.sha256()
         with path.open("rb") as file:
             while part := file.read(2**20):
@@ -163,9 +181,13 @@ def _damage(kind: str) -> Iterator[None]:
 # ---------------------------------------------------------------------- files
 
 
-def _folder(path: Path, arch: Any) -> tuple[_Found, str]:
+def _folder(path: Path, arch: Any, wanted: str | None) -> tuple[_Found, str]:
+    if (index := sharded.index_in(path)) is not None:
+        return _sharded(index, arch, wanted)
     if arch is not None:
         raise BadInput("this is a folder, and arch= (--arch) is for files of weights; name the file")
+    if wanted is not None:
+        raise BadInput(_NO_ENTRIES)
     if (path / "saved_model.pb").exists():
         raise BadInput(_NOT_YET["TensorFlow"])
     with _damage("a Hugging Face folder"):
@@ -173,10 +195,12 @@ def _folder(path: Path, arch: Any) -> tuple[_Found, str]:
     return _Found(net, resize=True, **said), digest
 
 
-def _file(path: Path, arch: Any, shape: Any, data_shape: Any) -> tuple[_Found, str]:
+def _file(path: Path, arch: Any, shape: Any, data_shape: Any, wanted: str | None) -> tuple[_Found, str]:
     try:
         if not path.is_file():
             raise BadInput("there is no such file or folder; check the path")
+        if sharded.index_at(path) is not None:
+            return _sharded(path, arch, wanted)
         blob = path.read_bytes()  # once: what is vetted is what is loaded
     except OSError as e:
         raise BadInput(f"it cannot be opened ({e.strerror}); check its permissions") from e
@@ -187,6 +211,8 @@ def _file(path: Path, arch: Any, shape: Any, data_shape: Any) -> tuple[_Found, s
     if kind == "program":
         if arch is not None:
             raise BadInput("an exported program brings its own network; leave out arch= (--arch)")
+        if wanted is not None:
+            raise BadInput(_NO_ENTRIES)
         with _damage("an exported program"):
             program = exported.read(blob, shape if shape is not None else data_shape)
         if shape is not None and tuple(shape) != program.shape:
@@ -194,19 +220,31 @@ def _file(path: Path, arch: Any, shape: Any, data_shape: Any) -> tuple[_Found, s
         return _Found(program, program.shape), digest
     if kind == "safetensors":
         with _damage("safetensors"):
-            weights, said = safetensors.torch.load(blob), _said(blob)
-    else:
-        with _damage("a checkpoint of torch.save"):
-            weights, said = _state_dict(unpickle(blob)), {}
+            return _weights(safetensors.torch.load(blob), [], arch, wanted, _said(blob)), digest
+    checkpoint = open_checkpoint(blob)
+    return _weights(checkpoint.value, checkpoint.unknown(), arch, wanted, {}), digest
+
+
+def _sharded(index: Path, arch: Any, wanted: str | None) -> tuple[_Found, str]:
+    with _damage("an index of weights"):
+        value, digest = sharded.read(index)
+    return _weights(value, [], arch, wanted, {}), digest
+
+
+def _weights(value: Any, unknown: list[str], arch: Any, wanted: str | None, said: dict[str, Any]) -> _Found:
+    """The network of the user's code with the weights that a file holds."""
     if arch is None:
+        state_dicts.check(value)
         raise BadInput(
             "it holds weights but no network; name the code that builds it with "
             'arch="package.module:factory" (--arch package.module:factory)'
         )
     net = build(arch)
-    _fit(net, weights)
+    fit = state_dicts.find(net, value, wanted)
+    notes = state_dicts.notes(net, fit, unknown)
+    state_dicts.put(net, fit)
     said.setdefault("shape", getattr(net, "input_shape", None))
-    return _Found(net, **said), digest
+    return _Found(net, notes=notes, unknown=unknown, **said)
 
 
 def _kind(blob: bytes) -> str:
@@ -246,27 +284,13 @@ def _said(blob: bytes) -> dict[str, Any]:
     said = json.loads(header.get("__metadata__", {}).get("backsweep.model", "{}"))
     kinds: dict[str, Callable[[Any], Any]] = {
         "shape": lambda sizes: tuple(int(n) for n in sizes), "classes": int, "layer": str,
-        "mean": huggingface.numbers, "std": huggingface.numbers,
+        "mean": huggingface.numbers, "std": huggingface.numbers, "pixel_range": float, "layout": str,
         "labels": lambda names: tuple(str(n) for n in names),
     }  # fmt: skip
     return {name: read(said[name]) for name, read in kinds.items() if said.get(name) is not None}
 
 
 # ---------------------------------------------------------------------- weights with an architecture
-
-
-def _state_dict(found: Any) -> dict[str, Tensor]:
-    """The weights in a checkpoint, out of the dictionaries that training scripts put around them."""
-    for _ in _WRAPPERS:
-        if isinstance(found, dict):
-            inner = (found[k] for k in _WRAPPERS if isinstance(found.get(k), dict))
-            found = next(inner, found)
-    if not isinstance(found, dict):
-        raise BadInput(f"it holds a {type(found).__name__} and no weights; {WAY_OUT}")
-    weights = {k: v for k, v in found.items() if isinstance(v, Tensor) and isinstance(k, str)}
-    if not weights:
-        raise BadInput(f"it holds no weights, only {some(found)}; {WAY_OUT}")
-    return weights
 
 
 def build(arch: str | Callable[[], nn.Module]) -> nn.Module:
@@ -294,7 +318,7 @@ def build(arch: str | Callable[[], nn.Module]) -> nn.Module:
         sys.path.remove(here)
     if not isinstance(net, nn.Module):
         raise BadInput(f"arch {arch!r} returns {type(net).__name__}, not a torch.nn.Module")
-    return net
+    return unwrapped(net)[0]
 
 
 def named(arch: str, classes: int, shape: Sequence[int], seed: int) -> nn.Module:
@@ -322,33 +346,3 @@ def named(arch: str, classes: int, shape: Sequence[int], seed: int) -> nn.Module
             raise BadInput(f"{arch} takes square images, these are {height} x {width}; resize them")
         net: nn.Module = known[arch](classes, channels, height)
         return net
-
-
-def _fit(net: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put the weights into the network, all of them, or say which do not fit."""
-    want = {k: v for k, v in net.state_dict().items() if isinstance(v, Tensor)}
-    weights = {k if k in want else _bare(k): v for k, v in weights.items()}
-    shared = {v.data_ptr() for k, v in want.items() if k in weights} - {0}  # tied weights are saved once
-    missing = [
-        k for k, v in want.items()
-        if k not in weights and v.data_ptr() not in shared and not k.endswith("num_batches_tracked")
-    ]  # fmt: skip
-    extra = [k for k in weights if k not in want]
-    other = [
-        f"{k} {tuple(v.shape)} for {tuple(want[k].shape)}" for k, v in weights.items()
-        if k in want and (v.shape != want[k].shape or v.is_floating_point() != want[k].is_floating_point())
-    ]  # fmt: skip
-    lists = (("missing", missing), ("unexpected", extra), ("of another shape", other))
-    if problems := [f"{problem} {some(names)}" for problem, names in lists if names]:
-        raise BadInput(
-            f"its weights do not fit the network of arch= ({'; '.join(problems)}); "
-            "name the code that they were trained with"
-        )
-    with _damage("weights"):
-        net.load_state_dict(weights, strict=False)
-
-
-def _bare(key: str) -> str:
-    while key.startswith(_PREFIXES):
-        key = key.split(".", 1)[1]
-    return key.replace("._orig_mod.", ".")

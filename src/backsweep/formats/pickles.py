@@ -28,10 +28,11 @@ MOST_OPERATIONS = 4_000_000  # a state dict of a thousand tensors takes some 40,
 _LONGEST_NAME = 1_000
 _LONGEST_KEY = 2**16
 _ODD_KEYS = 10_000  # numbers and tuples whose hashes a file can make equal: then every look-up is a search
-_WHOLE = (
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES "
-    "BINBYTES8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT"
-).split()  # operations that push their argument
+_WHOLE = [
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
+    "FLOAT", "BINFLOAT",
+]  # fmt: skip  # operations that push their argument
 
 
 class Placeholder:
@@ -107,9 +108,7 @@ class Budget:
         if kind in (str, bytes):
             if len(value) <= _LONGEST_KEY:
                 return value
-        elif value is None or kind in (bool, Placeholder, torch.dtype, torch.device):
-            return value
-        elif kind is int and abs(value) < 2**53:
+        elif kind in (bool, type(None), Placeholder, torch.dtype, torch.device) or _small(value):
             return value
         elif kind is tuple and len(value) <= 64 and depth < 3:
             self._odd()
@@ -123,6 +122,10 @@ class Budget:
         self.odd_keys -= 1
         if self.odd_keys < 0:
             raise BadInput("it holds more keys that are numbers or tuples than a model has; do not use it")
+
+
+def _small(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**53
 
 
 Rebuild = Callable[[str, tuple[Any, ...] | None], Any]

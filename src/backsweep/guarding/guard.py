@@ -35,12 +35,12 @@ from backsweep.inputs.modality import modality_named
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.checks import as_model, check_fit, describe_model, doubtful_accuracy, pick_device
-from backsweep.models.model import Model
+from backsweep.models.model import READING, Model
 from backsweep.reports.report import Note
 
 DEFAULT_GUARDS = ("confused_expert", "washed_reference")
 PARTS = 3  # one of these parts of the clean samples only sets the threshold
-SETTINGS = ("shape", "classes", "mean", "std", "layer")  # of a model, that its guard hangs on
+SETTINGS = ("shape", "classes", "mean", "std", "layer", *READING)  # of a model, that its guard hangs on
 PROBES, PROBE_SLACK = 2, 0.01  # inputs by which a model is known again, and how far its logits may be off
 
 
@@ -326,8 +326,8 @@ def _restored(path: Path, raw: dict[str, Any], model: Model, device: torch.devic
     said, here = raw["model"], _about(model)
     if said["sha256"] != here["sha256"] and said["weights_sha256"] != here["weights_sha256"]:
         raise BadInput("the guard is of another model than this one (their SHA-256 differ); fit one for this")
-    if other := [k for k in SETTINGS if said[k] != here[k]]:
-        wanted = ", ".join(f"{k}={said[k]}" for k in other)
+    if other := [k for k in SETTINGS if said.get(k) != here.get(k)]:
+        wanted = ", ".join(f"{k}={said.get(k)}" for k in other)
         raise BadInput(f"the guard was fitted to this model loaded with {wanted}; load it in the same way")
     work, tensors = model.copy(device), safetensors.torch.load(blob)
     logits, known = _probes(work), tensors[".probes"]

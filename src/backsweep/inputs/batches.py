@@ -39,7 +39,8 @@ def gathered(loader: Iterable[Any], most_bytes: int) -> tuple[Tensor, Tensor]:
         held += x.numel() * (1 if x.dtype == torch.uint8 else 4)
         if held > most_bytes:
             raise BadInput(
-                f"the loader yields more than {most_bytes / 2**30:.3g} GiB; give fewer samples, a few hundred will do"
+                f"the loader yields more than {most_bytes / 2**30:.3g} GiB; give fewer samples, "
+                "a few hundred will do"
             )
         images.append(x.detach().cpu())
         labels.append(y.detach().cpu())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
+from backsweep.inputs.batches import gathered
 from backsweep.inputs.image import readers
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
@@ -94,7 +95,7 @@ class Data:
 
     @classmethod
     def of(cls, given: Any) -> Data:
-        """Data from what a user has: a Data, an (x, y) pair, a torch Dataset, or a path to `open`.
+        """Data from what a user has: a Data, an (x, y) pair, a torch Dataset or DataLoader, or a path.
 
         Raises:
             BadInput: it is none of these.
@@ -108,8 +109,13 @@ class Data:
         if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
             x, y = readers.samples(given)
             return cls(x, y, getattr(given, "classes", None), source=type(given).__name__)
+        if hasattr(given, "__iter__"):
+            x, y = gathered(given, readers.MOST_BYTES)
+            names = getattr(getattr(given, "dataset", None), "classes", None)
+            return cls(x, y, names, source=type(given).__name__)
         raise BadInput(
-            f"data is a {type(given).__name__}; give a backsweep.Data, an (x, y) pair or a torch Dataset"
+            f"data is a {type(given).__name__}; give a backsweep.Data, an (x, y) pair, a torch Dataset or "
+            "DataLoader"
         )
 
     def __len__(self) -> int:

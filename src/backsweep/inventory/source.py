@@ -48,9 +48,9 @@ def models_in(folder: Path) -> Iterator[Path]:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is itself a model: of Hugging Face, or of TensorFlow."""
+    """Whether a folder is itself a model: of Hugging Face, of TensorFlow, or weights with an index."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return (folder / "saved_model.pb").is_file()
+        return (folder / "saved_model.pb").is_file() or any(folder.glob("*.safetensors.index.json"))
     return isinstance(config, dict) and "model_type" in config

@@ -87,7 +87,8 @@ class Scan:
         model.source = name
         there = None
         if self.reference is not None:
-            there = load(self.reference, **{**self.how, "shape": model.shape, "classes": model.classes})
+            told = {**self.how, "shape": model.shape, "classes": model.classes, "weights": None}
+            there = load(self.reference, **told)
         report = scan.scan(
             model, data, self.detectors, alpha=self.alpha, seed=self.seed, device=self.device, out=out,
             reference=there,

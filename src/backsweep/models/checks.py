@@ -122,4 +122,6 @@ def describe_model(model: Model) -> dict[str, Any]:
         "std": list(model.std) if model.std is not None else None,
         "parameters": sum(p.numel() for p in model.net.parameters()),
         **({} if model.modality == IMAGE else {"modality": model.modality.name}),
+        **model.reading,
+        **({"notes": list(model.notes)} if model.notes else {}),
     }

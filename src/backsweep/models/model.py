@@ -22,14 +22,19 @@ from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
+from backsweep.models import outputs
 from backsweep.models.layers import Tap, pool
+
+READING = ("weights", "pixel_range", "input_layout")  # how a model can be read, as reports name it
 
 
 class Model:
     """A classifier; over images in [0, 1] unless said otherwise.
 
     Args:
-        net: any module that maps (N, *shape) to (N, classes), logits or probabilities.
+        net: any module that maps (N, *shape) to (N, classes), logits, probabilities or their logarithms, or
+            to one number for two classes; alone, or in a tuple or dictionary. Weights of another dtype than
+            float32 are computed with in float32, in a copy.
         shape: shape of one input, (channels, height, width).
         classes: number of classes. None: as many as the network yields.
         mean, std: the network's own normalisation, per channel, in units of the [0, 1] range;
@@ -37,23 +42,33 @@ class Model:
         layer: name of the submodule whose output is the penultimate representation. None: the
             input of the last affine operation that yields `classes` values.
         labels: names of the classes.
+        pixel_range: what the network takes white for: 1, or 255 if it wants raw pixels. `mean` and `std` are
+            then in those units.
+        layout: "NCHW", or "NHWC" if the network wants channels last; `shape` is (channels, height, width)
+            all the same.
         source: where the model came from, as shown in reports.
         modality: what an input is.
 
     Raises:
-        BadInput: the network does not accept `shape`, does not yield `classes` values, or has
-            weights that are NaN or infinite.
+        BadInput: the network does not accept `shape`, does not yield `classes` values, judges labels
+            independently of each other, or has weights that are NaN or infinite.
 
     Attributes:
         resize: whether `load` found that images are to be resized to `shape` on their way in.
         arch: name of the factory that `load` was given, for the record.
         reference: an independent clean network of the same classes to compare with, if there is one.
         origin: digest of the file that it was loaded from; copies keep it.
+        entry: of the file, that `load` was asked for.
+        unknown: names of what the file holds beside tensors and plain data; untrusted text.
+        notes: what was done to read the model, a line each; untrusted text.
     """
 
     resize: bool = False
     arch: str | None = None
     origin: str = ""
+    entry: str | None = None
+    unknown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     reference: Model | None = None
     _format: torch.memory_format = torch.contiguous_format
     _layers: int | None = None
@@ -68,22 +83,40 @@ class Model:
         std: Sequence[float] | None = None,
         layer: str | None = None,
         labels: Sequence[str] | None = None,
+        pixel_range: float | None = None,
+        layout: str | None = None,
         source: str = "",
         digest: str = "",
         modality: Modality = IMAGE,
     ) -> None:
+        net, said = outputs.unwrapped(net)
         self.net = net
         self.shape = tuple(int(n) for n in shape)
         self.classes = int(classes or 0)
         self.mean, self.std = mean, std
         self.layer = layer
         self.labels = tuple(str(n) for n in labels) if labels else None
+        self.pixel_range, self.channels_last = float(pixel_range or 1), layout == "NHWC"
         self.source = source or type(net).__name__
         self.modality = modality
         self._digest = digest
         self._check_settings()
+        if layout not in (None, "NCHW", "NHWC") or (self.channels_last and len(self.shape) != 3):
+            raise BadInput(
+                f"layout {layout!r} is not known for such inputs; images have NCHW or NHWC (--layout)"
+            )
         self._check_weights()
-        self._probe()
+        self._dtype = torch.float32
+        self.net, turned = outputs.in_float32(net)
+        try:
+            self._probe()
+        except BadInput:
+            if not turned:
+                raise
+            self.net, turned = net, []  # it may turn its inputs itself to the dtype that it computes in
+            self._dtype = next(t.dtype for t in self._tensors() if t.is_floating_point())
+            self._probe()
+        self.notes = tuple(filter(None, (*said, *turned, self._answer.note())))
 
     def __repr__(self) -> str:
         return f"Model({self.source!r}, shape={self.shape}, classes={self.classes})"
@@ -92,13 +125,11 @@ class Model:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (N, classes) for inputs x (N, *shape) in [0, 1]; differentiable in x."""
-        if not self._probabilities:
-            return self._run(x)
-        if self._head is None:
-            return self._run(x).clamp_min(1e-30).log()
+        if not self._answer.at_head:
+            return self._answer.logits(self._run(x))
         with Tap(self._head) as tap:
             self._run(x)
-        return tap.seen[0][1].flatten(1)
+        return self._answer.logits(tap.seen[0][1].float())
 
     def features(self, x: Tensor) -> Tensor:
         """Penultimate representation (N, D) for inputs x (N, *shape) in [0, 1]."""
@@ -231,7 +262,8 @@ class Model:
     @property
     def answers_probabilities(self) -> bool:
         """Whether the network yields probabilities and its logits cannot be read off before a softmax."""
-        return self._probabilities and self._head is None
+        kinds = outputs.PROBABILITIES, outputs.ONE_PROBABILITY
+        return self._answer.kind in kinds and self._head is None
 
     @property
     def digest(self) -> str:
@@ -243,6 +275,16 @@ class Model:
                 h.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
             self._digest = h.hexdigest()
         return self._digest
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How it was asked to be read, as far as that is out of the ordinary; for the record."""
+        wide, layout = (
+            self.pixel_range if self.pixel_range != 1 else None,
+            "NHWC" if self.channels_last else None,
+        )
+        said = zip(READING, (self.entry, wide, layout), strict=True)
+        return {name: value for name, value in said if value is not None}
 
     @property
     def layout(self) -> str:
@@ -271,22 +313,21 @@ class Model:
     # ------------------------------------------------------------------ inside
 
     def _run(self, x: Tensor) -> Tensor:
+        return self._answer.taken(self._answers(x))
+
+    def _answers(self, x: Tensor) -> Any:
+        """What the network returns for inputs in the range of their modality."""
+        if self.pixel_range != 1:
+            x = x * self.pixel_range
         if self.mean is not None or self.std is not None:
             shape = (-1, *[1] * (len(self.shape) - 1))
             mean = torch.as_tensor(self.mean or 0.0, dtype=x.dtype, device=x.device)
             std = torch.as_tensor(self.std or 1.0, dtype=x.dtype, device=x.device)
             x = (x - mean.reshape(shape)) / std.reshape(shape)
-        out = self.net(x.contiguous(memory_format=self._format))
-        if isinstance(out, Tensor):
-            return out
-        for field in ("logits", 0):  # what transformers and torchvision return
-            try:
-                part = out[field] if isinstance(field, int) else getattr(out, field)
-            except (AttributeError, KeyError, IndexError, TypeError):
-                continue
-            if isinstance(part, Tensor):
-                return part
-        raise BadInput(f"the network returns {type(out).__name__}, not a tensor of class scores")
+        x = x.to(self._dtype) if x.is_floating_point() else x
+        if self.channels_last:
+            return self.net(x.permute(0, 2, 3, 1).contiguous())
+        return self.net(x.contiguous(memory_format=self._format))
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
         self._format = memory_format
@@ -318,14 +359,21 @@ class Model:
 
     def _probe(self) -> None:
         """One forward pass on two made-up inputs: shape, kind of output, penultimate layer."""
-        self._probabilities, self._head = False, None
         modes = {m: m.training for m in self.net.modules()}
         set_mode(self.net, training=False)
         generator = torch.Generator().manual_seed(0)
         x = self.modality.random(2, self.shape, generator).to(self.device)
         try:
-            with torch.no_grad(), Tap() as tap:
-                out = self._run(x)
+            with torch.no_grad():
+                with Tap() as tap:
+                    out = self._answers(x)
+                part = outputs.part_of(out, 2, self.classes)
+                self._answer = outputs.Answer(part)
+                scores = self._answer.taken(out)
+                self.classes = outputs.classes_of(scores, self.classes)
+                affine = [after for _, after in tap.seen]
+                kind, self._head = outputs.kind_of(scores, affine, self.classes, lambda: self._extremes(x))
+                self._answer = outputs.Answer(part, kind, self._head)
         except BadInput:
             raise
         except Exception as e:
@@ -334,28 +382,20 @@ class Model:
         finally:
             for module, training in modes.items():
                 module.training = training
-        if not self.classes and out.ndim == 2:
-            self.classes = out.shape[1]
-        if out.shape != (2, self.classes):
-            raise BadInput(
-                f"the network yields {tuple(out.shape)} for 2 inputs, not (2, {self.classes or 'classes'}); "
-                f"say classes={out.shape[-1] if out.ndim == 2 else '...'} (--classes)"
-            )
-        if self.classes < 2:
-            raise BadInput(f"{self.classes} classes: a classifier has at least 2")
-        self._probabilities = bool(
-            (out >= 0).all() and torch.allclose(out.sum(1), torch.ones_like(out[:, 0]), atol=1e-3)
-        )
-        for index in range(len(tap.seen) - 1, -1, -1):
-            z = tap.seen[index][1]
-            if z.shape[0] != 2 or z.flatten(1).shape[1] != self.classes:
-                continue
-            if not self._probabilities or torch.allclose(z.flatten(1).softmax(1), out, atol=1e-4):
-                self._head = index
-                break
         if self.layer is not None and self.layer not in dict(self.net.named_modules()):
             near = ", ".join(n for n, _ in list(self.net.named_children())[-5:])
             raise BadInput(f"there is no layer {self.layer!r} in this network; it has e.g. {near}")
+
+    def _extremes(self, x: Tensor) -> Tensor:
+        """Class scores of inputs that differ as much as inputs can."""
+        more = self.modality.random(8, self.shape, torch.Generator().manual_seed(1)).to(x.device)
+        ends = [
+            x * 0,
+            *([more.round(), x.round(), 1 - x.round(), x * 0 + 1] if x.is_floating_point() else []),
+        ]
+        return torch.cat(
+            [self._answer.taken(self._answers(pair)) for pair in torch.cat([more, *ends]).split(2)]
+        )
 
 
 def set_mode(net: nn.Module, training: bool) -> None:

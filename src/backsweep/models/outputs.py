@@ -118,6 +118,26 @@ def part_of(out: Any, count: int, classes: int) -> str | int | None:
     raise BadInput(f"the network returns {type(out).__name__}, not a tensor of class scores")
 
 
+def classes_of(scores: Tensor, classes: int) -> int:
+    """How many classes there are, from the class scores of two inputs.
+
+    Args:
+        scores: one number for each input, which is for two classes, or one for each class.
+        classes: how many there should be, 0: not known.
+
+    Raises:
+        BadInput: there are not that many.
+    """
+    if scores.shape in ((2,), (2, 1)) and classes in (0, 1, 2):
+        return 2
+    if scores.ndim == 2 and len(scores) == 2 and scores.shape[1] == (classes or scores.shape[1]):
+        return scores.shape[1]
+    raise BadInput(
+        f"the network yields {tuple(scores.shape)} for 2 inputs, not (2, {classes or 'classes'}); "
+        f"say classes={scores.shape[-1] if scores.ndim == 2 else '...'} (--classes)"
+    )
+
+
 def kind_of(
     scores: Tensor, affine: Sequence[Tensor], classes: int, more: Callable[[], Tensor]
 ) -> tuple[str, int | None]:
@@ -133,6 +153,7 @@ def kind_of(
         BadInput: they are independent of each other, one for each label.
     """
     columns = 1 if scores.ndim == 1 else scores.shape[1]
+    scores = scores.float()
     flat = scores.reshape(len(scores), columns)
     found = [(i, z.flatten(1)) for i, z in enumerate(affine) if z.numel() == flat.numel() and z.ndim > 1]
     heads = [(i, z) for i, z in reversed(found) if len(z) == len(flat)]
@@ -150,12 +171,14 @@ def kind_of(
         return ONE_LOGIT, plain
     if inside and torch.allclose(flat.sum(1), torch.ones_like(flat[:, 0]), atol=1e-3):
         return PROBABILITIES, where(lambda z: z.softmax(1))
-    if bool((flat <= 1e-6).all()) and torch.allclose(flat.exp().sum(1), torch.ones_like(flat[:, 0]), atol=1e-3):
+    if bool((flat <= 1e-6).all()) and torch.allclose(
+        flat.exp().sum(1), torch.ones_like(flat[:, 0]), atol=1e-3
+    ):
         return LOG_PROBABILITIES, where(lambda z: z.log_softmax(1))
     if inside and plain is None and classes > 2 and (where(torch.sigmoid) is not None or _inside(more())):
         raise BadInput(
-            "its outputs are probabilities that do not sum to 1, one for each label (multi-label); only networks "
-            "with one class for each input are judged: give one that ends in logits or a softmax"
+            "its outputs are probabilities that do not sum to 1, one for each label (multi-label); only "
+            "networks with one class for each input are judged: give one that ends in logits or a softmax"
         )
     return LOGITS, heads[0][0] if heads else None
 

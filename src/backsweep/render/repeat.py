@@ -18,6 +18,11 @@ def command(report: Report) -> str:
         words += ["--layer", str(report.model["layer"])]
     if report.model.get("arch") and report.model.get("shape"):
         words += ["--shape", ",".join(str(v) for v in report.model["shape"])]
+    for key, option in (("weights", "--weights"), ("input_layout", "--layout")):
+        if report.model.get(key):
+            words += [option, str(report.model[key])]
+    if report.model.get("pixel_range"):
+        words += ["--input-range", f"0-{report.model['pixel_range']:g}"]
     for key in ("mean", "std"):
         if report.model.get(key):
             words += [f"--{key}", ",".join(str(v) for v in report.model[key])]

@@ -22,7 +22,7 @@ from backsweep.inputs.samples import MIN_SAMPLES, Data
 from backsweep.inputs.trigger import Trigger, acted_on
 from backsweep.inversion.recover import Way, recover, works
 from backsweep.models.checks import as_model, check_fit, describe_model, doubtful_accuracy, pick_device
-from backsweep.models.model import Model
+from backsweep.models.model import READING, Model
 from backsweep.models.washing import reference_of
 from backsweep.repairing.method import Case, Repair
 from backsweep.repairing.relapse import POISONS, retuned
@@ -79,6 +79,11 @@ def repair(
         raise BadInput(
             "the report is of another model than this one (their SHA-256 differ); scan this model first, "
             "and give that report"
+        )
+    if report is not None and any(report.model.get(k) != model.reading.get(k) for k in READING):
+        raise BadInput(
+            "the report is of this file read in another way; give the same weights= (--weights), "
+            "pixel_range= (--input-range) and layout= (--layout) as in the scan"
         )
     work = model.copy(pick_device(device))
     if doubt := doubtful_accuracy(work.accuracy(data.x, data.y), data, model):

@@ -111,7 +111,8 @@ def scan(
         key = run_key(
             model=model.digest, data=data.digest, detector=method.name, settings=method.settings(),
             files=method.depends_on(), seed=seed, versions=report.versions, device=device.type,
-            chunk=method.chunk(work), preprocessing=[model.mean, model.std, model.layer],
+            chunk=method.chunk(work),
+            preprocessing=[model.mean, model.std, model.layer, *model.reading.items()],
             reference=work.reference.digest if work.reference else None,
         )  # fmt: skip
         begin = time.perf_counter(), time.process_time()

@@ -1,0 +1,130 @@
+"""Writing a folder again with other weights: of Hugging Face, or with an index of shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from backsweep.core.errors import BadInput
+from backsweep.core.files import writable_folder, write_bytes
+from backsweep.formats import huggingface, sharded
+from backsweep.formats.values import CHANGED, find_again, new_values, of_network, with_values
+from backsweep.models.model import Model
+
+_OTHER_WEIGHTS = ("pytorch_model", "tf_model", "flax_model")  # in a folder: the backdoor, once more
+_EXACT = 2**24  # integers up to here are exact in float32
+
+
+def hugging_face(model: Model, source: Path) -> tuple[set[str], dict[str, bytes]]:
+    """Names of the files to keep, and the new content of those that hold weights."""
+    try:
+        folder = huggingface.Folder(source)
+        config = json.loads(folder.read("config.json"))
+        if "preprocessor_config.json" in folder.names:
+            folder.read("preprocessor_config.json")
+        blobs = {name: folder.read(name) for name in huggingface._weight_files(folder)}
+    except Exception as e:
+        raise BadInput(CHANGED) from e
+    if folder.digest != model.origin:
+        raise BadInput(CHANGED)
+    huggingface._check_config(config)
+    shards = {name: safetensors.torch.load(blob) for name, blob in blobs.items()}
+    new = _unread(config, {k: v for shard in shards.values() for k, v in shard.items()}, model.net)
+    written = {
+        name: with_values(blob, {k: new[k] for k in shards[name] if k in new}) for name, blob in blobs.items()
+    }
+    _check(config, written, model.net, new)
+    stale = {
+        n for n in folder.names - set(blobs) if n.startswith(_OTHER_WEIGHTS) or n.endswith(".safetensors")
+    }
+    if "model.safetensors" in blobs:
+        stale.add("model.safetensors.index.json")
+    return folder.names - stale, written
+
+
+def _unread(config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """New values by their keys in the files.
+
+    transformers renames weights as it reads them, and may cut, join or turn them. Where each number
+    ends up is found by reading files whose numbers count through all places.
+    """
+    values, keys = of_network(net), list(stored)
+    starts = torch.tensor([0, *(stored[k].numel() for k in keys)]).cumsum(0)
+    total = int(starts[-1])
+
+    def places(part: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        count = {
+            k: part(torch.arange(stored[k].numel()) + start).float().reshape(stored[k].shape)
+            for k, start in zip(keys, starts, strict=False)
+        }
+        return {
+            name: v.long().flatten() for name, v in of_network(huggingface._network(config, count)).items()
+        }
+
+    low = places(lambda place: place % _EXACT)
+    high = places(lambda place: place // _EXACT) if total > _EXACT else {k: v * 0 for k, v in low.items()}
+    if {n: v.numel() for n, v in low.items()} != {n: v.numel() for n, v in values.items()}:
+        raise BadInput("the network is not that of its config.json any more")
+    new: dict[str, Tensor] = {}
+    for name, value in values.items():
+        place = (low[name] + high[name] * _EXACT).clamp(0, total - 1)
+        owners = torch.bucketize(place, starts[1:], right=True)
+        for owner in owners.unique().tolist():
+            key, here = keys[owner], owners == owner
+            if key not in new:
+                new[key] = stored[key].to(value.dtype).clone().contiguous()
+            new[key].view(-1)[place[here] - starts[owner]] = value.cpu().flatten()[here].to(new[key].dtype)
+    return new
+
+
+def _check(config: dict[str, Any], written: dict[str, bytes], net: nn.Module, new: dict[str, Tensor]) -> None:
+    """What is written must be read as the network is, but for the rounding of the dtype of the files."""
+    stored = {k: v for blob in written.values() for k, v in safetensors.torch.load(blob).items()}
+    again, values = of_network(huggingface._network(config, stored)), of_network(net)
+    coarse = [torch.finfo(stored[k].dtype) for k, v in new.items() if stored[k].dtype != v.dtype]
+    rtol, atol = max((f.eps for f in coarse), default=0.0), max((f.tiny for f in coarse), default=0.0)
+    for name, value in values.items():
+        if not torch.allclose(again[name].double(), value.cpu().double(), rtol, atol):
+            raise BadInput(f"transformers changes {name!r} as it reads it, so it cannot be written back")
+
+
+def write_folder(path: Path, source: Path, names: set[str], written: dict[str, bytes]) -> None:
+    """A new folder in one step: what is not `written` is copied."""
+    if os.path.lexists(path) and (not path.is_dir() or path.is_symlink() or any(path.iterdir())):
+        raise BadInput("there is a file or folder of this name; choose another path for the new folder")
+    writable_folder(path.parent)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        for name in sorted(names):
+            if name in written:
+                write_bytes(partial / name, written[name])
+            else:
+                shutil.copyfile(source / name, partial / name)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def shards(model: Model, index: Path) -> tuple[set[str], dict[str, bytes]]:
+    """Names of the files of an index, and the new content of those with weights."""
+    try:
+        weights, digest = sharded.read(index)
+        folder, files = sharded.shards(index)
+        blobs = {name: folder.read(name) for name in sorted(set(files.values()))}
+    except Exception as e:
+        raise BadInput(CHANGED) from e
+    if digest != model.origin or folder.digest != digest:
+        raise BadInput(CHANGED)
+    new = {leaf.key: value for leaf, value in new_values(model, find_again(model, weights))}
+    parts = {name: {k: v for k, v in new.items() if files[k] == name} for name in blobs}
+    return {index.name, *blobs}, {name: with_values(blob, parts[name]) for name, blob in blobs.items()}

@@ -1,0 +1,92 @@
+"""Weights in several safetensors files, with an index that says which is where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from backsweep.core.errors import BadInput
+from backsweep.core.text import some
+from backsweep.formats.huggingface import Folder
+
+_ENDING = ".safetensors.index.json"
+_MOST_BYTES = 2**26  # of an index
+_AGAIN = "get all of its files again"
+
+
+def index_in(folder: Path) -> Path | None:
+    """The index of the weights in a folder that is not one of Hugging Face.
+
+    Raises:
+        BadInput: there are several.
+    """
+    if (folder / "config.json").is_file():
+        return None
+    found = sorted(p for p in folder.iterdir() if p.name.endswith(_ENDING) and p.is_file())
+    if len(found) > 1:
+        raise BadInput(f"it holds several models, {some(p.name for p in found)}; name one of these files")
+    return found[0] if found else None
+
+
+def index_at(path: Path) -> Path | None:
+    """The index that a path leads to: itself, or the one in a folder; None if it is something else.
+
+    Raises:
+        BadInput: a folder has several.
+    """
+    if path.is_dir():
+        return index_in(path)
+    with path.open("rb") as file:
+        head = file.read(8)
+    # A safetensors file may begin with the same byte, but the length of its header ends with zeros.
+    return path if head[:1] == b"{" and b"\0" not in head else None
+
+
+def shards(index: Path) -> tuple[Folder, dict[str, str]]:
+    """The folder of an index, and the file of every weight. Names of files stay inside the folder.
+
+    Raises:
+        BadInput: the index is damaged, or names files that are not there. Any other error means damage.
+    """
+    folder = Folder(index.parent)
+    if index.stat().st_size > _MOST_BYTES:
+        raise BadInput(f"an index of more than {_MOST_BYTES:,} bytes; {_AGAIN}")
+    table = json.loads(folder.read(index.name))
+    files = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise BadInput('it is JSON without a "weight_map", so it is no index of weights; name the model')
+    if absent := sorted(set(files.values()) - folder.names):
+        raise BadInput(f"it names files that are not in its folder: {some(absent)}; {_AGAIN}")
+    return folder, files
+
+
+def read(index: Path) -> tuple[dict[str, Tensor], str]:
+    """All weights, and the digest of the index with its files.
+
+    Raises:
+        BadInput: the index and the files do not belong together. Any other error means damage.
+    """
+    folder, files = shards(index)
+    weights: dict[str, Tensor] = {}
+    for name in sorted(set(files.values())):
+        part = safetensors.torch.load(folder.read(name))
+        listed = {key for key, place in files.items() if place == name}
+        if wrong := sorted(listed ^ set(part)):
+            raise BadInput(f"{name!r} does not hold what the index says: {some(wrong)}; {_AGAIN}")
+        weights |= part
+    return weights, folder.digest
+
+
+def digest(index: Path) -> str:
+    """The digest as `read` gives it, from the files alone.
+
+    Raises:
+        BadInput: files are missing. Any other error means damage.
+    """
+    folder, files = shards(index)
+    for name in sorted(set(files.values())):
+        folder.read(name)
+    return folder.digest
