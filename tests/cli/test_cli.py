@@ -29,7 +29,7 @@ def files(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, model in (("bad", twins.infected), ("good", twins.clean)):
         save_file(model.net.state_dict(), folder / f"{name}.safetensors")
         torch.save(model.net.state_dict(), folder / f"{name}.pth")
-        torch.save(model.net, folder / f"{name}-whole.pt")
+        torch.save(model.net, folder / f"{name}.whole.pt")
         batch = torch.export.Dim("batch", min=1)
         program = torch.export.export(
             model.net.eval(), (twins.data.x[:4],), dynamic_shapes={"input": {0: batch}}
@@ -47,8 +47,11 @@ def files(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("format_", "data"),
-    [("safetensors", "digits.npz"), ("pth", "digits.npz"), ("pt2", "digits.npz"), ("pt2", "images")],
-)
+    [
+        ("safetensors", "digits.npz"), ("pth", "digits.npz"), ("whole.pt", "digits.npz"),
+        ("pt2", "digits.npz"), ("pt2", "images"),
+    ],
+)  # fmt: skip
 def test_every_format_gives_the_verdict(
     shell: Shell, files: Path, twins: Twins, tmp_path: Path, format_: str, data: str
 ) -> None:
@@ -60,6 +63,9 @@ def test_every_format_gives_the_verdict(
         assert status == expected, stderr
         assert stdout == "", "results go to files, text to stderr"
         report = json.loads((out / "report.json").read_text())
+        told = [line.removeprefix("note: ") for line in stderr.splitlines() if line.startswith("note: ")]
+        assert report["model"].get("notes", []) == told
+        assert bool(told) == (format_ == "whole.pt")
         assert report["targets"] == ([twins.trigger.target] if expected else [])
         assert {p.name for p in out.iterdir()} >= {"report.json", "report.html", "report.sarif", "triggers"}
         sarif = json.loads((out / "report.sarif").read_text())
@@ -82,7 +88,10 @@ def test_show_prints_a_saved_report_and_judges_it_again(
     [
         (["scan", "nowhere.safetensors", "--data", "{f}/digits.npz"], "nowhere.safetensors"),
         (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz"], "--arch"),
-        (["scan", "{f}/bad-whole.pt", "--data", "{f}/digits.npz", "--arch", ARCH], "state_dict"),
+        (["scan", "{f}/bad.whole.pt", "--data", "{f}/digits.npz"], "--arch"),
+        (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz", "--arch", ARCH, "--weights", "ema"], "'ema'"),
+        (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz", "--arch", ARCH, "--layout", "CNHW"], "NHWC"),
+        (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz", "--arch", ARCH, "--input-range", "5"], "0-255"),
         (["scan", "{f}/bad.pth", "--data", "{f}/nowhere", "--arch", ARCH], "nowhere"),
         (["scan", "{f}/bad.pth", "--data", "{f}/digits.npz", "--arch", "no.such:thing"], "no"),
         (

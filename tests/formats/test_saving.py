@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import importlib
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -28,7 +30,7 @@ from backsweep.core.errors import BadInput
 from backsweep.formats import exported as pt2
 from backsweep.formats import huggingface
 from backsweep.formats.opening import load
-from backsweep.formats.saving import _pickled, save
+from backsweep.formats.saving import _pickled, check, save
 from backsweep.inputs.samples import Data
 from backsweep.models.architectures import digits_cnn
 from backsweep.models.model import Model
@@ -219,8 +221,9 @@ def test_checkpoints_keep_what_is_around_the_weights(tmp_path: Path, kind: str, 
     weights = plain().state_dict()
     weights["conv.weight"] = weights["conv.weight"].to(memory_format=torch.channels_last)
     blob = saved(CHECKPOINTS[kind](weights), legacy)
-    model = changed(load(write(tmp_path, blob), plain, shape=SHAPE))
-    same(model, returned(model, tmp_path / "new.pt", plain, shape=SHAPE))
+    entry = "model" if kind == "nested" else None
+    model = changed(load(write(tmp_path, blob), plain, shape=SHAPE, weights=entry))
+    same(model, returned(model, tmp_path / "new.pt", plain, shape=SHAPE, weights=entry))
     new = (tmp_path / "new.pt").read_bytes()
     assert (new[:2] == b"PK") == (blob[:2] == b"PK")
     read = functools.partial(torch.load, weights_only=True)
@@ -312,11 +315,112 @@ def test_any_views_of_one_memory(data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         stored = {k: nn.Parameter(v) for k, v in stored.items()}
     new = {k: torch.rand(v.shape) for k, v in stored.items()}
-    blob = _pickled(saved({"epoch": 3, "net": stored}), lambda keys: {k: new[k] for k in keys}, wrapped=True)
+    blob = _pickled(saved({"epoch": 3, **stored}), lambda keys: {k: new[k] for k in keys})
     found = torch.load(io.BytesIO(blob))
     assert found["epoch"] == 3
-    assert all(torch.equal(found["net"][k], v) for k, v in new.items())
-    assert [type(v) for v in found["net"].values()] == [type(v) for v in stored.values()]
+    assert all(torch.equal(found[k], v) for k, v in new.items())
+    assert [type(found[k]) for k in stored] == [type(v) for v in stored.values()]
+
+
+# ---------------------------------------------------------------------- what is beside the weights
+
+
+def test_numbers_of_numpy_stay(tmp_path: Path) -> None:
+    blob = saved({"state_dict": plain().state_dict(), "best": np.float64(0.9), "history": np.arange(3)})
+    model = changed(load(write(tmp_path, blob), plain, shape=SHAPE))
+    same(model, returned(model, tmp_path / "new.pth", plain, shape=SHAPE))
+    new = torch.load(tmp_path / "new.pth", weights_only=False)
+    assert new["best"] == np.float64(0.9)
+    assert new["history"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+def test_a_plain_pickle_stays_one(tmp_path: Path, arrays: bool) -> None:
+    weights = {k: v.numpy() if arrays else v for k, v in plain().state_dict().items()}
+    path = write(tmp_path, pickle.dumps({"params": weights, "epoch": 3}))
+    model = changed(load(path, plain, shape=SHAPE))
+    same(model, returned(model, tmp_path / "new.pkl", plain, shape=SHAPE))
+    new = pickle.loads((tmp_path / "new.pkl").read_bytes())
+    assert new["epoch"] == 3
+    assert all(isinstance(v, np.ndarray if arrays else Tensor) for v in new["params"].values())
+
+
+def test_the_same_values_elsewhere_follow(tmp_path: Path) -> None:
+    """A copy of the weights under another name must not be a way back to the backdoor."""
+    weights = plain().state_dict()
+    copied = {f"module.{k}": v.clone() for k, v in weights.items()}
+    path = write(tmp_path, saved({"state_dict": weights, "best": copied}))
+    model = changed(load(path, plain, shape=SHAPE))
+    assert any("once more" in note and "'best'" in note for note in model.notes)
+    save(model, tmp_path / "new.pt")
+    new = torch.load(tmp_path / "new.pt")
+    assert all(torch.equal(new["best"][f"module.{k}"], new["state_dict"][k]) for k in weights)
+    assert not torch.equal(new["best"]["module.head.weight"], weights["head.weight"])
+
+
+def test_only_the_entry_that_was_asked_for_changes(tmp_path: Path) -> None:
+    weights = plain().state_dict()
+    ema = {k: v + 1 for k, v in weights.items()}
+    path = write(tmp_path, saved({"state_dict": weights, "ema": ema}))
+    model = changed(load(path, plain, shape=SHAPE, weights="ema"))
+    same(model, returned(model, tmp_path / "new.pt", plain, shape=SHAPE, weights="ema"))
+    new = torch.load(tmp_path / "new.pt")
+    assert all(torch.equal(new["state_dict"][k], weights[k]) for k in weights)
+    assert not torch.equal(new["ema"]["head.weight"], ema["head.weight"])
+
+
+def whole() -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return saved(plain())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [whole, lambda: saved({"state_dict": plain().state_dict(), "args": argparse.Namespace(lr=1)})],
+    ids=["a whole module", "beside an object"],
+)
+def test_objects_are_never_written_back(tmp_path: Path, make: Callable[[], bytes]) -> None:
+    path = write(tmp_path, make(), "old.pth")
+    model = changed(load(path, plain, shape=SHAPE))
+    for ask in (check, save):
+        with pytest.raises(BadInput, match=r"ends in \.safetensors \(--out\)"):
+            ask(model, tmp_path / "new.pth")
+    assert [p.name for p in tmp_path.iterdir()] == ["old.pth"]
+    check(model, tmp_path / "new.safetensors")
+    again = returned(model, tmp_path / "new.safetensors", plain, shape=SHAPE)
+    same(model, again)
+
+
+def test_a_file_that_gained_an_object(tmp_path: Path) -> None:
+    """Whoever loads a model without its objects cannot write the file back with them left out."""
+    path = write(tmp_path, saved({"state_dict": plain().state_dict(), "args": argparse.Namespace(lr=1)}))
+    model = changed(load(path, plain, shape=SHAPE))
+    model.unknown = ()
+    assert "never written back ('argparse.Namespace')" in refusal(model, tmp_path / "new.pth")
+
+
+def test_weights_with_an_index(tmp_path: Path) -> None:
+    source = tmp_path / "old"
+    source.mkdir()
+    weights, files = plain().state_dict(), {}
+    for i, part in enumerate((dict(list(weights.items())[:5]), dict(list(weights.items())[5:]))):
+        (source / f"part-{i}.safetensors").write_bytes(safetensors.torch.save(part))
+        files.update(dict.fromkeys(part, f"part-{i}.safetensors"))
+    index = source / "net.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    (source / "README.md").write_text("a card")
+    before = contents(source)
+    for given in (source, index):
+        model = changed(load(given, plain, shape=SHAPE))
+        out = save(model, tmp_path / "new" / given.name)
+        assert contents(source) == before
+        assert contents(out).keys() == before.keys() - {"README.md"}
+        assert (out / index.name).read_bytes() == index.read_bytes()
+        same(model, load(out, plain, shape=SHAPE))
+        assert "choose another path" in refusal(model, index)
+    (source / "part-1.safetensors").write_bytes(safetensors.torch.save({}))
+    assert "changed or vanished" in refusal(model, tmp_path / "other")
 
 
 # ---------------------------------------------------------------------- exported programs
@@ -490,7 +594,7 @@ def unsharded(vit: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Pa
 @pytest.mark.parametrize("exact", [2**24, 64])
 def test_sharded_folder(vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: int) -> None:
     """`exact`: also when there are more places than float32 can count."""
-    monkeypatch.setattr("backsweep.formats.saving._EXACT", exact)
+    monkeypatch.setattr("backsweep.formats.saving_folders._EXACT", exact)
     before = contents(vit)
     assert len([n for n in before if n.endswith(".safetensors")]) > 1
     model = changed(load(vit))
@@ -688,7 +792,7 @@ def test_another_network_than_the_files(model: Model, tmp_path: Path) -> None:
     model.net.get_submodule("0").bias = None  # type: ignore[assignment]
     assert "not that of its file any more: '0.bias'" in refusal(model, tmp_path / "new")
     model.net.get_submodule("0").bias = nn.Parameter(torch.ones(3))
-    assert "'0.bias' has another shape" in refusal(model, tmp_path / "new")
+    assert "not that of its file any more: '0.bias (16,) for (3,)'" in refusal(model, tmp_path / "new")
     other = load(write(tmp_path, program(digits_cnn))).copy()
     other.net = model.net
     assert "not the program of its file any more" in refusal(other, tmp_path / "new")

@@ -93,12 +93,12 @@ def test_a_verdict_holds_for_its_settings(tmp_path: Path, data: Path, changed: d
 def test_what_cannot_be_read_does_not_end_the_sweep(tmp_path: Path, data: Path) -> None:
     paths = make_models(tmp_path / "nets", 2)
     (tmp_path / "nets" / "0000-bad.pt").write_bytes(b"nothing")
-    torch.save(linear(), tmp_path / "nets" / "pickle.pt")
+    torch.save({"epoch": 3}, tmp_path / "nets" / "empty.pt")
     with Store(str(tmp_path / "s.db")) as store:
         found = {Path(o.source).name: o for o in sweep.sweep([tmp_path / "nets"], quick_scan(data), store)}
         assert len(store.records()) == 2
     assert found[paths[1].name].record is not None
-    for name, reason in (("0000-bad.pt", "not a model file"), ("pickle.pt", "pickled Python objects")):
+    for name, reason in (("0000-bad.pt", "not a model file"), ("empty.pt", "it holds no weights")):
         assert found[name].record is None and found[name].verdict == "inconclusive"
         assert reason in found[name].reason
 

@@ -99,7 +99,7 @@ def _open(blob: bytes, budget: Budget, depth: int) -> Checkpoint:
         if depth >= _MOST_NESTED:
             raise ValueError("an archive in an archive in a pickle")
         budget.spend(2 * len(content))
-        inner = _open(bytes(content), budget, depth + 1)
+        inner = _open(content, budget, depth + 1)
         rebuilder.dropped += inner.dropped
         return inner.value
 
@@ -118,7 +118,8 @@ def _memory(size: int) -> torch.UntypedStorage:
 def _read_into(file: Any, memory: torch.UntypedStorage) -> None:
     """Fill memory from a file, all of it."""
     if memory.nbytes():
-        view = memoryview(torch.empty(0, dtype=torch.uint8).set_(memory).numpy())  # type: ignore[call-overload]
+        flat: Any = torch.empty(0, dtype=torch.uint8).set_(memory).numpy()
+        view = memoryview(flat)
         done = 0
         while done < len(view):
             part = file.readinto(view[done:])

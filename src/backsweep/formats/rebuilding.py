@@ -127,7 +127,7 @@ class Rebuilder:
             raise ValueError("a tensor outside its memory")
         self.budget.spend(max(0, count * item - storage.size))  # one number may stand in many places
         flat = torch.empty(0, dtype=dtype)
-        return flat.set_(storage.memory, storage.start // item + offset, size, stride)  # type: ignore[call-overload]
+        return flat.set_(storage.memory, storage.start // item + offset, size, stride)
 
     def tensor_v2(
         self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, _: Any = None, about: Any = None
@@ -186,7 +186,7 @@ class Rebuilder:
 
     def in_pickle(self, content: Any) -> Any:
         """The storage in the archive that a plain pickle keeps of it."""
-        return self.nested(content) if isinstance(content, bytes | bytearray) else NotImplemented
+        return self.nested(bytes(content)) if isinstance(content, bytes | bytearray) else NotImplemented
 
     # ------------------------------------------------------------------ NumPy
 
@@ -319,7 +319,8 @@ def _dtype(code: Any, state: Any) -> Any:
     if type(state) is not tuple or len(state) < 5 or any(part is not None for part in state[2:5]):
         return NotImplemented
     order = state[1].decode("latin-1") if type(state[1]) is bytes else state[1]
-    return np.dtype(code).newbyteorder(order if order in ("<", ">") else "=")
+    found = np.dtype(code)
+    return found.newbyteorder(">" if order == ">" else "<") if order in ("<", ">") else found
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
