@@ -411,9 +411,9 @@ def test_weights_with_an_index(tmp_path: Path) -> None:
     index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
     (source / "README.md").write_text("a card")
     before = contents(source)
-    for given in (source, index):
-        model = changed(load(given, plain, shape=SHAPE))
-        out = save(model, tmp_path / "new" / given.name)
+    for place in (source, index):
+        model = changed(load(place, plain, shape=SHAPE))
+        out = save(model, tmp_path / "new" / place.name)
         assert contents(source) == before
         assert contents(out).keys() == before.keys() - {"README.md"}
         assert (out / index.name).read_bytes() == index.read_bytes()

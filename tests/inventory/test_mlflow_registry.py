@@ -20,7 +20,7 @@ from backsweep.inventory import mlflow_registry
 from backsweep.inventory.sources import find
 from backsweep.inventory.store import Store
 from backsweep.inventory.sweep import sweep
-from many import linear, make_data, make_models, quick_scan
+from many import make_data, make_models, quick_scan
 
 pytest.importorskip("mlflow", reason="MLflow's client is not installed (backsweep[mlflow])")
 

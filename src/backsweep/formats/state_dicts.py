@@ -266,7 +266,10 @@ def notes(net: nn.Module, fit: Fit, unknown: list[str]) -> list[str]:
         said.append(f"dropped the prefix {prefix[:80]!r} of all weights")
     for line, names in (
         ("left out what is under other prefixes", fit.outside),
-        ("the file lacks, and the network has of its own,", [n for n in fit.kept if not n.endswith(_COUNT)]),
+        (
+            "the network has buffers of its own that the file lacks",
+            [n for n in fit.kept if not n.endswith(_COUNT)],
+        ),
         ("left out buffers that the network makes itself", [n for n, v in fit.unused.items() if not v.kind]),
         ("left objects unread that are not made", [] if kinds else unknown),
         ("the same weights are in the file once more, as", [f.entry for f in fit.twins]),
