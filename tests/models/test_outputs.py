@@ -193,7 +193,7 @@ def test_raw_pixels_and_channels_last(tmp_path: Path) -> None:
     assert again.reading == model.reading
     with pytest.raises(BadInput, match="does not take inputs"):
         Model(raw, SHAPE)
-    with pytest.raises(BadInput, match="NCHW and NHWC"):
+    with pytest.raises(BadInput, match="NCHW or NHWC"):
         Model(PLAIN, SHAPE, layout="HWC")
 
 

@@ -89,8 +89,7 @@ class Model:
         digest: str = "",
         modality: Modality = IMAGE,
     ) -> None:
-        net, said = outputs.unwrapped(net)
-        self.net = net
+        self.net, said = outputs.unwrapped(net)
         self.shape = tuple(int(n) for n in shape)
         self.classes = int(classes or 0)
         self.mean, self.std = mean, std
@@ -106,14 +105,14 @@ class Model:
                 f"layout {layout!r} is not known for such inputs; images have NCHW or NHWC (--layout)"
             )
         self._check_weights()
-        self._dtype = torch.float32
-        self.net, turned = outputs.in_float32(net)
+        lent, self._dtype = self.net, torch.float32
+        self.net, turned = outputs.in_float32(lent)
         try:
             self._probe()
         except BadInput:
             if not turned:
                 raise
-            self.net, turned = net, []  # it may turn its inputs itself to the dtype that it computes in
+            self.net, turned = lent, []  # it may turn its inputs itself to the dtype that it computes in
             self._dtype = next(t.dtype for t in self._tensors() if t.is_floating_point())
             self._probe()
         self.notes = tuple(filter(None, (*said, *turned, self._answer.note())))
@@ -367,13 +366,11 @@ class Model:
             with torch.no_grad():
                 with Tap() as tap:
                     out = self._answers(x)
-                part = outputs.part_of(out, 2, self.classes)
-                self._answer = outputs.Answer(part)
-                scores = self._answer.taken(out)
+                self._answer = outputs.Answer(outputs.part_of(out, 2, self.classes))
+                scores, affine = self._answer.taken(out), [after for _, after in tap.seen]
                 self.classes = outputs.classes_of(scores, self.classes)
-                affine = [after for _, after in tap.seen]
                 kind, self._head = outputs.kind_of(scores, affine, self.classes, lambda: self._extremes(x))
-                self._answer = outputs.Answer(part, kind, self._head)
+                self._answer = outputs.Answer(self._answer.part, kind, self._head)
         except BadInput:
             raise
         except Exception as e:
