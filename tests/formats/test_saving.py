@@ -400,6 +400,15 @@ def test_a_file_that_gained_an_object(tmp_path: Path) -> None:
     assert "never written back ('argparse.Namespace')" in refusal(model, tmp_path / "new.pth")
 
 
+def test_what_is_nested_too_deep_to_be_written(tmp_path: Path) -> None:
+    blob = pickle.dumps({"state_dict": plain().state_dict(), "deep": "here"}, 2)
+    deep = b"]" * 50_000 + b"a" * 49_999
+    path = write(tmp_path, blob.replace(b"X\x04\x00\x00\x00here", deep))
+    model = changed(load(path, plain, shape=SHAPE))
+    assert "cannot be written again (RecursionError" in refusal(model, tmp_path / "new.pkl")
+    assert not (tmp_path / "new.pkl").exists()
+
+
 def test_weights_with_an_index(tmp_path: Path) -> None:
     source = tmp_path / "old"
     source.mkdir()

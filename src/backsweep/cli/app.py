@@ -224,6 +224,8 @@ def repair(
     loaded, clean = scan.open_both(model, data, resize=resize, **told)
     tell(loaded.notes)
     check(loaded, out)
+    if loaded.unknown:
+        tell([f"{out} will hold the weights alone; what else the file holds stays behind"])
     folder = out.with_name(out.name + ".repair")
     with Progress() as on_event:
         repaired = repair.repair(

@@ -162,10 +162,14 @@ def _checkpoint(blob: bytes, model: Model) -> bytes:
         raise BadInput(f"its file holds objects that are never written back ({some(unknown)})")
     put_back(new_values(model, find_again(model, found.value)))
     buffer = io.BytesIO()
-    if found.form == PLAIN:
-        pickle.dump(found.value, buffer, blob[1] if blob[:1] == b"\x80" else None)
-    else:
-        torch.save(found.value, buffer, _use_new_zipfile_serialization=found.form == ZIP)
+    try:
+        if found.form == PLAIN:
+            pickle.dump(found.value, buffer, blob[1])
+        else:
+            torch.save(found.value, buffer, _use_new_zipfile_serialization=found.form == ZIP)
+    except Exception as e:  # what can be read may still be nested too deep to be written
+        reason = f"{type(e).__name__}: {e}"[:100]
+        raise BadInput(f"its file cannot be written again ({reason}); give one with the weights alone") from e
     return buffer.getvalue()
 
 
