@@ -30,10 +30,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
-from backsweep.formats import pickles
-from backsweep.formats.checkpoints import open_checkpoint, tensors_only
-from backsweep.formats.leaves import leaves
-from backsweep.formats.pickles import Placeholder
+from backsweep.formats.pickles import machine
+from backsweep.formats.pickles.checkpoints import open_checkpoint, tensors_only
+from backsweep.formats.pickles.machine import Placeholder
+from backsweep.formats.weights.leaves import leaves
 
 FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -371,8 +371,8 @@ PROOF = """
 import base64, json, sys
 sys.path.insert(0, sys.argv[1])
 from backsweep.core.errors import BadInput
-from backsweep.formats.checkpoints import open_checkpoint
-from backsweep.formats.leaves import leaves
+from backsweep.formats.pickles.checkpoints import open_checkpoint
+from backsweep.formats.weights.leaves import leaves
 seen, watching = [], False
 
 def hook(event, args):
@@ -469,7 +469,7 @@ def test_the_registry_of_extensions_is_not_asked() -> None:
 
 def test_every_operation_has_a_rule() -> None:
     known = {op.name for op in pickletools.opcodes}
-    assert set(pickles._RULES) == known
+    assert set(machine._RULES) == known
 
 
 # ---------------------------------------------------------------------- what it may cost

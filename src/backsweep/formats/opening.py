@@ -25,9 +25,10 @@ from torch import nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
-from backsweep.formats import exported, huggingface, sharded, state_dicts
+from backsweep.formats import exported, huggingface
 from backsweep.formats.archives import WAY_OUT, members
-from backsweep.formats.checkpoints import open_checkpoint
+from backsweep.formats.pickles.checkpoints import open_checkpoint
+from backsweep.formats.weights import sharded, state_dicts
 from backsweep.models import architectures
 from backsweep.models.model import Model
 from backsweep.models.outputs import unwrapped

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.formats.archives import WAY_OUT
-from backsweep.formats.checkpoints import tensors_only
+from backsweep.formats.pickles.checkpoints import tensors_only
 
 # Numbers that exported programs give to dtypes.
 DTYPES = {

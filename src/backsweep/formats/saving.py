@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_bytes
 from backsweep.core.text import one_line, some
-from backsweep.formats import exported, programs, saving_folders, sharded
-from backsweep.formats.checkpoints import PLAIN, ZIP, open_checkpoint, tensors_only
-from backsweep.formats.leaves import Leaf
+from backsweep.formats import exported, programs, saving_folders
 from backsweep.formats.opening import _kind
-from backsweep.formats.values import (
+from backsweep.formats.pickles.checkpoints import PLAIN, ZIP, open_checkpoint, tensors_only
+from backsweep.formats.weights import sharded
+from backsweep.formats.weights.leaves import Leaf
+from backsweep.formats.weights.values import (
     CHANGED,
     as_bytes,
     as_stored,

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_bytes
-from backsweep.formats import huggingface, sharded
-from backsweep.formats.values import CHANGED, find_again, new_values, of_network, with_values
+from backsweep.formats import huggingface
+from backsweep.formats.weights import sharded
+from backsweep.formats.weights.values import CHANGED, find_again, new_values, of_network, with_values
 from backsweep.models.model import Model
 
 _OTHER_WEIGHTS = ("pytorch_model", "tf_model", "flax_model")  # in a folder: the backdoor, once more

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from backsweep.core.errors import BadInput
 from backsweep.core.text import some
 from backsweep.formats.archives import WAY_OUT
-from backsweep.formats.leaves import Leaf, leaves
-from backsweep.formats.pickles import Placeholder
+from backsweep.formats.pickles.machine import Placeholder
+from backsweep.formats.weights.leaves import Leaf, leaves
 
 _DEEPEST = 100  # parts of a name
 _STATISTICS = ("running_mean", "running_var")  # that no network has of its own

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backsweep.formats.pickles import Budget, Placeholder
+from backsweep.formats.pickles.machine import Budget, Placeholder
 
 _KINDS = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,

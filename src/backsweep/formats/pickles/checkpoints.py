@@ -17,8 +17,8 @@ import torch
 from backsweep.core.errors import BadInput
 from backsweep.core.text import some
 from backsweep.formats.archives import WAY_OUT, members
-from backsweep.formats.pickles import Budget, Machine, Placeholder
-from backsweep.formats.rebuilding import STORAGES, Rebuilder, Storage
+from backsweep.formats.pickles.machine import Budget, Machine, Placeholder
+from backsweep.formats.pickles.rebuilding import STORAGES, Rebuilder, Storage
 
 ZIP, LEGACY, PLAIN = "zip", "legacy", "plain"
 _MAGIC = 0x1950A86A20F9469CFC6C  # what torch.save began its files with before they were archives

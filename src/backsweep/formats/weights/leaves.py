@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.formats.archives import WAY_OUT
-from backsweep.formats.pickles import Placeholder
+from backsweep.formats.pickles.machine import Placeholder
 
 _MOST_PARTS = 200_000  # of modules and containers: a file can name one of them again and again
 _DEEPEST = 100

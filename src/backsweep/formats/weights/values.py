@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import some
-from backsweep.formats import exported, state_dicts
-from backsweep.formats.leaves import Leaf
+from backsweep.formats import exported
+from backsweep.formats.weights import state_dicts
+from backsweep.formats.weights.leaves import Leaf
 from backsweep.models.model import Model
 
 CHANGED = "the model changed or vanished since it was loaded; scan and repair it again"
