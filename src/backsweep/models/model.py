@@ -104,7 +104,7 @@ class Model:
             raise BadInput(
                 f"layout {layout!r} is not known for such inputs; images have NCHW or NHWC (--layout)"
             )
-        self._check_weights()
+        outputs.check_finite(self.net)
         lent, self._dtype = self.net, torch.float32
         self.net, turned = outputs.in_float32(lent)
         try:
@@ -345,16 +345,6 @@ class Model:
                 raise BadInput(f"{name} has {len(value)} values; the input has {self.shape[0]} channels")
         if self.std is not None and min(self.std) <= 0:
             raise BadInput(f"std {tuple(self.std)} must be above zero")
-
-    def _check_weights(self) -> None:
-        for name, tensor in self.net.state_dict().items():
-            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-                continue
-            if not bool(torch.isfinite(tensor).all()):
-                raise BadInput(
-                    f"weight {name!r} holds NaN or infinite values; "
-                    "the file is damaged or training diverged: get the model again"
-                )
 
     def _probe(self) -> None:
         """One forward pass on two made-up inputs: shape, kind of output, penultimate layer."""

@@ -218,3 +218,17 @@ def in_float32(net: nn.Module) -> tuple[nn.Module, list[str]]:
     if not others:
         return net, []
     return copy.deepcopy(net).float(), [f"its {' and '.join(others)} weights are computed with in float32"]
+
+
+def check_finite(net: nn.Module) -> None:
+    """Make sure that the weights are numbers.
+
+    Raises:
+        BadInput: one is NaN or infinite.
+    """
+    for name, tensor in net.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise BadInput(
+                f"weight {name!r} holds NaN or infinite values; "
+                "the file is damaged or training diverged: get the model again"
+            )

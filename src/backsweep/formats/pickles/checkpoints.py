@@ -1,4 +1,4 @@
-"""What torch.save and pickle write, opened without running anything in it: see `pickles`.
+"""What torch.save and pickle write, opened without running anything in it: see `machine`.
 
 Three forms are read: the zip archive of torch.save, the older row of pickles with raw memory behind it, and
 a plain pickle, whose tensors are small archives of the older form or arrays of NumPy.
