@@ -23,6 +23,7 @@ from backsweep.inputs.trigger import Trigger, acted_on
 from backsweep.inversion.recover import Way, recover, works
 from backsweep.models.checks import as_model, check_fit, describe_model, doubtful_accuracy, pick_device
 from backsweep.models.model import READING, Model
+from backsweep.models.outputs import check_finite
 from backsweep.models.washing import reference_of
 from backsweep.repairing.method import Case, Repair
 from backsweep.repairing.relapse import POISONS, retuned
@@ -203,7 +204,7 @@ def applied(method: Repair, case: Case) -> Model:
     """
     mended = copy.copy(method.apply(case))
     mended._digest, mended.reference = "", None
-    mended._check_weights()
+    check_finite(mended.net)
     return mended
 
 
