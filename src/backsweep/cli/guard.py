@@ -52,7 +52,10 @@ BATCH = 256
 @guard_app.command("fit")
 def guard_fit(
     model: Annotated[
-        str, typer.Argument(help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, or a folder.")
+        str,
+        typer.Argument(
+            help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, ONNX, TorchScript, or a folder."
+        ),
     ],
     data: Annotated[str, typer.Option(help="Clean samples: a folder per class, or .npz with x and y.")],
     out: Annotated[Path, typer.Option(help="Folder for the guard; made if need be.")],

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Models = Annotated[
     list[str],
     typer.Argument(
-        help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, or a folder; several, a folder of models, "
-        "mlflow:ADDRESS."
+        help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, ONNX, TorchScript, or a folder; several, a "
+        "folder of models, mlflow:ADDRESS."
     ),
 ]
 StoreUrl = Annotated[

@@ -15,7 +15,10 @@ Settings = Annotated[
     list[str] | None, typer.Option("-p", metavar="NAME.FIELD=VALUE", help="A setting of a method.")
 ]
 Model = Annotated[
-    str, typer.Argument(help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, or a folder.")
+    str,
+    typer.Argument(
+        help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, ONNX, TorchScript, or a folder."
+    ),
 ]
 Samples = Annotated[str, typer.Option(help="Clean samples: a folder per class, or .npz with x and y.")]
 Arch = Annotated[str | None, typer.Option(help="package.module:factory of your own code.")]

@@ -27,7 +27,10 @@ from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
 from backsweep.formats import exported, huggingface
 from backsweep.formats.archives import WAY_OUT, members
+from backsweep.formats.onnx import reading as onnx_reading
+from backsweep.formats.onnx import tensors as onnx_tensors
 from backsweep.formats.pickles.checkpoints import open_checkpoint
+from backsweep.formats.torchscript import module as torchscript
 from backsweep.formats.weights import sharded, state_dicts
 from backsweep.models import architectures
 from backsweep.models.model import Model
@@ -40,8 +43,6 @@ _REBUILD = (
     'arch="package.module:factory" (--arch)'
 )
 _NOT_YET = {
-    "TorchScript": f"TorchScript archives are not readable yet; {_EXPORT}",
-    "ONNX": f"ONNX files are not readable yet; {_EXPORT}",
     "Keras": f"Keras and HDF5 files are not readable yet; {_REBUILD}",
     "TensorFlow": f"TensorFlow models are not readable yet; {_REBUILD}",
     "NumPy": "this is a NumPy archive, which is data and not a model; name the model",
@@ -86,8 +87,9 @@ def load(
     """Read a model file or folder; what is given here stands above what the file says.
 
     Readable are weights together with `arch` (safetensors, also in shards with an index; checkpoints of
-    torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), and folders of
-    Hugging Face image classifiers. What was done to make them fit stands in `Model.notes`.
+    torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), ONNX models,
+    TorchScript modules, and folders of Hugging Face image classifiers. What was done to make weights fit
+    stands in `Model.notes`.
 
     Args:
         path: the file or folder.
@@ -114,8 +116,11 @@ def load(
             raise BadInput("the shape of its inputs is not known; say shape=(3, 32, 32) (--shape 3,32,32)")
         if math.prod(size) > _MOST_VALUES:
             raise BadInput(f"inputs of shape {tuple(size)} are no images; say the true shape= (--shape)")
-        if isinstance(found.net, exported.Program) and layer is not None:
-            raise BadInput("an exported program has no layers to name; leave out layer= (--layer)")
+        if (
+            isinstance(found.net, (exported.Program, onnx_reading.Network, torchscript.Script))
+            and layer is not None
+        ):
+            raise BadInput("an exported network has no layers to name; leave out layer= (--layer)")
         model = Model(
             found.net,
             size,
@@ -158,6 +163,9 @@ def digest(path: str | os.PathLike[str]) -> str:
                 return huggingface.digest(path)
         found = hashlib.sha256()
         with path.open("rb") as file:
+            if _is_onnx(file.read(3)):
+                return onnx_tensors.digest(path.read_bytes(), path.parent)
+            file.seek(0)
             while part := file.read(2**20):
                 found.update(part)
         return found.hexdigest()
@@ -206,9 +214,18 @@ def _file(path: Path, arch: Any, shape: Any, data_shape: Any, wanted: str | None
     except OSError as e:
         raise BadInput(f"it cannot be opened ({e.strerror}); check its permissions") from e
     kind = _kind(blob)
-    digest = hashlib.sha256(blob).hexdigest()
     if kind in _NOT_YET:
         raise BadInput(_NOT_YET[kind])
+    if kind in ("ONNX", "TorchScript") and wanted is not None:
+        raise BadInput(_NO_ENTRIES)
+    if kind == "ONNX":
+        return _onnx(blob, path.parent, arch, shape, data_shape)
+    digest = hashlib.sha256(blob).hexdigest()
+    if kind == "TorchScript":
+        if arch is not None:
+            raise BadInput("a TorchScript module brings its own network; leave out arch= (--arch)")
+        with _damage("a TorchScript archive"):
+            return _Found(torchscript.read(blob, shape if shape is not None else data_shape)), digest
     if kind == "program":
         if arch is not None:
             raise BadInput("an exported program brings its own network; leave out arch= (--arch)")
@@ -272,11 +289,27 @@ def _kind(blob: bytes) -> str:
         return "Keras"
     if blob[4:8] == b"TFL3":
         return "TensorFlow"
-    if blob[:1] == b"\x08" and blob[1:2] < b"\x20" and blob[2:3] in b"\x12\x1a\x22\x28\x32\x3a\x42":
+    if _is_onnx(blob):
         return "ONNX"
     if not blob:
         raise BadInput("the file is empty; get it again")
     raise BadInput(f"not a model file of a known kind; {_EXPORT}")
+
+
+def _is_onnx(blob: bytes) -> bool:
+    """Whether bytes begin as an ONNX model does: a small version number, then another field."""
+    return blob[:1] == b"\x08" and blob[1:2] < b"\x20" and blob[2:3] in b"\x12\x1a\x22\x28\x32\x3a\x42"
+
+
+def _onnx(blob: bytes, folder: Path, arch: Any, shape: Any, data_shape: Any) -> tuple[_Found, str]:
+    if arch is not None:
+        raise BadInput("an ONNX model brings its own network; leave out arch= (--arch)")
+    with _damage("an ONNX model"):
+        net = onnx_reading.read(blob, folder, shape if shape is not None else data_shape)
+        digest = onnx_tensors.digest(blob, folder)
+    if shape is not None and net.shape is not None and tuple(shape) != net.shape:
+        raise BadInput(f"it was exported for inputs of shape {net.shape}, not {tuple(shape)}")
+    return _Found(net, net.shape, labels=net.labels or None), digest
 
 
 def _said(blob: bytes) -> dict[str, Any]:

@@ -25,8 +25,11 @@ from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_bytes
 from backsweep.core.text import one_line, some
 from backsweep.formats import exported, programs, saving_folders
+from backsweep.formats.onnx import tensors as onnx_tensors
+from backsweep.formats.onnx import writing as onnx_writing
 from backsweep.formats.opening import _kind
 from backsweep.formats.pickles.checkpoints import PLAIN, ZIP, open_checkpoint, tensors_only
+from backsweep.formats.torchscript import writing as torchscript_writing
 from backsweep.formats.weights import sharded
 from backsweep.formats.weights.leaves import Leaf
 from backsweep.formats.weights.values import (
@@ -145,9 +148,14 @@ def _file(model: Model, source: Path) -> bytes:
         blob = source.read_bytes()
     except OSError as e:
         raise BadInput(CHANGED) from e
+    kind = _kind(blob)
+    if kind == "ONNX" and onnx_tensors.digest(blob, source.parent) == model.origin:
+        return onnx_writing.rewritten(blob, source.parent, model, as_stored)
     if hashlib.sha256(blob).hexdigest() != model.origin:
         raise BadInput(CHANGED)
-    kind = _kind(blob)
+    if kind == "TorchScript":
+        with zipfile.ZipFile(io.BytesIO(blob)) as old:
+            return _zipped(old, torchscript_writing.changed_members(blob, model))
     if kind == "program":
         return _program(blob, model.net)
     if kind == "safetensors":

@@ -15,7 +15,7 @@ from typing import Any
 from backsweep.core.errors import BadInput
 from backsweep.inventory.source import Source, models_in
 
-_BEST_FIRST = ("", ".pt2", ".safetensors")  # a folder of Hugging Face, and what says its own shape
+_BEST_FIRST = ("", ".pt2", ".onnx", ".safetensors")  # a folder of Hugging Face, and what says its own shape
 _QUIET = {  # a scanner reports to nobody, and says within seconds that a server is not there
     "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

@@ -1,0 +1,1 @@
+"""ONNX models: read as data, run node by node over torch, and written back."""
