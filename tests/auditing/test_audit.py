@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backsweep.auditing import audit as auditing
-from backsweep.auditing.audit import Screened, audit, choose, configured, fresh, streamed, trained
+from backsweep.auditing import screened
+from backsweep.auditing.audit import audit, choose, configured, fresh, streamed, trained
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
 from backsweep.auditing.detectors.cross_confusion import CrossConfusion
+from backsweep.auditing.screened import Screened
 from backsweep.core.errors import BadInput
 from backsweep.core.progress import Event
 from backsweep.guarding.detector import SampleDetector, Score
@@ -357,7 +359,7 @@ def test_a_detector_of_inputs_audits_a_set(
     """It is judged class by class, by a table; it learns from clean samples, or from the set itself."""
     fitted: list[Data] = []
     monkeypatch.setattr(Corner, "fitted", fitted)
-    monkeypatch.setattr(auditing, "LEARNED", 300)
+    monkeypatch.setattr(screened, "LEARNED", 300)
     clean = twins.data if known else None
     report = audit(twins.clean, stamped(), Corner(), device="cpu", clean=clean)
     assert report.verdict == BACKDOORED

@@ -6,19 +6,21 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
-from backsweep.auditing.mixture import two_components
-from backsweep.core.discovery import configure, discover, find, make
+from backsweep.auditing.detector import SetDetector, TrainingSet
+from backsweep.auditing.screened import Screened
+from backsweep.core.discovery import configure, find, kind_of, make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder
+from backsweep.core.method import Method
 from backsweep.core.progress import Event, OnEvent
+from backsweep.core.provenance import chosen, failures, provenance, reason_of, remade
 from backsweep.core.seeds import derive_seed
 from backsweep.core.versions import versions
 from backsweep.formats.opening import named
@@ -29,17 +31,17 @@ from backsweep.models.model import Model
 from backsweep.models.training import Recipe, thawed, tuned
 from backsweep.models.washing import redraw
 from backsweep.reports.audit import MAP_ROWS, Audit, Examples, Retrained
-from backsweep.reports.report import ERROR, Evidence, Note, worst_first
-from backsweep.scanning import calibration
-from backsweep.scanning.scan import checked_alpha
+from backsweep.reports.report import ERROR, Evidence, Finding, Note, worst_first
+from backsweep.scanning.scan import checked_alpha, judged
 
 DEFAULT_AUDITS = ("cross_confusion", "contamination_analyzer")
-LEARNED = 2000  # samples of the training set itself that a detector of inputs learns from, without clean ones
 HELD_OUT = 0.1  # of the kept samples, to measure a fresh network on where there are no clean ones
 RECIPE = Recipe(epochs=5, augment="shift")
 MOST_SHOWN, PICTURES = 6, 24  # classes on the page, pictures of each kind
 BATCH = 512
-Asked = str | SetDetector | SampleDetector
+Detector = SetDetector | SampleDetector
+Asked = str | Detector
+KINDS: tuple[type[Method], ...] = (SampleDetector, SetDetector)  # what an audit may be made with
 
 
 def audit(
@@ -104,7 +106,7 @@ def audit(
             "training_accuracy": accuracy, "clean": None if clean is None else clean.source,
         },
         settings={"alpha": alpha, "seed": seed, "device": str(work.device),
-                  "detectors": {m.name: m.settings() for m in methods}},
+                  "detectors": {m.name: m.settings() for m in methods}, **provenance(methods)},
         versions=versions(), labels=data.y,
     )  # fmt: skip
     if doubt := doubtful_accuracy(accuracy, data, model):
@@ -118,14 +120,18 @@ def audit(
         begin = time.perf_counter(), time.process_time()
         try:
             scores, evidence = method.measure(told)
+            if scores.shape != (len(data),):
+                raise ValueError(
+                    f"its scores have shape {tuple(scores.shape)}, there are {len(data)} samples"
+                )
             report.scores[method.name] = scores.float().cpu()
             report.evidence += evidence
-        except (RuntimeError, ArithmeticError, ValueError, TypeError) as e:
-            report.errors.append(Note(method.name, f"failed: {' '.join(str(e).split())[:300]}"))
+        except failures(method) as e:
+            report.errors.append(Note(method.name, f"failed: {reason_of(e)}"))
         stage.done()
         report.timings[f"{method.name}_seconds"] = round(time.perf_counter() - begin[0], 3)
         report.timings[f"{method.name}_cpu_seconds"] = round(time.process_time() - begin[1], 3)
-    judge(report, methods=methods)
+    judge(report, detectors=methods)
     report.pictures = examples(report, given)
     if out is not None:
         report.save(Path(out))  # what was found is kept, whatever the training comes to
@@ -142,86 +148,46 @@ def audit(
     return report
 
 
-def judge(report: Audit, alpha: float | None = None, methods: Sequence[SetDetector] = ()) -> Audit:
+def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detector] | Detector = ()) -> Audit:
     """Judge an audit's evidence, again if need be, in place; needs neither model nor data.
 
     Args:
         report: with evidence.
         alpha: another false-alarm rate than the one it was made with.
-        methods: the detectors themselves where they are at hand; others are made from their settings.
+        detectors: instances that judge as they are. Others are made from the settings in the report: by
+            name, or from the class that the report names where its module has been imported.
+
+    Raises:
+        BadInput: a detector of the report is not known here.
     """
     if alpha is not None:
         report.settings["alpha"] = checked_alpha(alpha)
     by_detector: dict[str, list[Evidence]] = {}
     for e in report.evidence:
         by_detector.setdefault(e.detector, []).append(e)
-    at_hand, findings = {m.name: m for m in methods}, []
-    for name, evidence in by_detector.items():
-        method = at_hand.get(name) or choose(made(name, report.settings["detectors"][name]))[0]
-        share = report.settings["alpha"] / len(by_detector)
-        findings += calibration.judge(method, evidence, report.model, share)
+    given = [detectors] if isinstance(detectors, SetDetector | SampleDetector) else detectors
+    said = report.settings
+    again = [remade(KINDS, name, said["detectors"][name], said, given) for name in by_detector]
+    methods = [as_set_detector(m) for m in again]
+    said["detectors"] |= {m.name: m.settings() for m in methods}
+    findings: list[Finding] = []
+    for method in methods:
+        findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
     report.findings = worst_first(findings)
     return report
 
 
-@dataclass(frozen=True)
-class Screened(SetDetector):
-    """A detector of inputs in an audit: it learns from clean samples, or from some of the set itself.
-
-    The statistic of a class is what two components explain of its scores better than one, times how far
-    the upper one lies above what the samples of all classes get.
-    """
-
-    code: ClassVar[str] = "BSW210"
-    detector: SampleDetector
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.detector.name
-
-    def settings(self) -> dict[str, Any]:
-        return self.detector.settings()
-
-    def applies(self, given: TrainingSet) -> str:
-        return self.detector.applies(given.model, self._source(given))
-
-    def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
-        scorer = self.detector.fit(given.model, self._source(given))
-        parts = []
-        for i, x in enumerate(given.data.x.split(BATCH)):
-            parts.append(scorer(x))
-            given.tick(min(1.0, (i + 1) * BATCH / len(given.data)))
-        score = torch.cat(parts)
-        middle = score.median()
-        spread = (1.4826 * (score - middle).abs().median()).clamp_min(1e-6)
-        evidence = []
-        for label in range(given.classes):
-            two = two_components(((score[given.of(label)] - middle) / spread).double().numpy())
-            if two is not None:
-                cut = float(middle + spread * two.cut)
-                evidence.append(class_evidence(
-                    self.name, label, two.gain * max(two.high, 0.0), cut, gain=two.gain, upper=two.high,
-                    share=two.share,
-                ))  # fmt: skip
-        return score, evidence
-
-    def _source(self, given: TrainingSet) -> Data:
-        seed = derive_seed(given.seed, self.name, "learned")
-        return given.data.sample(LEARNED, seed) if given.clean is None else given.clean
-
-
-def configured(names: Sequence[str], settings: Sequence[str]) -> list[SetDetector | SampleDetector]:
+def configured(names: Sequence[str], settings: Sequence[str]) -> list[Detector]:
     """Detectors from a command line: names and `NAME.FIELD=VALUE` settings, in the order of the names.
 
     Raises:
         BadInput: as `plugins.configure`.
     """
-    inputs = discover(SampleDetector)
 
     def of_inputs(text: str) -> bool:
-        return text.partition(".")[0].strip().lower().replace("-", "_") in inputs
+        return kind_of(KINDS, text.partition(".")[0]) is SampleDetector
 
-    found: dict[str, SetDetector | SampleDetector] = {}
+    found: dict[str, Detector] = {}
     of_sets = [n for n in names if not of_inputs(n)]
     if of_sets:
         some = configure(SetDetector, of_sets, [s for s in settings if not of_inputs(s)])
@@ -235,26 +201,24 @@ def configured(names: Sequence[str], settings: Sequence[str]) -> list[SetDetecto
     return [found[made(n).name] for n in names]
 
 
-def made(name: str, settings: dict[str, Any] | None = None) -> SetDetector | SampleDetector:
+def made(name: str, settings: dict[str, Any] | None = None) -> Detector:
     """The detector of training sets or of inputs that is called `name`."""
-    key = name.strip().lower().replace("-", "_")
-    if key in discover(SampleDetector):
-        return make(SampleDetector, key, settings)
+    if kind_of(KINDS, name) is SampleDetector:
+        return make(SampleDetector, name, settings)
     return make(SetDetector, find(SetDetector, name).name, settings)
 
 
 def choose(detectors: Sequence[Asked] | Asked | None) -> list[SetDetector]:
     """Instances of the detectors asked for, each at most once."""
-    if detectors is None:
-        detectors = DEFAULT_AUDITS
-    elif isinstance(detectors, str | SetDetector | SampleDetector):
-        detectors = [detectors]
-    found = [made(d) if isinstance(d, str) else d for d in detectors]
-    chosen = [Screened(d) if isinstance(d, SampleDetector) else d for d in found]
-    names = [m.name for m in chosen]
-    if not names or len(set(names)) < len(names):
-        raise BadInput("name at least one detector, and each only once")
-    return chosen
+    return [as_set_detector(m) for m in chosen(KINDS, detectors, DEFAULT_AUDITS, made)]
+
+
+def as_set_detector(detector: Method) -> SetDetector:
+    """The detector as an audit asks it; one of inputs is asked about every sample."""
+    if isinstance(detector, SampleDetector):
+        return Screened(detector)
+    assert isinstance(detector, SetDetector)  # noqa: S101 - KINDS has these two
+    return detector
 
 
 def checked_features(features: tuple[Tensor, Tensor], samples: int, classes: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from backsweep.core.discovery import make
 from backsweep.core.errors import BacksweepError, BadInput
 from backsweep.core.files import writable_folder
 from backsweep.core.progress import OnEvent, counted
+from backsweep.core.provenance import provenance
 from backsweep.core.seeds import derive_seed, run_key
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
@@ -114,16 +115,17 @@ def cell_key(net: build.Net, detector: ModelDetector) -> str:
     """What a line is known by; a network that was trained again is another one."""
     return key_of(
         net.id, net.truth["sha256"], detector.name, detector.settings(), __version__,
-        detector.depends_on(),
+        detector.depends_on(), provenance([detector]),
     )  # fmt: skip
 
 
 def key_of(
     net: str, sha256: str, detector: str, settings: dict[str, Any], version: str,
-    files: dict[str, str] | None = None,
+    files: dict[str, str] | None = None, brought: dict[str, dict[str, str]] | None = None,
 ) -> str:  # fmt: skip
-    """`cell_key`, from what a line says."""
-    own = {"files": files} if files else {}
+    """`cell_key`, from what a line says: `brought` are its "packages", if it has any."""
+    own: dict[str, Any] = {"files": files} if files else {}
+    own |= brought or {}
     return run_key(net=net, sha256=sha256, detector=detector, settings=settings, version=version, **own)[:16]
 
 
@@ -148,7 +150,7 @@ def run_cell(net: build.Net, detector: ModelDetector) -> dict[str, Any]:
         **about(net),
         "layout": model.layout, "shape": list(model.shape), "classes": model.classes,
         "detector": detector.name, "settings": detector.settings(), "files": detector.depends_on(),
-        **outcome(report, net), **failed,
+        **provenance([detector]), **outcome(report, net), **failed,
         "data_sha256": clean.digest, **versions(),
     }  # fmt: skip
 

@@ -23,6 +23,7 @@ from backsweep.bench.records import about, der
 from backsweep.core.discovery import make
 from backsweep.core.errors import BacksweepError, BadInput
 from backsweep.core.files import writable_folder
+from backsweep.core.provenance import is_own, provenance, reason_of
 from backsweep.core.seeds import derive_seed, run_key
 from backsweep.core.versions import versions
 from backsweep.inputs.samples import Data
@@ -72,14 +73,18 @@ def cells(plan: dict[str, Any]) -> list[tuple[build.Entry, Repair, float]]:
 
 def cell_key(net: build.Net, repair: Repair, share: float) -> str:
     """What a line is known by; a network that was trained again is another one."""
-    return key_of(net.id, net.truth["sha256"], repair.name, repair.settings(), share, __version__)
+    return key_of(
+        net.id, net.truth["sha256"], repair.name, repair.settings(), share, __version__, provenance([repair])
+    )
 
 
-def key_of(net: str, sha256: str, repair: str, settings: dict[str, Any], share: float, version: str) -> str:
-    """`cell_key`, from what a line says."""
-    return run_key(net=net, sha256=sha256, repair=repair, settings=settings, share=share, version=version)[
-        :16
-    ]
+def key_of(
+    net: str, sha256: str, repair: str, settings: dict[str, Any], share: float, version: str,
+    brought: dict[str, dict[str, str]] | None = None,
+) -> str:  # fmt: skip
+    """`cell_key`, from what a line says: `brought` are its "packages", if it has any."""
+    parts = {"net": net, "sha256": sha256, "repair": repair, "settings": settings, "share": share}
+    return run_key(**parts, version=version, **(brought or {}))[:16]
 
 
 def run_cell(net: build.Net, repair: Repair, share: float = SHARE) -> dict[str, Any]:
@@ -88,6 +93,7 @@ def run_cell(net: build.Net, repair: Repair, share: float = SHARE) -> dict[str, 
     line: dict[str, Any] = {
         "cell": cell_key(net, repair, share), **about(net),
         "repair": repair.name, "settings": repair.settings(), "share": share, **versions(),
+        **provenance([repair]),
     }  # fmt: skip
     if line["gate"]:  # not in the tables, only in their list of what was not admitted
         return line
@@ -120,8 +126,11 @@ def run_cell(net: build.Net, repair: Repair, share: float = SHARE) -> dict[str, 
             **_after_retuning(net, mended, case.clean, test),
             "epoch_cpu_seconds": epoch_cost(net),
         }
-    except (BacksweepError, RuntimeError, ArithmeticError) as e:
-        line["error"] = " ".join(str(e).split())[:300] or type(e).__name__
+    except Exception as e:
+        ours = BacksweepError | RuntimeError | ArithmeticError
+        if is_own(repair) and not isinstance(e, ours):
+            raise
+        line["error"] = reason_of(e) or type(e).__name__
     return line
 
 

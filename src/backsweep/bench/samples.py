@@ -20,6 +20,7 @@ from backsweep.auditing import audit
 from backsweep.bench.records import about
 from backsweep.core.discovery import make
 from backsweep.core.errors import BacksweepError, BadInput
+from backsweep.core.provenance import is_own, provenance, reason_of
 from backsweep.core.seeds import derive_seed, run_key
 from backsweep.core.versions import versions
 from backsweep.guarding.detector import SampleDetector
@@ -58,7 +59,7 @@ def cells(plan: dict[str, Any], open_net: Callable[[build.Entry], build.Net]) ->
                 raise BadInput(f"unknown key {key!r} under [[{kind}]]; there are {', '.join(KEYS)}")
             names, settings = table.get("name", ""), table.get("settings", {})
             for name in names if isinstance(names, list) else [names]:
-                used = _settings(kind, name, settings)
+                used, brought = _settings(kind, name, settings), _brought(kind, name, settings)
                 for entry in build.entries(plan):
                     own = {"seeds": entry.seed, "tasks": entry.task, "attacks": entry.attack or CLEAN_NET}
                     if not all(value in table.get(key, [value]) for key, value in own.items()):
@@ -66,10 +67,10 @@ def cells(plan: dict[str, Any], open_net: Callable[[build.Entry], build.Net]) ->
                     net = open_net(entry)
                     if kind == "audits":
                         again = bool(table.get("retrain", False))
-                        key = key_of(net, kind, name, {**used, "retrain": again})
+                        key = key_of(net, kind, name, {**used, "retrain": again}, brought)
                         found.append((key, partial(audit_cell, net, name, settings, again, key)))
                     else:
-                        key = key_of(net, kind, name, used)
+                        key = key_of(net, kind, name, used, brought)
                         found.append((key, partial(guard_cell, net, name, settings, key)))
     return found
 
@@ -79,16 +80,26 @@ def _settings(kind: str, name: str, settings: Mapping[str, Any]) -> dict[str, An
     if name == DEFAULT:
         names = DEFAULT_GUARDS if kind == "guards" else audit.DEFAULT_AUDITS
         return {n: audit.made(n).settings() for n in names}
-    if kind == "guards":
-        return make(SampleDetector, name, dict(settings)).settings()
-    return audit.made(name, dict(settings)).settings()
+    return _made(kind, name, settings).settings()
 
 
-def key_of(net: build.Net, kind: str, name: str, settings: dict[str, Any]) -> str:
+def _made(kind: str, name: str, settings: Mapping[str, Any]) -> audit.Detector:
+    return make(SampleDetector, name, settings) if kind == "guards" else audit.made(name, dict(settings))
+
+
+def _brought(kind: str, name: str, settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The package that brings the detector; nothing for ours."""
+    return {} if name == DEFAULT else provenance([_made(kind, name, settings)])
+
+
+def key_of(
+    net: build.Net, kind: str, name: str, settings: dict[str, Any],
+    brought: dict[str, dict[str, str]] | None = None,
+) -> str:  # fmt: skip
     """What a line is known by; a network that was trained again is another one."""
     return run_key(
         net=net.id, sha256=net.truth["sha256"], kind=kind, detector=name, settings=settings,
-        version=__version__,
+        version=__version__, **(brought or {}),
     )[:16]  # fmt: skip
 
 
@@ -98,7 +109,10 @@ def audit_cell(
     """Audit the training set of one network on one core and compare with the truth."""
     torch.set_num_threads(1)
     used = _settings("audits", name, settings)
-    line = {"cell": key, **about(net), "audit": name, "settings": used, "retrain": retrain, **versions()}
+    line = {
+        "cell": key, **about(net), "audit": name, "settings": used, "retrain": retrain, **versions(),
+        **_brought("audits", name, settings),
+    }  # fmt: skip
     if line["gate"]:
         return line
     try:
@@ -162,6 +176,7 @@ def guard_cell(net: build.Net, name: str, settings: Mapping[str, Any], key: str)
         "guard": name,
         "settings": dict(settings),
         **versions(),
+        **_brought("guards", name, settings),
     }
     if line["gate"]:
         return line
@@ -169,16 +184,19 @@ def guard_cell(net: build.Net, name: str, settings: Mapping[str, Any], key: str)
     clean = train.sample(count, derive_seed(seed, "guard"))
     shown = test.sample(SHOWN, derive_seed(seed, "guard", "shown"))
     model = net.model().copy()
+    asked = None if name == DEFAULT else make(SampleDetector, name, dict(settings))
     try:
         clock = time.process_time()
-        asked = None if name == DEFAULT else make(SampleDetector, name, dict(settings))
         guard = fit_guard(model, clean, asked, fpr=FPR, device="cpu", seed=seed)
         fitted = time.process_time() - clock
         clock = time.process_time()
         usual = guard.score(shown.x)
         seconds = time.process_time() - clock
-    except (BacksweepError, RuntimeError, ArithmeticError, ValueError) as e:
-        return {**line, "skipped": " ".join(str(e).split())}
+    except Exception as e:
+        ours = BacksweepError | RuntimeError | ArithmeticError | ValueError
+        if (asked is None or is_own(asked)) and not isinstance(e, ours):
+            raise
+        return {**line, "skipped": " ".join(str(e).split()) or reason_of(e)}
     clock = time.process_time()
     model.copy().predict(shown.x)
     bare = time.process_time() - clock

@@ -1,27 +1,44 @@
-"""Finding methods: every module of a package of methods is looked through, and the entry points of packages
-from outside; nothing is registered."""
+"""Finding methods: every module of a package of methods is looked through, then the entry points of packages
+from outside; nothing is registered.
+
+A method from outside never hides one of ours, and is imported only when it is asked for or listed: what
+is wrong with it is said there and stops nothing else.
+"""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import importlib
+import json
 import pkgutil
-import sys
+import re
+import types
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from backsweep.core.errors import BadInput
 from backsweep.core.method import Method
+from backsweep.core.text import one_line
 
 M = TypeVar("M", bound=Method)
 
+NAME = re.compile(r"[a-z][a-z0-9_]*")  # names of methods are parts of files' names
+PLAIN = "numbers, text, truth values, None, and lists or tables of them"
+_OWN: dict[type[Method], object] = {}
+_PLUGINS: dict[type[Method], object] = {}
 
-def discover(kind: type[M]) -> dict[str, type[M]]:
-    """All methods of a kind by name, in the order of their names; those from outside do not hide ours."""
+
+# ---------------------------------------------------------------------- ours, and those of other packages
+
+
+def own(kind: type[M]) -> dict[str, type[M]]:
+    """Our methods of a kind by name."""
+    if kind in _OWN:
+        return cast("dict[str, type[M]]", _OWN[kind])
     package = importlib.import_module(kind.package)
     found: dict[str, type[M]] = {}
     for info in pkgutil.iter_modules(package.__path__):
@@ -29,55 +46,93 @@ def discover(kind: type[M]) -> dict[str, type[M]]:
         for cls in vars(module).values():
             if isinstance(cls, type) and issubclass(cls, kind) and cls.__module__ == module.__name__:
                 found[cls.name] = cls
-    outside, _ = _outside(kind)
-    return dict(sorted({**outside, **found}.items()))
+    found = dict(sorted(found.items()))
+    _OWN[kind] = found
+    return found
 
 
-def broken(kind: type[M]) -> dict[str, str]:
-    """Entry points of a kind that bring no method, and why, in one line each."""
-    return _outside(kind)[1]
+@dataclass(frozen=True)
+class Plugin(Generic[M]):
+    """An entry point by which a package from outside brings a method.
+
+    Attributes:
+        name: of the entry point, which is the method's.
+        package: name and version of the distribution.
+        cls: the method; None where it is broken.
+        reason: why it is broken, one line of untrusted text.
+    """
+
+    name: str
+    package: str
+    cls: type[M] | None = None
+    reason: str = ""
 
 
 @functools.cache
-def _entries(group: str) -> tuple[metadata.EntryPoint, ...]:
-    return tuple(metadata.entry_points(group=group))
+def _entries(group: str) -> tuple[tuple[metadata.EntryPoint, str], ...]:
+    """The entry points of a group, with name and version of the distribution of each, in their order."""
+    try:
+        found = [(e, f"{e.dist.name} {e.dist.version}" if e.dist else "") for e in _of(group)]
+    except Exception:  # the record of some package is damaged; our own methods are found without it
+        return ()
+    return tuple(sorted(found, key=lambda f: (f[0].name, f[1])))
 
 
-def _outside(kind: type[M]) -> tuple[dict[str, type[M]], dict[str, str]]:
-    found: dict[str, type[M]] = {}
-    bad: dict[str, str] = {}
-    for entry in _entries(kind.group):
-        try:
-            cls = entry.load()
-        except Exception as e:
-            bad[entry.name] = (
-                f"{entry.value} cannot be imported ({type(e).__name__}: {' '.join(str(e).split())})"
-            )
+def _of(group: str) -> metadata.EntryPoints:
+    return metadata.entry_points(group=group)
+
+
+def plugins(kind: type[M]) -> list[Plugin[M]]:
+    """What packages from outside bring of a kind, the broken ones too; imports them."""
+    if kind in _PLUGINS:
+        return cast("list[Plugin[M]]", _PLUGINS[kind])
+    taken = dict.fromkeys(own(kind), "Backsweep")
+    found: list[Plugin[M]] = []
+    for entry, package in _entries(kind.group):
+        if entry.name in taken:
+            reason = f"the name is taken by a method of {taken[entry.name]}"
+            found.append(Plugin[M](entry.name, package, None, reason))
             continue
-        if isinstance(cls, type) and issubclass(cls, kind) and cls.name:
-            found[cls.name] = cls
-        else:
-            bad[entry.name] = f"{entry.value} is no {kind.__name__} with a name"
-    return found, bad
+        taken[entry.name] = package
+        found.append(_opened(kind, entry, package))
+    _PLUGINS[kind] = found
+    return found
 
 
-def origin(method: Method) -> str | None:
-    """Import path, "package.module:Class", of a method that is no plugin; None for one found by its name."""
-    cls = type(method)
-    kind: type[Method] = next(c for c in cls.__mro__ if vars(c).get("package"))
-    return None if discover(kind).get(cls.name) is cls else f"{cls.__module__}:{cls.__qualname__}"
+def _opened(kind: type[M], entry: metadata.EntryPoint, package: str) -> Plugin[M]:
+    try:
+        cls = entry.load()
+        if not (isinstance(cls, type) and issubclass(cls, kind)):
+            raise BadInput(f"{entry.value} is no {kind.__name__}")
+        if cls.name != entry.name or not NAME.fullmatch(entry.name):
+            raise BadInput(
+                f"{entry.value} is named {cls.name!r}; entry point and method need one name of small "
+                "letters, digits and _"
+            )
+        if reason := unfit(build(cls, {})):
+            raise BadInput(reason)
+    except BadInput as e:
+        return Plugin[M](entry.name, package, None, one_line(str(e))[:300])
+    except (Exception, SystemExit) as e:  # whatever a stranger's module does when it is imported
+        reason = f"{entry.value} cannot be used ({type(e).__name__}: {e})"
+        return Plugin[M](entry.name, package, None, one_line(reason)[:300])
+    return Plugin[M](entry.name, package, cls)
 
 
-def imported(kind: type[M], path: str) -> type[M] | None:
-    """The method at an import path, if its module has been imported already.
+def discover(kind: type[M]) -> dict[str, type[M]]:
+    """All methods of a kind by name, in the order of their names."""
+    outside = {p.name: p.cls for p in plugins(kind) if p.cls is not None}
+    return dict(sorted({**outside, **own(kind)}.items()))
 
-    The path comes from a saved report, which is untrusted: nothing is imported because a file names it.
-    """
-    module, _, qualname = path.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        found = vars(found).get(part) if found is not None and hasattr(found, "__dict__") else None
-    return found if isinstance(found, type) and issubclass(found, kind) else None
+
+def kind_of(kinds: Sequence[type[M]], name: str) -> type[M] | None:
+    """The kind that a method is of; ours come before those from outside, whatever their kind."""
+    key = _key(name)
+    for known in (own, discover):
+        for kind in kinds:
+            if key in known(kind):
+                return kind
+    return None
 
 
 def class_named(kinds: Sequence[type[Method]], name: str, namespace: str) -> type[Method]:
@@ -87,10 +142,11 @@ def class_named(kinds: Sequence[type[Method]], name: str, namespace: str) -> typ
         AttributeError: there is none.
     """
     if not name.startswith("_"):
-        for kind in kinds:
-            for cls in discover(kind).values():
-                if cls.__name__ == name:
-                    return cls
+        for known in (own, discover):
+            for kind in kinds:
+                for cls in known(kind).values():
+                    if cls.__name__ == name:
+                        return cls
     raise AttributeError(f"module {namespace!r} has no attribute {name!r}")
 
 
@@ -101,30 +157,51 @@ def class_names(kinds: Sequence[type[Method]]) -> list[str]:
 
 def find(kind: type[M], name: str) -> type[M]:
     """The method called `name`; `neural-cleanse` and `neural_cleanse` are the same."""
+    key = _key(name)
+    if key in (ours := own(kind)):
+        return ours[key]
     known = discover(kind)
-    key = name.strip().lower().replace("-", "_")
     if key not in known:
+        for plugin in plugins(kind):
+            if key == plugin.name:
+                raise BadInput(f"the {kind.noun} {key!r} of {plugin.package} is broken: {plugin.reason}")
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]}?" if near else "there are: " + ", ".join(known)
-        if name in (bad := broken(kind)):
-            raise BadInput(f"the {kind.noun} {name!r} is broken: {bad[name]}")
         raise BadInput(f"there is no {kind.noun} {name!r}; {hint}")
     return known[key]
 
 
+def _key(name: str) -> str:
+    return name.strip().lower().replace("-", "_")
+
+
+# ---------------------------------------------------------------------- methods and their settings
+
+
 def make(kind: type[M], name: str, options: Mapping[str, Any] | None = None) -> M:
     """Build a method from its name and its settings, which may come as text (`-p`)."""
-    cls = find(kind, name)
-    hints = get_type_hints(cls)
+    return build(find(kind, name), options or {})
+
+
+def build(cls: type[M], options: Mapping[str, Any]) -> M:
+    """A method from its class and its settings.
+
+    Raises:
+        BadInput: there is no such setting, or it cannot have this value.
+    """
+    try:
+        hints = get_type_hints(cls)
+    except (NameError, TypeError, AttributeError) as e:
+        raise BadInput(f"{cls.name}: the types of its settings cannot be read ({e})") from e
     known = {f.name: hints[f.name] for f in fields(cls)}
     values: dict[str, Any] = {}
-    for field, value in (options or {}).items():
+    for field, value in options.items():
         if field not in known:
             raise BadInput(f"{cls.name} has no setting {field!r}; it has: {', '.join(known)}")
         values[field] = _convert(cls.name, field, value, known[field])
     try:
         return cls(**values)
-    except ValueError as e:
+    except (ValueError, TypeError) as e:
         raise BadInput(f"{cls.name}: {e}") from e
 
 
@@ -151,8 +228,8 @@ def configure(kind: type[M], names: Sequence[str], settings: Sequence[str]) -> l
 
 
 def _convert(method: str, field: str, value: Any, hint: Any) -> Any:
-    """Text or a TOML value -> the type of the field."""
-    kinds = getattr(hint, "__args__", (hint,))
+    """Text, or a value of TOML or JSON -> the type of the field."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if type(None) in kinds and (value is None or str(value).lower() == "none"):
         return None
     for kind in (bool, int, float, str):
@@ -169,7 +246,31 @@ def _convert(method: str, field: str, value: Any, hint: Any) -> Any:
                 return kind(value)
             except ValueError:
                 continue
+    for kind in kinds:  # what methods from outside may have besides
+        holds = get_origin(kind) or kind
+        if holds is Literal:
+            for choice in get_args(kind):
+                if value in (choice, str(choice)):
+                    return choice
+        if holds in (tuple, list) and isinstance(value, list | tuple):
+            return holds(value)
+        if holds is dict and isinstance(value, dict):
+            return value
     raise BadInput(f"{method}.{field} cannot be {value!r}; it is {getattr(hint, '__name__', hint)}")
+
+
+def unfit(method: Method) -> str:
+    """Why a method cannot be told from others in a report, "" when it can."""
+    if not isinstance(method.name, str) or not NAME.fullmatch(method.name):
+        return (
+            f"{type(method).__name__} needs a name of small letters, digits and _, such as "
+            f"name: ClassVar[str] = 'mine'; it has {method.name!r}"
+        )
+    try:
+        json.dumps(method.settings())
+    except (TypeError, ValueError) as e:
+        return f"{method.name}: settings are {PLAIN}, so that a report can hold them ({e})"
+    return ""
 
 
 def write_beside(record: Any, folder: Path) -> None:

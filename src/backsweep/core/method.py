@@ -29,6 +29,11 @@ class Method:
     package: ClassVar[str] = ""
     group: ClassVar[str] = ""
 
+    @property
+    def itself(self) -> Method:
+        """The method that `name` and `settings` are of: another one for what only wraps it."""
+        return self
+
     def settings(self) -> dict[str, Any]:
         """The constructor fields, as the report records them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

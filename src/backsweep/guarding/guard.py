@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from backsweep.core.discovery import make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_bytes, write_json
 from backsweep.core.progress import Event, OnEvent
+from backsweep.core.provenance import chosen, failures, provenance, reason_of, remade
 from backsweep.core.seeds import derive_seed
 from backsweep.core.text import one_line
 from backsweep.core.versions import versions
@@ -160,7 +162,7 @@ class Guard:
         record = {
             "kind": KIND, "schema": SCHEMA, "fpr": self.fpr, "threshold": self.threshold,
             "passes": self.passes, "detectors": {d.name: d.settings() for d in self.detectors},
-            "skipped": [asdict(n) for n in self.skipped],
+            "skipped": [asdict(n) for n in self.skipped], **provenance(self.detectors),
             "tensors_sha256": hashlib.sha256(blob).hexdigest(), **self.about,
         }  # fmt: skip
         write_json(folder / RECORD, record)
@@ -168,7 +170,10 @@ class Guard:
 
     @staticmethod
     def load(
-        folder: str | os.PathLike[str], model: Model | nn.Module, device: str | torch.device | None = None
+        folder: str | os.PathLike[str],
+        model: Model | nn.Module,
+        device: str | torch.device | None = None,
+        detectors: Sequence[SampleDetector] | SampleDetector = (),
     ) -> Guard:
         """Read a saved guard for the model that it was fitted to.
 
@@ -176,9 +181,11 @@ class Guard:
             folder: what `save` wrote.
             model: the same model, loaded in the same way.
             device: where to compute; None takes a GPU when there is one.
+            detectors: instances of those that no package brings and whose module has not been imported.
 
         Raises:
-            BadInput: no guard there, damaged, of another schema, or of another model.
+            BadInput: no guard there, damaged, of another schema or of another model, or a detector of it is
+                not known here.
         """
         path = Path(folder)
         raw = read_record(path)
@@ -186,7 +193,8 @@ class Guard:
         modality = modality_named(raw["model"].get("modality", IMAGE.name))
         there = model if isinstance(model, Model) else Model(model, shape, modality=modality)
         try:
-            return _restored(path, raw, there, pick_device(device))
+            given = [detectors] if isinstance(detectors, SampleDetector) else detectors
+            return _restored(path, raw, there, pick_device(device), given)
         except OSError as e:
             raise BadInput(f"cannot read {path / TENSORS}: {e.strerror}; fit the guard again") from e
         except BadInput as e:
@@ -272,8 +280,8 @@ def guard(
             if not reason:
                 scorers[method.name] = method.fit(work, rest, triggers)
                 reason = _useless(scorers[method.name].clean)
-        except (BadInput, RuntimeError, ArithmeticError, ValueError, TypeError, IndexError) as e:
-            reason = f"failed: {one_line(str(e))[:300]}"
+        except failures(method, BadInput, IndexError) as e:
+            reason = f"failed: {one_line(reason_of(e))[:300]}"
         if reason:
             scorers.pop(method.name, None)
             skipped.append(Note(method.name, reason))
@@ -295,14 +303,7 @@ def guard(
 
 def choose(detectors: Sequence[str | SampleDetector] | str | SampleDetector | None) -> list[SampleDetector]:
     """Instances of the detectors asked for, each at most once."""
-    if detectors is None:
-        detectors = DEFAULT_GUARDS
-    elif isinstance(detectors, str | SampleDetector):
-        detectors = [detectors]
-    chosen = [d if isinstance(d, SampleDetector) else make(SampleDetector, d) for d in detectors]
-    if not chosen or len({m.name for m in chosen}) < len(chosen):
-        raise BadInput("name at least one detector, and each only once")
-    return chosen
+    return chosen((SampleDetector,), detectors, DEFAULT_GUARDS, partial(make, SampleDetector))
 
 
 def thirds(data: Data, seed: int) -> tuple[Data, Data]:
@@ -318,7 +319,9 @@ def thirds(data: Data, seed: int) -> tuple[Data, Data]:
     return data[first], data[~first]
 
 
-def _restored(path: Path, raw: dict[str, Any], model: Model, device: torch.device) -> Guard:
+def _restored(
+    path: Path, raw: dict[str, Any], model: Model, device: torch.device, given: Sequence[SampleDetector]
+) -> Guard:
     """The guard from its record and its tensors, tried out on a few inputs."""
     blob = (path / TENSORS).read_bytes()
     if hashlib.sha256(blob).hexdigest() != raw["tensors_sha256"]:
@@ -333,7 +336,7 @@ def _restored(path: Path, raw: dict[str, Any], model: Model, device: torch.devic
     logits, known = _probes(work), tensors[".probes"]
     if not torch.allclose(logits, known, rtol=0, atol=PROBE_SLACK * (1 + float(known.abs().max()))):
         raise BadInput("this model does not answer as the one that the guard was fitted to; load it likewise")
-    methods = [make(SampleDetector, name, settings) for name, settings in raw["detectors"].items()]
+    methods = [remade((SampleDetector,), name, own, raw, given) for name, own in raw["detectors"].items()]
     scorers = {}
     for m in methods:
         learned = {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{m.name}/")}

@@ -22,6 +22,7 @@ from typing import Any
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder
 from backsweep.core.progress import Event, OnEvent
+from backsweep.core.provenance import provenance
 from backsweep.core.seeds import run_key
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
@@ -67,7 +68,7 @@ class Scan:
         """
         return {
             "detectors": {d.name: d.settings() | d.depends_on() for d in self.detectors},
-            "alpha": scan.checked_alpha(self.alpha), "seed": self.seed,
+            **provenance(self.detectors), "alpha": scan.checked_alpha(self.alpha), "seed": self.seed,
             "data": _content(Path(self.data)), "resize": self.resize,
             "load": {k: _named(v) for k, v in self.how.items() if v is not None},
             "reference": None if self.reference is None else digest(self.reference),

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backsweep.core.discovery import make
-from backsweep.core.errors import BadInput
+from backsweep.core.provenance import remade
 from backsweep.render import view
 from backsweep.reports.report import ERROR, NOTE, Evidence, Finding, Report, worst_first
 from backsweep.scanning.detector import ModelDetector
@@ -128,12 +127,14 @@ def groups(report: Report) -> list[Group]:
 def _rows(report: Report, name: str, evidence: list[Evidence]) -> list[Evidence]:
     """One record for each class, as the detector says; the evidence itself where it cannot.
 
-    The report may be damaged, or made by another version: it is shown as far as it can be.
+    The report may be damaged, made by another version, or of a detector from outside, which is not known
+    here or raises anything: it is shown as far as it can be.
     """
     try:
-        detector = make(ModelDetector, name, report.settings["detectors"][name])
-        return detector.rows(evidence, int(report.model["classes"]))
-    except (BadInput, LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+        detector = remade((ModelDetector,), name, report.settings["detectors"][name], report.settings)
+        rows = detector.rows(evidence, int(report.model["classes"]))
+        return rows if all(isinstance(e, Evidence) for e in rows) else evidence
+    except Exception:
         return evidence
 
 

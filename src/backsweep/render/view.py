@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from backsweep.core.discovery import find
-from backsweep.core.errors import BadInput
+from backsweep.core.method import Method
+from backsweep.core.provenance import known
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality, modalities, modality_of
 from backsweep.reports.report import (
@@ -343,7 +343,7 @@ def _nothing(report: Report, name: Name) -> Verdict:
     if said and report.p_value is not None:
         why.append(f"The class that stands out most is {name(said[0].target)}. {_worth(report)}")
     why += of_the_network([f for f in report.findings if f.p_value is not None])
-    what = "; ".join(looks_for(d) for d in dict.fromkeys(e.detector for e in report.evidence))
+    what = "; ".join(looks_for(report, d) for d in dict.fromkeys(e.detector for e in report.evidence))
     why.append(
         f"This scan looks for {what}. Other kinds of backdoor are not looked for, and no scan "
         "can prove that there is none."
@@ -372,14 +372,17 @@ def _open(report: Report, name: Name) -> Verdict:
     return Verdict("Cannot tell", "The scan cannot tell whether there is a backdoor.", why, what_next)
 
 
-def looks_for(detector: str) -> str:
+def looks_for(report: Report, detector: str) -> str:
     """What a detector finds, from the first line of its description."""
-    try:
-        cls = find(ModelDetector, detector)
-    except BadInput:
-        return f"what {clean(detector)} finds"
-    first = (cls.__doc__ or "").strip().split("\n")[0].rstrip(".")
-    return first.removeprefix("Finds ") if first.startswith("Finds ") else cls.summary
+    cls = known([ModelDetector], detector, report.settings)
+    first = clean((cls.__doc__ or "").strip().split("\n")[0], 300).rstrip(".") if cls is not None else ""
+    return first.removeprefix("Finds ") if first.startswith("Finds ") else summary(cls, detector)
+
+
+def summary(cls: type[Method] | None, name: str) -> str:
+    """What a method does in a few words; of one that is not known here, or says nothing, its name alone."""
+    said = getattr(cls, "summary", "")
+    return clean(said, 200) if isinstance(said, str) and said else f"what {clean(name)} finds"
 
 
 def shape(report: Report) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from backsweep.core.discovery import make
 from backsweep.core.errors import BadInput
 from backsweep.core.progress import Event, OnEvent
+from backsweep.core.provenance import failures, provenance, reason_of, remade, usable
 from backsweep.core.seeds import derive_seed
 from backsweep.core.versions import versions
 from backsweep.inputs.samples import MIN_SAMPLES, Data
@@ -86,6 +86,7 @@ def repair(
             "the report is of this file read in another way; give the same weights= (--weights), "
             "pixel_range= (--input-range) and layout= (--layout) as in the scan"
         )
+    again = detectors_of(report) if verify else []
     work = model.copy(pick_device(device))
     if doubt := doubtful_accuracy(work.accuracy(data.x, data.y), data, model):
         raise BadInput(doubt)
@@ -101,7 +102,8 @@ def repair(
             "data": {"source": data.source, "sha256": data.digest, "samples": len(data),
                      "is_path": Path(data.source).exists(), "held_out": len(case.held_out)},
             "repaired": {"sha256": mended.digest, "sha256_of": "weights"},
-            "settings": {"seed": seed, "device": str(work.device), chosen.name: chosen.settings()},
+            "settings": {"seed": seed, "device": str(work.device), chosen.name: chosen.settings(),
+                         **provenance([chosen])},
             "versions": versions(),
         },
     )  # fmt: skip
@@ -113,10 +115,20 @@ def repair(
             _check_figures(result, case)
             _check_retuning(result, work, case, clock)
         with clock.stage("scan"):
-            _check_scan(result, data, report, seed, on_event, folder)
+            _check_scan(result, data, report, again, seed, on_event, folder)
     if folder is not None:
         result.write(folder)
     return result
+
+
+def detectors_of(report: Report | None) -> list[ModelDetector]:
+    """The detectors that the suspect was scanned with, for the scan of the repaired network.
+
+    Raises:
+        BadInput: one is not known here.
+    """
+    said: dict[str, Any] = report.settings if report is not None else {}
+    return [remade((ModelDetector,), name, own, said) for name, own in said.get("detectors", {}).items()]
 
 
 def case_of(
@@ -182,16 +194,18 @@ def _made(
     method: str | Repair | Sequence[str | Repair] | None, case: Case
 ) -> tuple[Repair, Model, list[Note]]:
     """The first repair that applies and succeeds, its network, and why those before it do not."""
-    wanted = [method or DEFAULT_REPAIR] if method is None or isinstance(method, str | Repair) else method
-    candidates = [one if isinstance(one, Repair) else make(Repair, one) for one in wanted]
+    wanted = (
+        method if isinstance(method, Sequence) and not isinstance(method, str) else [method or DEFAULT_REPAIR]
+    )
+    candidates = [usable(Repair, one) for one in wanted]
     skipped: list[Note] = []
     for candidate in candidates:
         reason = candidate.applies(case)
         if not reason:
             try:
                 return candidate, applied(candidate, case), skipped
-            except (RuntimeError, ArithmeticError, ValueError, TypeError, BadInput) as e:
-                reason = f"failed: {' '.join(str(e).split())[:300]}"
+            except failures(candidate, BadInput) as e:
+                reason = f"failed: {reason_of(e)}"
         skipped.append(Note(candidate.name, reason))
     raise BadInput("no repair could be made: " + "; ".join(f"{n.what}: {n.reason}" for n in skipped))
 
@@ -335,13 +349,13 @@ def _check_scan(
     result: Repaired,
     data: Data,
     report: Report | None,
+    detectors: list[ModelDetector],
     seed: int,
     on_event: OnEvent | None,
     folder: Path | None,
 ) -> None:
     """A scan of the repaired network like the one of the suspect, with another seed."""
     settings = report.settings if report is not None else {}
-    detectors = [make(ModelDetector, name, own) for name, own in settings.get("detectors", {}).items()]
     place = folder / "scan" if folder is not None else None
     result.scan = again = scan(
         result.model, data, detectors or None, alpha=settings.get("alpha", 0.05),

@@ -296,6 +296,20 @@ def _plain(record: Evidence | Finding) -> dict[str, Any]:
     return out
 
 
+def checked_findings(detector: str, findings: Iterable[Finding]) -> list[Finding]:
+    """The findings of a detector from outside, once they are what a report can hold.
+
+    Raises:
+        TypeError: they are not.
+    """
+    found = list(findings)
+    for f in found:
+        if not isinstance(f, Finding) or f.level not in (ERROR, WARNING, NOTE) or f.detector != detector:
+            raise TypeError(f"it gave {f!r}"[:200] + ", which is no finding of its own with a level")
+        json.dumps(_plain(f))
+    return found
+
+
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """Errors, then warnings, then notes; smallest p-value first."""
     rank = {ERROR: 0, WARNING: 1, NOTE: 2}

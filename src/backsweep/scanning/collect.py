@@ -17,6 +17,7 @@ from pathlib import Path
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder
 from backsweep.core.progress import Event, OnEvent
+from backsweep.core.provenance import is_own
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
 from backsweep.inputs.samples import Data
@@ -106,8 +107,20 @@ def _probe(
     """A job: measure units that share a pass, and what that cost."""
     clock = time.process_time()
     found = detector.probe(model, data, units, seed, tick)
+    if (reason := _wrong(detector, units, found)) and not is_own(detector):
+        raise TypeError(reason)
     cost = (time.process_time() - clock) / len(units)
     return [replace(e, cpu_seconds=round(cost, 3)) for e in found]
+
+
+def _wrong(detector: ModelDetector, units: Sequence[Unit], found: Sequence[Evidence]) -> str:
+    """Why this is not the evidence that was asked for, "" when it is; what is amiss would be lost unsaid."""
+    if any(not isinstance(e, Evidence) or e.detector != detector.name for e in found):
+        return f"probe gave something else than evidence of {detector.name}"
+    if sorted(e.unit for e in found) != sorted(u.key for u in units):
+        return "probe has to give one record of evidence for each unit that it is asked for"
+    odd = [k for e in found for k, v in e.values.items() if not isinstance(v, int | float | str | None)]
+    return f"the value {odd[0]!r} of the evidence is no plain number, text or None" if odd else ""
 
 
 def _untold(_share: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import nn
 
 from backsweep.core.discovery import make
 from backsweep.core.errors import BadInput
+from backsweep.core.method import Method
 from backsweep.core.progress import OnEvent
+from backsweep.core.provenance import chosen, failures, is_own, provenance, reason_of, remade
 from backsweep.core.seeds import derive_seed, run_key
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
@@ -29,7 +32,7 @@ from backsweep.models.checks import (
     pick_device,
 )
 from backsweep.models.model import Model
-from backsweep.reports.report import Evidence, Note, Report, worst_first
+from backsweep.reports.report import Evidence, Finding, Note, Report, checked_findings, worst_first
 from backsweep.scanning import calibration
 from backsweep.scanning.collect import collect
 from backsweep.scanning.detector import ModelDetector
@@ -56,7 +59,7 @@ def scan(
         model: a `Model`, or any module over inputs in [0, 1] (its classes are then read from its
             output).
         data: clean samples: a `Data`, an (x, y) pair or a torch `Dataset`.
-        detectors: names or instances; None takes the default ones.
+        detectors: names or instances, of classes that may stand anywhere; None takes the default ones.
         alpha: false-alarm rate that is accepted.
         seed: of everything that is drawn.
         device: where to compute; None takes a GPU when there is one.
@@ -95,6 +98,7 @@ def scan(
             "alpha": alpha, "seed": seed, "device": str(device),
             "detectors": {m.name: m.settings() for m in methods},
             "reference": work.reference.digest if work.reference else None,
+            **provenance(methods),
         },
         versions=versions(),
         examples=examples.x,
@@ -113,17 +117,17 @@ def scan(
             files=method.depends_on(), seed=seed, versions=report.versions, device=device.type,
             chunk=method.chunk(work),
             preprocessing=[model.mean, model.std, model.layer, *model.reading.items()],
-            reference=work.reference.digest if work.reference else None,
+            reference=work.reference.digest if work.reference else None, **provenance([method]),
         )  # fmt: skip
         begin = time.perf_counter(), time.process_time()
         try:
             for evidence in collect(method, work, data, seed, key, folder, on_event, engine):
                 report.evidence.append(evidence)
-        except (RuntimeError, ArithmeticError, ValueError, TypeError, Lost) as e:
-            report.errors.append(Note(method.name, f"failed: {' '.join(str(e).split())[:300]}"))
+        except failures(method, Lost) as e:
+            report.errors.append(Note(method.name, f"failed: {reason_of(e)}"))
         report.timings[f"{method.name}_seconds"] = round(time.perf_counter() - begin[0], 3)
         report.timings[f"{method.name}_cpu_seconds"] = round(time.process_time() - begin[1], 3)
-    judge(report)
+    judge(report, detectors=methods)
     report.timings["total_seconds"] = round(time.perf_counter() - clock[0], 3)
     report.timings["total_cpu_seconds"] = round(time.process_time() - clock[1], 3)
     if folder is not None:
@@ -131,25 +135,52 @@ def scan(
     return report
 
 
-def judge(report: Report, alpha: float | None = None) -> Report:
+def judge(
+    report: Report,
+    alpha: float | None = None,
+    detectors: Sequence[ModelDetector] | ModelDetector = (),
+) -> Report:
     """Judge a report's evidence, again if need be, in place; needs neither model nor data.
 
     Args:
         report: with evidence.
         alpha: another false-alarm rate than the one it was made with.
+        detectors: instances that judge as they are. Others are made from the settings in the report: by
+            name, or from the class that the report names where its module has been imported.
+
+    Raises:
+        BadInput: a detector of the report is not known here.
     """
     if alpha is not None:
         report.settings["alpha"] = checked_alpha(alpha)
     by_detector: dict[str, list[Evidence]] = {}
     for e in report.evidence:
         by_detector.setdefault(e.detector, []).append(e)
-    findings = []
-    for name, evidence in by_detector.items():
-        method = make(ModelDetector, name, report.settings["detectors"][name])
-        share = report.settings["alpha"] / len(by_detector)
-        findings += calibration.judge(method, evidence, report.model, share)
+    given = [detectors] if isinstance(detectors, ModelDetector) else detectors
+    said = report.settings
+    methods = [remade((ModelDetector,), name, said["detectors"][name], said, given) for name in by_detector]
+    said["detectors"] |= {m.name: m.settings() for m in methods}
+    findings: list[Finding] = []
+    for method in methods:
+        findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
     report.findings = worst_first(findings)
     return report
+
+
+def judged(
+    report: Report, method: calibration.Judging, evidence: Sequence[Evidence], alpha: float
+) -> list[Finding]:
+    """What one detector finds. Where one from outside fails, that is an error in the report."""
+    own = isinstance(method, Method) and is_own(method)
+    try:
+        findings = calibration.judge(method, evidence, report.model, alpha)
+        return findings if own else checked_findings(method.name, findings)
+    except Exception as e:
+        if own:
+            raise
+        note = Note(method.name, f"its judging failed: {reason_of(e)}")
+        report.errors = [n for n in report.errors if n != note] + [note]
+        return []
 
 
 def checked_alpha(alpha: float) -> float:
@@ -188,12 +219,4 @@ def open_both(
 
 def choose(detectors: Sequence[str | ModelDetector] | str | ModelDetector | None) -> list[ModelDetector]:
     """Instances of the detectors asked for, each at most once."""
-    if detectors is None:
-        detectors = DEFAULT_DETECTORS
-    elif isinstance(detectors, str | ModelDetector):
-        detectors = [detectors]
-    chosen = [d if isinstance(d, ModelDetector) else make(ModelDetector, d) for d in detectors]
-    names = [m.name for m in chosen]
-    if not names or len(set(names)) < len(names):
-        raise BadInput("name at least one detector, and each only once")
-    return chosen
+    return chosen((ModelDetector,), detectors, DEFAULT_DETECTORS, partial(make, ModelDetector))

@@ -25,6 +25,7 @@ from torch import Tensor
 from backsweep.core.discovery import make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import home, writable_folder, write_bytes, write_json
+from backsweep.core.provenance import provenance
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
 from backsweep.inputs.samples import Data
@@ -190,12 +191,13 @@ def build_net(entry: Entry, folder: Path) -> Net:
     task, clock = TASKS[entry.task], time.process_time()
     train, test = load_data(entry.task)
     recipe = replace(task.recipe, **entry.recipe)
-    net, planted = task.net(entry.seed, entry.arch), []
+    net, planted, brought = task.net(entry.seed, entry.arch), [], {}
     if twin is None:
         fit(net, train, recipe, entry.seed)
     else:
         setup = setup_of(entry, train, lambda: twin)
-        planted = make(Attack, entry.attack or "", entry.options).plant(net, setup)
+        attack = make(Attack, entry.attack or "", entry.options)
+        planted, brought = attack.plant(net, setup), provenance([attack])
     seconds = time.process_time() - clock
     model, clean = Model(net, task.shape, task.classes), twin.model() if twin else None
     triggers: list[dict[str, Any]] = []
@@ -221,6 +223,7 @@ def build_net(entry: Entry, folder: Path) -> Net:
         "training": asdict(recipe),
         "torch": torch.__version__,
         "cpu_seconds": round(seconds, 1),
+        **brought,
     }
     write_json(manifest, truth)
     return Net(place, truth)

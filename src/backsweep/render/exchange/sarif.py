@@ -26,7 +26,7 @@ def sarif(report: Report) -> dict[str, Any]:
     becomes a notification, because code hosts show every result as an alert, whatever its kind.
     """
     of_set = isinstance(report, Audit)
-    rules = {f.code: _set_rule(f) if of_set else _rule(f) for f in report.findings}
+    rules = {_id(f): _set_rule(report, f) if of_set else _rule(report, f) for f in report.findings}
     index = {code: i for i, code in enumerate(rules)}
     location = _uri(str(_looked_at(report).get("source") or ("training set" if of_set else "model")))
     version = view.clean(report.versions.get("backsweep", ""))
@@ -40,7 +40,7 @@ def sarif(report: Report) -> dict[str, Any]:
                 "invocations": [_invocation(report, index)],
                 "artifacts": [_artifact(report, location)],
                 "results": [
-                    _result(report, f, index[f.code], location) for f in report.findings if f.level != NOTE
+                    _result(report, f, index[_id(f)], location) for f in report.findings if f.level != NOTE
                 ],
                 "properties": {"verdict": report.verdict, "targets": list(report.targets)}
                 | _numbers(pValue=report.p_value, alpha=report.settings.get("alpha")),
@@ -54,23 +54,29 @@ def _looked_at(report: Report) -> dict[str, Any]:
     return report.data if isinstance(report, Audit) else report.model
 
 
-def _set_rule(finding: Finding) -> dict[str, Any]:
+def _id(finding: Finding) -> str:
+    """The rule id; a detector from outside may have none."""
+    return view.clean(finding.code) or view.clean(finding.detector) or "unnamed"
+
+
+def _set_rule(report: Report, finding: Finding) -> dict[str, Any]:
     """The rule of a detector of training sets."""
     detector = view.clean(finding.detector)
     return {
-        "id": finding.code,
+        "id": _id(finding),
         "name": "".join(word.capitalize() for word in re.split(r"[\W_]+", detector)),
         "shortDescription": {"text": f"Poisoned training samples ({detector})"},
-        "fullDescription": {"text": f"{detector} looks for {audit.looks_for(finding.detector)}."},
+        "fullDescription": {"text": f"{detector} looks for {audit.looks_for(report, finding.detector)}."},
         "defaultConfiguration": {"level": "error"},
         "properties": {"tags": ["security", "data-poisoning", "machine-learning"]},
     }
 
 
-def _rule(finding: Finding) -> dict[str, Any]:
+def _rule(report: Report, finding: Finding) -> dict[str, Any]:
     detector = view.clean(finding.detector)
     name = "".join(word.capitalize() for word in re.split(r"[\W_]+", detector))
-    short, full = f"Evidence of a backdoor ({detector})", f"looks for {view.looks_for(finding.detector)}"
+    short = f"Evidence of a backdoor ({detector})"
+    full = f"looks for {view.looks_for(report, finding.detector)}"
     shortcut = view.is_shortcut(finding)
     if shortcut:
         short = f"Natural shortcut ({detector})"
@@ -79,7 +85,7 @@ def _rule(finding: Finding) -> dict[str, Any]:
             "backdoor, yet of use to an attacker"
         )
     return {
-        "id": finding.code,
+        "id": _id(finding),
         "name": name + "Shortcut" * shortcut,
         "shortDescription": {"text": short},
         "fullDescription": {"text": f"{detector} {full}."},
@@ -101,7 +107,7 @@ def _result(report: Report, finding: Finding, rule: int, location: str) -> dict[
     named = view.clean(finding.detector)
     properties = {"detector": named, "target": finding.target, "source": finding.source}
     return {
-        "ruleId": finding.code,
+        "ruleId": _id(finding),
         "ruleIndex": rule,
         "kind": "fail",
         "level": "error" if finding.level == ERROR else "warning",
@@ -122,7 +128,7 @@ def _invocation(report: Report, index: dict[str, int]) -> dict[str, Any]:
         notes += [_notification(level, f"{title}: {view.clean(n.what)}: {n.reason}") for n in found]
     for f in report.findings:
         if f.level == NOTE:
-            rule = {"id": f.code, "index": index[f.code]}
+            rule = {"id": _id(f), "index": index[_id(f)]}
             about = f"class {view.names(report)(f.target)}: " if view.is_shortcut(f) else ""
             notes.append({**_notification("note", about + f.message), "associatedRule": rule})
     return {

@@ -6,15 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from backsweep.auditing.detector import SetDetector
-from backsweep.core.discovery import find
-from backsweep.core.errors import BadInput
-from backsweep.guarding.detector import SampleDetector
+from backsweep.auditing.audit import KINDS
+from backsweep.core.provenance import known
 from backsweep.render import repeat, view
 from backsweep.render.pages.audit_map import Counts, Histogram, Map, Tile, histogram, scatter, tiles, usable
 from backsweep.render.pages.card import Bar, Bars, Fact, isolated
 from backsweep.render.pages.page import template
-from backsweep.render.pages.scan import _origin, _timing
+from backsweep.render.pages.scan import origin, timing
 from backsweep.reports.audit import Audit, Examples, Retrained
 from backsweep.reports.report import (
     BACKDOORED,
@@ -24,6 +22,7 @@ from backsweep.reports.report import (
     WARNING,
     Evidence,
     Finding,
+    Report,
     worst_first,
 )
 from backsweep.scanning.calibration import UNCALIBRATED
@@ -54,8 +53,8 @@ def html(report: Audit) -> str:
         errors=[(view.clean(n.what), view.sentence(n.reason)) for n in report.errors],
         command=_command(report),
         typed=view.clean(report.model.get("command") or "", 4000),
-        origin=_origin(report),
-        timings=[_timing(k, v) for k, v in report.timings.items()],
+        origin=origin(report),
+        timings=[timing(k, v) for k, v in report.timings.items()],
     )
 
 
@@ -114,7 +113,7 @@ def _none(report: Audit, name: view.Name) -> view.Verdict:
     alpha = report.settings.get("alpha")
     if alpha is not None:
         why.append(f"It accepts false alarms in {view.level(alpha)} of training sets without poison.")
-    what = "; ".join(looks_for(d) for d in dict.fromkeys(e.detector for e in report.evidence))
+    what = "; ".join(looks_for(report, d) for d in dict.fromkeys(e.detector for e in report.evidence))
     why.append(
         f"This audit looks for {what}. Very few poisoned samples, or poison of another kind, can go unseen: "
         "no audit proves that there is none."
@@ -168,14 +167,10 @@ def said(report: Audit, finding: Finding, text: str) -> str:
     return f"Poisoned samples{where}: {own:,} of {of:,} are flagged. {text}"
 
 
-def looks_for(detector: str) -> str:
+def looks_for(report: Report, detector: str) -> str:
     """What a detector flags, from its summary."""
-    for kind in (SetDetector, SampleDetector):
-        try:
-            return re.sub(r" \([^()]*\)$", "", find(kind, detector).summary)
-        except BadInput:
-            pass
-    return f"what {view.clean(detector)} finds"
+    cls = known(KINDS, detector, report.settings)
+    return re.sub(r" \([^()]*\)$", "", view.summary(cls, detector))
 
 
 # ---------------------------------------------------------------------- facts
@@ -365,7 +360,9 @@ def _table(report: Audit, detector: str, counts: Counts, name: view.Name) -> Tab
     rows = [Row(name(e.target), e.target in hot, [c[h] for h in heads]) for e, c in made]
     left = counts.samples and len(set(counts.labels.tolist()) - {e.target for e in evidence})
     more = f"{view.counted(left, 'class')} had too few samples to look at." if left else ""
-    return Table(view.clean(detector), looks_for(detector), heads, rows, len(rows) > MOST_OPEN_ROWS, more)
+    return Table(
+        view.clean(detector), looks_for(report, detector), heads, rows, len(rows) > MOST_OPEN_ROWS, more
+    )
 
 
 def _statistic(e: Evidence) -> float:

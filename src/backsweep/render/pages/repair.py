@@ -13,8 +13,7 @@ from urllib.parse import quote
 import torch
 from PIL import Image
 
-from backsweep.core.discovery import find
-from backsweep.core.errors import BadInput
+from backsweep.core.provenance import known
 from backsweep.inputs.modality import modality_of
 from backsweep.render import view
 from backsweep.render.pages.card import Fact, Picture, isolated, picture, thumbnail
@@ -29,6 +28,7 @@ from backsweep.render.pages.repair_words import (
     tone,
     verdict,
 )
+from backsweep.render.pages.scan import from_outside
 from backsweep.repairing.method import Repair
 from backsweep.reports.repair import Answers, Check, Effect, Repaired
 from backsweep.reports.report import BACKDOORED, CLEAN, Report
@@ -223,10 +223,12 @@ def _example(repaired: Repaired, answers: Answers, name: view.Name) -> Example:
 
 def _made(repaired: Repaired, name: view.Name) -> list[Fact]:
     model, data, new = (about(repaired, k) for k in ("model", "data", "repaired"))
+    settings = {k: v for k, v in about(repaired, "settings").items() if k not in ("origins", "packages")}
     facts = [
-        Fact("Method", view.clean(repaired.method.replace("_", " ")), _summary(repaired.method)),
+        Fact("Method", view.clean(repaired.method.replace("_", " ")), _summary(repaired)),
         Fact("Suspected", _suspected(repaired, name)),
-        *(Fact(term, value) for term, value in _settings(about(repaired, "settings"))),
+        *(Fact(term, value) for term, value in _settings(settings)),
+        *from_outside(about(repaired, "settings")),
         Fact("Model", view.clean(model.get("source") or "", 300)),
         Fact("SHA-256 before", view.clean(model.get("sha256") or "", 64), full="code"),
         Fact("Repaired model", view.clean(new.get("source") or "", 300)),
@@ -248,11 +250,9 @@ def _suspected(repaired: Repaired, name: view.Name) -> str:
     return view.join(ways[:8] + more) or "nothing"
 
 
-def _summary(method: str) -> str:
-    try:
-        return find(Repair, method).summary
-    except BadInput:
-        return ""
+def _summary(repaired: Repaired) -> str:
+    cls = known([Repair], repaired.method, about(repaired, "settings"))
+    return "" if cls is None else view.clean(cls.summary, 200)
 
 
 def _samples(data: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,8 @@ def html(report: Report) -> str:
         errors=[(view.clean(n.what), view.sentence(n.reason)) for n in report.errors],
         command=repeat.command(report),
         typed=view.clean(report.model.get("command") or "", 4000),
-        origin=_origin(report),
-        timings=[_timing(k, v) for k, v in report.timings.items()],
+        origin=origin(report),
+        timings=[timing(k, v) for k, v in report.timings.items()],
     )
 
 
@@ -76,7 +77,7 @@ def _facts(report: Report) -> list[Fact]:
     return facts
 
 
-def _origin(report: Report) -> list[Fact]:
+def origin(report: Report) -> list[Fact]:
     """What a second person needs to get the same result."""
     versions = ", ".join(f"{view.clean(k)} {view.clean(v)}" for k, v in report.versions.items())
     rows = [Fact("Versions", versions)]
@@ -86,10 +87,19 @@ def _origin(report: Report) -> list[Fact]:
     for term, digest in (("Model SHA-256", report.model), ("Data SHA-256", report.data)):
         if digest.get("sha256"):
             rows.append(Fact(term, view.clean(digest["sha256"], 64), full="code"))
+    rows += from_outside(report.settings)
     return [r for r in rows if r.value]
 
 
-def _timing(key: str, value: Any) -> Fact:
+def from_outside(settings: Mapping[str, Any]) -> list[Fact]:
+    """Methods that are not of Backsweep: the package that brings one, or where its class stands."""
+    said = {key: settings.get(key) for key in ("packages", "origins")}
+    found = [(name, where) for s in said.values() if isinstance(s, dict) for name, where in s.items()]
+    words = [f"{view.clean(name)} ({view.clean(where)})" for name, where in found]
+    return [Fact("Methods from outside", view.join(words))] if words else []
+
+
+def timing(key: str, value: Any) -> Fact:
     """ "neural_cleanse_cpu_seconds": 60 -> neural cleanse, CPU: 1 min 0 s"""
     name = view.title(key.removesuffix("_seconds"))
     name = name.removesuffix(" cpu") + ", CPU time" if name.endswith(" cpu") else name
@@ -159,7 +169,7 @@ def _table(report: Report, group: standing.Group) -> Table:
     if any(view.sigmas(e.values) for e in evidence):
         more += " The columns of the kinds of change are in sigmas; larger is more suspicious."
     return Table(
-        view.clean(group.detector), view.looks_for(group.detector),
+        view.clean(group.detector), view.looks_for(report, group.detector),
         [view.title(k, kind) for k in columns], rows,
         drawn, common, len(rows) > MOST_OPEN_ROWS, more.strip(),
     )  # fmt: skip
