@@ -18,29 +18,18 @@ from backsweep.cli.bench import bench_app, zoo_app
 from backsweep.cli.guard import guard_app
 from backsweep.cli.inventory import AllVersions, Every, Models, StoreUrl, Watch, history, is_many, scan_many
 from backsweep.cli.options import (
-    Address,
-    Arch,
-    Classes,
-    Device,
-    EngineName,
-    Gpus,
-    InputRange,
-    Layer,
-    Layout,
-    Mean,
+    Alpha,
+    Detectors,
     Model,
     Out,
-    Resize,
+    Reading,
     Samples,
     Seed,
     Settings,
-    Shape,
-    Std,
-    Weights,
-    Workers,
-    how,
+    Where,
+    grouped,
     tell,
-)  # fmt: skip
+)
 from backsweep.cli.shadows import bank_app
 from backsweep.cli.terminal import Progress, console
 from backsweep.core.errors import BacksweepError, BadInput
@@ -60,35 +49,23 @@ app.add_typer(bank_app, name="bank")
 
 
 @app.command()
+@grouped
 def scan(
     models: Models,
     data: Samples,
-    arch: Arch = None,
-    detector: Annotated[list[str] | None, typer.Option("--detector", "-d", help="May repeat.")] = None,
+    reading: Reading,
+    where: Where,
+    detector: Detectors = None,
     p: Settings = None,
-    alpha: Annotated[float, typer.Option(help="False-alarm rate that is accepted.")] = 0.05,
+    alpha: Alpha = 0.05,
     seed: Seed = 0,
     out: Out = None,
-    device: Device = None,
-    shape: Shape = None,
-    classes: Classes = None,
-    mean: Mean = None,
-    std: Std = None,
-    layer: Layer = None,
-    weights: Weights = None,
-    input_range: InputRange = None,
-    layout: Layout = None,
-    resize: Resize = False,
     reference: Annotated[
         str | None, typer.Option(help="A clean network for the same classes to compare with, a model file.")
     ] = None,
     bank: Annotated[
         Path | None, typer.Option(help="Of shadow networks, for mntd; see `backsweep bank`.")
     ] = None,
-    workers: Workers = None,
-    engine: EngineName = None,
-    address: Address = None,
-    gpus: Gpus = 0.0,
     store: StoreUrl = None,
     watch: Watch = False,
     every: Every = 10.0,
@@ -96,37 +73,38 @@ def scan(
 ) -> None:
     """Look for a backdoor in a model, or in many."""
     from backsweep.core.discovery import configure
-    from backsweep.engine.engine import Engine
     from backsweep.formats.opening import load
     from backsweep.scanning import scan
     from backsweep.scanning.detector import ModelDetector
 
-    where = Engine(engine, workers, address, gpus)
+    engine = where.open()
     given = [*(p or []), *([f"mntd.bank={bank}"] if bank is not None else [])]
     detectors = configure(ModelDetector, detector or scan.DEFAULT_DETECTORS, given)
-    told = how(arch, shape, classes, mean, std, layer, weights, input_range, layout)
+    told = reading.how()
     if is_many(models, store, watch):
         from backsweep.inventory.sweep import Scan
 
-        one = Scan(data, detectors, alpha, seed, device, resize, reference, told)
-        raise typer.Exit(scan_many(models, one, store, where, out, every if watch else None, all_versions))
-    loaded, clean = scan.open_both(models[0], data, resize=resize, **told)
+        one = Scan(data, detectors, alpha, seed, reading.device, reading.resize, reference, told)
+        raise typer.Exit(scan_many(models, one, store, engine, out, every if watch else None, all_versions))
+    loaded, clean = scan.open_both(models[0], data, resize=reading.resize, **told)
     tell(loaded.notes)
     there = None
     if reference is not None:
         there = load(reference, **{**told, "shape": loaded.shape, "classes": loaded.classes, "weights": None})
     with Progress() as on_event:
         report = scan.scan(
-            loaded, clean, detectors, alpha=alpha, seed=seed, device=device, on_event=on_event, out=out,
-            reference=there, engine=where,
+            loaded, clean, detectors, alpha=alpha, seed=seed, device=reading.device, on_event=on_event,
+            out=out, reference=there, engine=engine,
         )  # fmt: skip
     _show(report, out)
     raise typer.Exit(report.exit_status)
 
 
 @app.command()
+@grouped
 def audit(
     data: Annotated[str, typer.Option(help="The training set: a folder per class, or .npz with x and y.")],
+    reading: Reading,
     model: Annotated[
         str | None, typer.Argument(help="The network that was trained on it; or --train.")
     ] = None,
@@ -135,23 +113,12 @@ def audit(
         typer.Option(help="Train one: a name in backsweep.archs, or package.module:factory of your code."),
     ] = None,
     clean: Annotated[str | None, typer.Option(help="Samples that are known to be clean.")] = None,
-    detector: Annotated[list[str] | None, typer.Option("--detector", "-d", help="May repeat.")] = None,
+    detector: Detectors = None,
     p: Settings = None,
-    alpha: Annotated[float, typer.Option(help="False-alarm rate that is accepted.")] = 0.05,
+    alpha: Alpha = 0.05,
     verify: Annotated[bool, typer.Option(help="Train again without the flagged samples.")] = False,
     seed: Seed = 0,
     out: Out = None,
-    arch: Arch = None,
-    device: Device = None,
-    shape: Shape = None,
-    classes: Classes = None,
-    mean: Mean = None,
-    std: Std = None,
-    layer: Layer = None,
-    weights: Weights = None,
-    input_range: InputRange = None,
-    layout: Layout = None,
-    resize: Resize = False,
 ) -> None:
     """Look for poisoned samples in a training set.
 
@@ -164,46 +131,37 @@ def audit(
     if (model is None) == (train is None):
         raise BadInput("give the network that was trained on the set, or --train ARCH to train one")
     detectors = audit.configured(detector or audit.DEFAULT_AUDITS, p or [])
-    told = how(arch, shape, classes, mean, std, layer, weights, input_range, layout)
+    told = reading.how()
     with Progress() as on_event:
         if model is not None:
-            loaded, samples = scan.open_both(model, data, resize=resize, **told)
+            loaded, samples = scan.open_both(model, data, resize=reading.resize, **told)
             tell(loaded.notes)
         else:
-            samples = Data.open(data, shape=told["shape"], resize=resize)
-            loaded = audit.trained(train or "", samples, seed, device, on_event)
-        known = Data.open(clean, shape=loaded.shape, resize=resize) if clean is not None else None
+            samples = Data.open(data, shape=told["shape"], resize=reading.resize)
+            loaded = audit.trained(train or "", samples, seed, reading.device, on_event)
+        known = Data.open(clean, shape=loaded.shape, resize=reading.resize) if clean is not None else None
         report = audit.audit(
-            loaded, samples, detectors, alpha=alpha, seed=seed, device=device, clean=known, verify=verify,
-            on_event=on_event, out=out,
+            loaded, samples, detectors, alpha=alpha, seed=seed, device=reading.device, clean=known,
+            verify=verify, on_event=on_event, out=out,
         )  # fmt: skip
     _show(report, out)
     raise typer.Exit(report.exit_status)
 
 
 @app.command()
+@grouped
 def repair(
     model: Model,
     data: Samples,
     report: Annotated[Path, typer.Option(help="Folder of the model's scan.")],
     out: Annotated[Path, typer.Option(help="The repaired model, in the format of the model.")],
-    arch: Arch = None,
+    reading: Reading,
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help="May repeat: the first that applies is made.")
     ] = None,
     p: Settings = None,
     verify: Annotated[bool, typer.Option(help="Scan again, and try to bring the backdoor back.")] = True,
     seed: Seed = 0,
-    device: Device = None,
-    shape: Shape = None,
-    classes: Classes = None,
-    mean: Mean = None,
-    std: Std = None,
-    layer: Layer = None,
-    weights: Weights = None,
-    input_range: InputRange = None,
-    layout: Layout = None,
-    resize: Resize = False,
 ) -> None:
     """Take the backdoor that a scan found out of a model, and try to prove that it is gone.
 
@@ -220,8 +178,8 @@ def repair(
 
     methods = configure(Repair, method or [repair.DEFAULT_REPAIR], p or [])
     before = Report.load(report)
-    told = how(arch, shape, classes, mean, std, layer, weights, input_range, layout)
-    loaded, clean = scan.open_both(model, data, resize=resize, **told)
+    told = reading.how()
+    loaded, clean = scan.open_both(model, data, resize=reading.resize, **told)
     tell(loaded.notes)
     check(loaded, out)
     if loaded.unknown:
@@ -229,8 +187,8 @@ def repair(
     folder = out.with_name(out.name + ".repair")
     with Progress() as on_event:
         repaired = repair.repair(
-            loaded, clean, before, methods, seed=seed, device=device, verify=verify, on_event=on_event,
-            out=folder,
+            loaded, clean, before, methods, seed=seed, device=reading.device, verify=verify,
+            on_event=on_event, out=folder,
         )  # fmt: skip
     repaired.save(out)
     repaired.about["command"] = ["backsweep", *sys.argv[1:]]

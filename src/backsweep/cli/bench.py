@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from backsweep.cli.options import Address, EngineName, Gpus, Workers
+from backsweep.cli.options import Where, grouped
 from backsweep.cli.terminal import Progress, console
 from backsweep.core.errors import BadInput
 
@@ -21,17 +21,14 @@ Home = Annotated[Path | None, typer.Option(help="Folder of the zoo. Default: $BA
 
 
 @zoo_app.command("build")
+@grouped
 def zoo_build(
     plan: Plan,
+    where: Where,
     zoo: Home = None,
-    workers: Workers = None,
-    engine: EngineName = None,
-    address: Address = None,
-    gpus: Gpus = 0.0,
 ) -> None:
     """Train the networks of a plan; what is there already is kept."""
     from backsweep.core.progress import Event
-    from backsweep.engine.engine import Engine
     from backsweep.zoo import build as z
 
     entries, folder = z.entries(z.read_plan(plan)), zoo or z.home_folder()
@@ -40,7 +37,7 @@ def zoo_build(
     begin = time.monotonic()
     with Progress() as on_event:
         on_event(Event("zoo", known, len(entries), known, 0.0))
-        for net in z.build(entries, folder, Engine(engine, workers, address, gpus)):
+        for net in z.build(entries, folder, where.open()):
             nets.append(net)
             done = max(known, len(nets))
             on_event(Event("zoo", done, len(entries), known, time.monotonic() - begin))
@@ -96,23 +93,20 @@ def zoo_show(
 
 
 @bench_app.command("run")
+@grouped
 def bench_run(
     plan: Plan,
     out: Annotated[Path, typer.Option(help="JSON lines; finished cells are not run again.")],
+    where: Where,
     zoo: Home = None,
-    workers: Workers = None,
-    engine: EngineName = None,
-    address: Address = None,
-    gpus: Gpus = 0.0,
 ) -> None:
     """Run the plan's detectors over its networks and append JSON lines."""
     from backsweep.bench import detectors
-    from backsweep.engine.engine import Engine
     from backsweep.zoo import build as z
 
-    where = Engine(engine, workers, address, gpus)
+    engine = where.open()
     with Progress() as on_event:
-        count = detectors.run(z.read_plan(plan), zoo or z.home_folder(), out, where, on_event)
+        count = detectors.run(z.read_plan(plan), zoo or z.home_folder(), out, engine, on_event)
     console().print(f"{count} cells in {out}")
 
 

@@ -13,20 +13,17 @@ import typer
 
 from backsweep.cli.options import (
     Arch,
-    Classes,
+    Detectors,
     Device,
-    InputRange,
-    Layer,
-    Layout,
-    Mean,
+    Model,
+    Reading,
     Resize,
+    Samples,
+    Seed,
     Settings,
-    Shape,
-    Std,
-    Weights,
-    how,
+    grouped,
     tell,
-)  # fmt: skip
+)
 from backsweep.cli.terminal import Progress, console
 from backsweep.core.errors import BadInput
 
@@ -50,33 +47,19 @@ BATCH = 256
 
 
 @guard_app.command("fit")
+@grouped
 def guard_fit(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, ONNX, TorchScript, or a folder."
-        ),
-    ],
-    data: Annotated[str, typer.Option(help="Clean samples: a folder per class, or .npz with x and y.")],
+    model: Model,
+    data: Samples,
     out: Annotated[Path, typer.Option(help="Folder for the guard; made if need be.")],
-    detector: Annotated[list[str] | None, typer.Option("--detector", "-d", help="May repeat.")] = None,
+    reading: Reading,
+    detector: Detectors = None,
     p: Settings = None,
     fpr: Annotated[float, typer.Option(help="Share of clean inputs that may be flagged.")] = 0.01,
     report: Annotated[
         Path | None, typer.Option(help="Folder of the model's scan, for detectors that use its triggers.")
     ] = None,
-    arch: Arch = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    device: Device = None,
-    shape: Shape = None,
-    classes: Classes = None,
-    mean: Mean = None,
-    std: Std = None,
-    layer: Layer = None,
-    weights: Weights = None,
-    input_range: InputRange = None,
-    layout: Layout = None,
-    resize: Resize = False,
+    seed: Seed = 0,
 ) -> None:
     """Fit a guard to a model with clean samples."""
     from backsweep.core.discovery import configure
@@ -86,14 +69,20 @@ def guard_fit(
     from backsweep.scanning import scan
 
     methods = configure(SampleDetector, detector or guard.DEFAULT_GUARDS, p or [])
-    told = how(arch, shape, classes, mean, std, layer, weights, input_range, layout)
-    loaded, clean = scan.open_both(model, data, resize=resize, **told)
+    loaded, clean = scan.open_both(model, data, resize=reading.resize, **reading.how())
     tell(loaded.notes)
-    loaded.resize = loaded.resize or resize  # what is checked later is made to fit in the same way
+    loaded.resize = loaded.resize or reading.resize  # what is checked later is made to fit in the same way
     triggers = _triggers(report, loaded.digest) if report is not None else []
     with Progress() as on_event:
         fitted = guard.guard(
-            loaded, clean, methods, fpr=fpr, triggers=triggers, device=device, seed=seed, on_event=on_event
+            loaded,
+            clean,
+            methods,
+            fpr=fpr,
+            triggers=triggers,
+            device=reading.device,
+            seed=seed,
+            on_event=on_event,
         )
     fitted.save(writable_folder(out))
     screen = console()

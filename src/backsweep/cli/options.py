@@ -1,19 +1,31 @@
-"""Options that several commands have."""
+"""Options that several commands have: each stands here once.
+
+Options that belong together are a group, a dataclass whose fields are options. A command takes the group as
+one parameter, and `grouped` puts the fields into the signature that typer reads (decision 0014).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from backsweep.core.errors import BadInput
 
+if TYPE_CHECKING:
+    from backsweep.engine.engine import Engine
+
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the report; made if need be.")]
+Detectors = Annotated[list[str] | None, typer.Option("--detector", "-d", help="May repeat.")]
 Settings = Annotated[
     list[str] | None, typer.Option("-p", metavar="NAME.FIELD=VALUE", help="A setting of a method.")
 ]
+Alpha = Annotated[float, typer.Option(help="False-alarm rate that is accepted.")]
 Model = Annotated[
     str,
     typer.Argument(
@@ -24,47 +36,108 @@ Samples = Annotated[str, typer.Option(help="Clean samples: a folder per class, o
 Arch = Annotated[str | None, typer.Option(help="package.module:factory of your own code.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if any.")]
-Shape = Annotated[str | None, typer.Option(help="Of one input, e.g. 3,32,32.")]
-Classes = Annotated[int | None, typer.Option(help="Number of classes.")]
 Mean = Annotated[str | None, typer.Option(help="The model's normalisation, e.g. 0.5,0.5,0.5.")]
 Std = Annotated[str | None, typer.Option(help="Likewise.")]
-Weights = Annotated[
-    str | None, typer.Option(help="Entry of a checkpoint to take, e.g. ema, where several fit.")
-]
-InputRange = Annotated[
-    str | None, typer.Option(help="Of the pixels that the network takes: 0-1 (default) or 0-255.")
-]
-Layout = Annotated[str | None, typer.Option(help="NHWC for a network that takes channels last.")]
-Layer = Annotated[str | None, typer.Option(help="Name of the penultimate layer.")]
 Resize = Annotated[bool, typer.Option(help="Resize images to the model's input.")]
 
-Workers = Annotated[
-    int | None, typer.Option(help="Processes; with --engine: units in flight at most.", min=1)
-]
-EngineName = Annotated[str | None, typer.Option("--engine", help="dask or ray: compute on a cluster.")]
-Address = Annotated[
-    str | None, typer.Option(help="Of the cluster, HOST:PORT. Default: one on this machine is started.")
-]
-Gpus = Annotated[float, typer.Option(help="Share of a GPU that the cluster reserves for a unit.", min=0.0)]
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model and its samples are read."""
+
+    arch: Arch = None
+    device: Device = None
+    shape: Annotated[str | None, typer.Option(help="Of one input, e.g. 3,32,32.")] = None
+    classes: Annotated[int | None, typer.Option(help="Number of classes.")] = None
+    mean: Mean = None
+    std: Std = None
+    layer: Annotated[str | None, typer.Option(help="Name of the penultimate layer.")] = None
+    weights: Annotated[
+        str | None, typer.Option(help="Entry of a checkpoint to take, e.g. ema, where several fit.")
+    ] = None
+    input_range: Annotated[
+        str | None, typer.Option(help="Of the pixels that the network takes: 0-1 (default) or 0-255.")
+    ] = None
+    layout: Annotated[str | None, typer.Option(help="NHWC for a network that takes channels last.")] = None
+    resize: Resize = False
+
+    def how(self) -> dict[str, Any]:
+        """What `load` is told of the model.
+
+        Raises:
+            BadInput: numbers that are none, or another range than 0-1 and 0-255.
+        """
+        ranges = {None: None, "0-1": None, "0-255": 255.0}
+        if self.input_range not in ranges:
+            raise BadInput(
+                f"the range {self.input_range!r} is not known; there are 0-1 and 0-255 (--input-range)"
+            )
+        return {
+            "arch": self.arch, "shape": numbers(self.shape, int), "classes": self.classes,
+            "mean": numbers(self.mean), "std": numbers(self.std), "layer": self.layer,
+            "weights": self.weights, "pixel_range": ranges[self.input_range], "layout": self.layout,
+        }  # fmt: skip
 
 
-def how(
-    arch: str | None, shape: str | None, classes: int | None, mean: str | None, std: str | None,
-    layer: str | None, weights: str | None, input_range: str | None, layout: str | None,
-) -> dict[str, Any]:  # fmt: skip
-    """What `load` is told of a model.
+@dataclass(frozen=True)
+class Where:
+    """Where is computed."""
 
-    Raises:
-        BadInput: numbers that are none, or another range than 0-1 and 0-255.
-    """
-    ranges = {None: None, "0-1": None, "0-255": 255.0}
-    if input_range not in ranges:
-        raise BadInput(f"the range {input_range!r} is not known; there are 0-1 and 0-255 (--input-range)")
-    return {
-        "arch": arch, "shape": numbers(shape, int), "classes": classes, "mean": numbers(mean, float),
-        "std": numbers(std, float), "layer": layer, "weights": weights, "pixel_range": ranges[input_range],
-        "layout": layout,
-    }  # fmt: skip
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; with --engine: units in flight at most.", min=1)
+    ] = None
+    engine: Annotated[str | None, typer.Option("--engine", help="dask or ray: compute on a cluster.")] = None
+    address: Annotated[
+        str | None, typer.Option(help="Of the cluster, HOST:PORT. Default: one on this machine is started.")
+    ] = None
+    gpus: Annotated[
+        float, typer.Option(help="Share of a GPU that the cluster reserves for a unit.", min=0.0)
+    ] = 0.0
+
+    def open(self) -> Engine:
+        """The engine.
+
+        Raises:
+            BadInput: it is not installed, or not there.
+        """
+        from backsweep.engine.engine import Engine
+
+        return Engine(self.engine, self.workers, self.address, self.gpus)
+
+
+GROUPS = (Reading, Where)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of its groups in place of each group, as typer reads it."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type[Any]] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if hints[name] in GROUPS:
+            groups[name] = hints[name]
+            own = get_type_hints(hints[name], include_extras=True)
+            parameters += [_keyword(f.name, own[f.name], f.default) for f in fields(hints[name])]
+        else:
+            parameters.append(_keyword(name, hints[name], parameter.default))
+
+    @wraps(command)
+    def expanded(**given: Any) -> None:
+        made = {
+            name: group(**{f.name: given.pop(f.name) for f in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**made, **given)
+
+    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {p.name: p.annotation for p in parameters}
+    return expanded
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """A parameter by its name alone, so that those without a default may stand anywhere."""
+    none = inspect.Parameter.empty if default is MISSING else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=none, annotation=annotation)
 
 
 def tell(notes: Iterable[str]) -> None:

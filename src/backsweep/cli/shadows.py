@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backsweep.cli.options import Address, EngineName, Gpus, Mean, Seed, Std, Workers, numbers
+from backsweep.cli.options import Mean, Seed, Std, Where, grouped, numbers
 from backsweep.cli.terminal import Progress, console
 from backsweep.core.errors import BadInput
 
@@ -32,8 +32,10 @@ Variants = Annotated[
 
 
 @bank_app.command("build")
+@grouped
 def bank_build(
     file: File,
+    where: Where,
     arch: Archs = None,
     data: Annotated[
         str | None, typer.Option(help="Your clean samples: a folder per class, or .npz with x and y.")
@@ -46,14 +48,9 @@ def bank_build(
     paper: Annotated[bool, typer.Option("--paper", help="Train shadows as the paper does; slow.")] = False,
     variant: Variants = None,
     seed: Seed = 0,
-    workers: Workers = None,
-    engine: EngineName = None,
-    address: Address = None,
-    gpus: Gpus = 0.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Train shadow networks and tune queries with them; an interrupted run goes on where it was."""
-    from backsweep.engine.engine import Engine
     from backsweep.inputs.samples import Data
     from backsweep.shadows import bank, meta_classifier
     from backsweep.shadows import training as kinds
@@ -78,7 +75,7 @@ def bank_build(
         made = bank.build(
             clean, arch, shadows, file, recipe=recipe, seed=seed,
             variants=variant or meta_classifier.VARIANTS, tuning=meta_classifier.PAPER if paper else None,
-            engine=Engine(engine, workers, address, gpus), device=device, on_event=on_event,
+            engine=where.open(), device=device, on_event=on_event,
         )  # fmt: skip
     _show(made, file)
 
