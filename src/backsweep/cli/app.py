@@ -236,13 +236,15 @@ app.command()(history)
 
 @app.command("list")
 def list_() -> None:
-    """Detectors, repairs and attacks, with their settings."""
+    """Detectors, repairs and attacks, with their settings; those of other packages too."""
+    from rich.markup import escape
     from rich.table import Table
 
     from backsweep.auditing.detector import SetDetector
-    from backsweep.core.discovery import discover
+    from backsweep.core.discovery import discover, plugins
     from backsweep.core.method import Method
     from backsweep.guarding.detector import SampleDetector
+    from backsweep.render.view import clean
     from backsweep.repairing.method import Repair
     from backsweep.scanning.detector import ModelDetector
     from backsweep.zoo.attack import Attack
@@ -251,12 +253,20 @@ def list_() -> None:
         "Detectors of models": ModelDetector, "Detectors of inputs": SampleDetector,
         "Detectors of training sets": SetDetector, "Repairs": Repair, "Attacks": Attack,
     }  # fmt: skip
+    screen, broken = console(stderr=False), []
     for title, kind in kinds.items():
-        table = Table("name", "what", "settings (-p name.field=value)", title=title, title_justify="left")
+        brought = {p.name: clean(p.package) for p in plugins(kind) if p.cls is not None}
+        broken += [p for p in plugins(kind) if p.cls is None]
+        heads = ["name", "what", "settings (-p name.field=value)", *["from"] * bool(brought)]
+        table = Table(*heads, title=title, title_justify="left")
         for name, cls in discover(kind).items():
             settings = ", ".join(f"{k}={v}" for k, v in cls().settings().items())
-            table.add_row(name, cls.summary, settings)
-        console(stderr=False).print(table)
+            row = [name, cls.summary, settings, *[brought.get(name, "")] * bool(brought)]
+            table.add_row(*(escape(clean(cell, 1000)) for cell in row))
+        screen.print(table)
+    for plugin in broken:
+        line = f"broken: {clean(plugin.name)} of {clean(plugin.package)}: {clean(plugin.reason, 300)}"
+        screen.print(line, markup=False, soft_wrap=True)
 
 
 def _version(wanted: bool) -> None:

@@ -1,18 +1,61 @@
 """Detectors by the names of their classes: of models, of training sets and of single inputs.
 
-The methods themselves live with what uses them.
+The methods themselves live with what uses them. Beside them stands what a detector of one's own is made of.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backsweep.auditing.detector import SetDetector
+from backsweep.auditing.detector import SetDetector as SetDetector
+from backsweep.auditing.detector import TrainingSet as TrainingSet
+from backsweep.auditing.detector import class_evidence as class_evidence
 from backsweep.core.discovery import class_named, class_names
-from backsweep.guarding.detector import SampleDetector
-from backsweep.scanning.detector import ModelDetector
+from backsweep.guarding.detector import SampleDetector as SampleDetector
+from backsweep.scanning.detector import ModelDetector as ModelDetector
+from backsweep.scanning.detector import Unit as Unit
+from backsweep.scanning.outliers import outlier_findings as outlier_findings
+
+if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
+    from backsweep.auditing.detectors.activation_clustering import (
+        ActivationClustering as ActivationClustering,
+    )
+    from backsweep.auditing.detectors.contamination_analyzer import (
+        ContaminationAnalyzer as ContaminationAnalyzer,
+    )
+    from backsweep.auditing.detectors.cross_confusion import CrossConfusion as CrossConfusion
+    from backsweep.auditing.detectors.spectral_signatures import SpectralSignatures as SpectralSignatures
+    from backsweep.auditing.detectors.spectre import Spectre as Spectre
+    from backsweep.guarding.detectors.activation_filter import ActivationFilter as ActivationFilter
+    from backsweep.guarding.detectors.beatrix import Beatrix as Beatrix
+    from backsweep.guarding.detectors.cognitive_distillation import (
+        CognitiveDistillation as CognitiveDistillation,
+    )
+    from backsweep.guarding.detectors.confused_expert import ConfusedExpert as ConfusedExpert
+    from backsweep.guarding.detectors.frequency import Frequency as Frequency
+    from backsweep.guarding.detectors.ibd_psc import IbdPsc as IbdPsc
+    from backsweep.guarding.detectors.scale_up import ScaleUp as ScaleUp
+    from backsweep.guarding.detectors.strip import Strip as Strip
+    from backsweep.guarding.detectors.teco import TeCo as TeCo
+    from backsweep.guarding.detectors.washed_reference import WashedReference as WashedReference
+    from backsweep.scanning.detectors.cascade import Cascade as Cascade
+    from backsweep.scanning.detectors.cepa import Cepa as Cepa
+    from backsweep.scanning.detectors.inversion import Inversion as Inversion
+    from backsweep.scanning.detectors.mm_bd import MmBd as MmBd
+    from backsweep.scanning.detectors.mntd import MNTD as MNTD
+    from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse as NeuralCleanse
+    from backsweep.scanning.detectors.unicorn import Unicorn as Unicorn
 
 _KINDS = [ModelDetector, SampleDetector, SetDetector]
+_BASES = [
+    "ModelDetector",
+    "SampleDetector",
+    "SetDetector",
+    "TrainingSet",
+    "Unit",
+    "class_evidence",
+    "outlier_findings",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +63,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return class_names(_KINDS)
+    return sorted([*_BASES, *class_names(_KINDS)])

@@ -1,13 +1,36 @@
-"""Repairs by the names of their classes. The methods themselves live with what uses them."""
+"""Repairs by the names of their classes. The methods themselves live with what uses them.
+
+Beside them stands what a repair of one's own is made of.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backsweep.core.discovery import class_named, class_names
-from backsweep.repairing.method import Repair
+from backsweep.models.training import Recipe as Recipe
+from backsweep.models.training import thawed as thawed
+from backsweep.models.training import tuned as tuned
+from backsweep.repairing.method import Case as Case
+from backsweep.repairing.method import Repair as Repair
+
+if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
+    from backsweep.repairing.methods.anp import Anp as Anp
+    from backsweep.repairing.methods.clp import Clp as Clp
+    from backsweep.repairing.methods.contrastive_unlearning import (
+        ContrastiveUnlearning as ContrastiveUnlearning,
+    )
+    from backsweep.repairing.methods.fine_pruning import FinePruning as FinePruning
+    from backsweep.repairing.methods.fine_tuning import FineTuning as FineTuning
+    from backsweep.repairing.methods.ft_sam import FtSam as FtSam
+    from backsweep.repairing.methods.i_bau import IBau as IBau
+    from backsweep.repairing.methods.nad import Nad as Nad
+    from backsweep.repairing.methods.neuron_pruning import NeuronPruning as NeuronPruning
+    from backsweep.repairing.methods.rnp import Rnp as Rnp
+    from backsweep.repairing.methods.unlearning import Unlearning as Unlearning
 
 _KINDS = [Repair]
+_BASES = ["Case", "Recipe", "Repair", "thawed", "tuned"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +38,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return class_names(_KINDS)
+    return sorted([*_BASES, *class_names(_KINDS)])

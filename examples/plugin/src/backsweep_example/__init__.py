@@ -1,0 +1,1 @@
+"""A detector, an attack and a repair for Backsweep, found by their entry points."""
