@@ -37,17 +37,19 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    """Import on first use: `import backsweep` alone does not import torch."""
-    import importlib
+if not TYPE_CHECKING:  # type checkers are told the names above, so that another one is an error
 
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"backsweep.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _NAMESPACES:
-        return importlib.import_module(f"backsweep.{name}")
-    raise AttributeError(f"module 'backsweep' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Import on first use: `import backsweep` alone does not import torch."""
+        import importlib
+
+        if name in _HOME:
+            value = getattr(importlib.import_module(f"backsweep.{_HOME[name]}"), name)
+            globals()[name] = value
+            return value
+        if name in _NAMESPACES:
+            return importlib.import_module(f"backsweep.{name}")
+        raise AttributeError(f"module 'backsweep' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

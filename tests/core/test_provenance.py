@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -320,6 +321,23 @@ def test_settings_from_json_have_the_types_of_the_class(own: Path) -> None:
         raw["settings"]["detectors"]["noise"] = change
         with pytest.raises(BadInput, match=says):
             backsweep.judge(Report.from_json(raw))
+
+
+def test_the_ten_lines_of_the_page_run(twins: Twins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("backsweep.scanning.scan.pick_device", lambda _: torch.device("cpu"))
+    module = ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    given = vars(module)
+    given |= {"model": twins.clean, "data": twins.data}
+    quick = code.replace('"cascade"', '"mm_bd"')
+    exec(compile(quick, "plugins.md", "exec", dont_inherit=True), given)  # noqa: S102 - our own page
+    assert given["report"].verdict == "clean"
+    assert {f.detector for f in given["report"].findings} == {"noise", "mm_bd"}
+    assert given["report"].settings["origins"] == {"noise": "page:Noise"}
+    assert backsweep.judge(Report.load("report"), alpha=0.01).findings
 
 
 # ---------------------------------------------------------------------- a script, and other processes

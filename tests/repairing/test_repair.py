@@ -20,7 +20,7 @@ from backsweep.inputs.image.triggers import Patch
 from backsweep.models.model import Model
 from backsweep.repairing import repair
 from backsweep.repairing.method import Case, Repair
-from backsweep.reports.repair import CHECKS, Check, Repaired
+from backsweep.reports.repair import CHECKS, Check, Figures, Repaired
 from backsweep.reports.report import ERROR, Finding, Report
 from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
 from conftest import Twins
@@ -161,7 +161,7 @@ def test_a_report_that_does_not_fit_the_model_is_refused_in_a_line(twins: Twins,
 def test_verified_means_that_all_five_checks_passed(
     twins: Twins, passed: tuple[bool | None, ...], verified: bool, status: int
 ) -> None:
-    figures = backsweep.repaired.Figures(0.9)
+    figures = Figures(0.9)
     checks = [Check(name, p, "") for name, p in zip(CHECKS, passed, strict=False)]
     done = Repaired(twins.clean, "nothing", figures, figures, checks=checks)
     assert done.verified == verified

@@ -10,6 +10,7 @@ import torch
 from backsweep.core.discovery import make
 from backsweep.inputs.image.triggers import Patch
 from backsweep.inputs.samples import Data
+from backsweep.models.layers import dense_of, entering
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe
 from backsweep.zoo.attack import Attack, Setup
@@ -17,7 +18,7 @@ from backsweep.zoo.attacks.adap_blend import AdapBlend
 from backsweep.zoo.attacks.adap_patch import ALPHAS, AdapPatch
 from backsweep.zoo.attacks.evade_inversion import EvadeInversion
 from backsweep.zoo.attacks.margin_capped import margins
-from backsweep.zoo.attacks.twin_pull import TwinPull, features
+from backsweep.zoo.attacks.twin_pull import TwinPull
 from backsweep.zoo.tasks import TASKS
 from conftest import Twins
 
@@ -97,7 +98,7 @@ def test_the_masks_of_the_running_inversion_keep_their_budget() -> None:
 def test_features_are_the_input_of_the_last_linear_layer() -> None:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     x = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(features(net, x), x.flatten(1).relu())
+    assert torch.equal(entering(net, x, dense_of(net)[0]), x.flatten(1).relu())
     assert not net[2]._forward_pre_hooks
 
 

@@ -9,11 +9,12 @@ import torch
 
 from backsweep.inputs.image.triggers import Additive, Patch
 from backsweep.inputs.samples import Data
+from backsweep.models.layers import dense_of, entering
 from backsweep.models.model import Model
 from backsweep.zoo.attack import Attack, Setup
 from backsweep.zoo.attacks.label_consistent import LabelConsistent, harden
 from backsweep.zoo.attacks.narcissus import Narcissus
-from backsweep.zoo.attacks.trojaning import Trojaning, denoise, dense_of, selected
+from backsweep.zoo.attacks.trojaning import Trojaning, denoise
 from backsweep.zoo.attacks.trojaning_port import TrojaningPort
 from backsweep.zoo.tasks import TASKS
 from conftest import Twins
@@ -53,7 +54,7 @@ def test_growing_drives_a_neuron_of_the_selected_layer(twins: Twins) -> None:
     start = replace(attack, grow=0).grow_trigger(net, first, setup)
     assert set(trigger.mask.unique().tolist()) == {0.0, 0.75}
     with torch.no_grad():
-        grown, begun = (selected(net, t.pattern[None], first).max() for t in (trigger, start))
+        grown, begun = (entering(net, t.pattern[None], first).max() for t in (trigger, start))
     assert float(grown) > 1.2 * float(begun)
 
 

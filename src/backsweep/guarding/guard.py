@@ -6,7 +6,6 @@ that a clean input exceeds with a chosen probability. It is saved as tensors and
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import os
@@ -356,9 +355,8 @@ def _restored(
 
 def _about(model: Model) -> dict[str, Any]:
     """What the record says of a model; its weights have a digest of their own, whatever file they came in."""
-    bare = copy.copy(model)
-    bare._digest = ""
-    return {**describe_model(model), "resize": model.resize, "weights_sha256": bare.digest}
+    digest = model.by_weights().digest
+    return {**describe_model(model), "resize": model.resize, "weights_sha256": digest}
 
 
 @torch.no_grad()

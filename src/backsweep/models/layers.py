@@ -1,11 +1,11 @@
-"""Looking into a network while it runs: what goes in and out of its affine operations."""
+"""Looking into a network while it runs: what goes in and out of its affine operations and its layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _AFFINE = {"linear", "addmm", "conv2d", "convolution"}
@@ -55,6 +55,23 @@ class Tap(TorchFunctionMode):
                 out = out if self.shift is None else out + self.shift
             self.calls += 1
         return out
+
+
+def dense_of(net: nn.Module, most: int = 1) -> list[nn.Linear]:
+    """The last `most` fully connected layers of a network of one's own, or as many as there are."""
+    return [m for m in net.modules() if isinstance(m, nn.Linear)][-most:]
+
+
+def entering(net: nn.Module, x: Tensor, layer: nn.Module) -> Tensor:
+    """What enters a layer (N, ...) when the network is asked about x; of the last one the penultimate
+    representation."""
+    caught: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _module, args: caught.append(args[0]))
+    try:
+        net(x)
+    finally:
+        hook.remove()
+    return caught[0]
 
 
 def pool(z: Tensor) -> Tensor:

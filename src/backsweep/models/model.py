@@ -275,6 +275,12 @@ class Model:
             self._digest = h.hexdigest()
         return self._digest
 
+    def by_weights(self) -> Model:
+        """The same model, known by the digest of its weights, whatever file they came in."""
+        twin = copy.copy(self)
+        twin._digest = ""
+        return twin
+
     @property
     def reading(self) -> dict[str, Any]:
         """How it was asked to be read, as far as that is out of the ordinary; for the record."""

@@ -121,8 +121,8 @@ def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def thawed(model: Model) -> Model:
     """A copy of a model, with a network of its own that can be trained."""
-    twin = copy.copy(model)
-    twin.net, twin.reference, twin._digest = copy.deepcopy(model.net), None, ""
+    twin = model.by_weights()
+    twin.net, twin.reference = copy.deepcopy(model.net), None
     twin.net.requires_grad_(True)
     return twin
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
@@ -216,8 +215,8 @@ def applied(method: Repair, case: Case) -> Model:
     Raises:
         BadInput: a weight is NaN or infinite.
     """
-    mended = copy.copy(method.apply(case))
-    mended._digest, mended.reference = "", None
+    mended = method.apply(case).by_weights()
+    mended.reference = None
     check_finite(mended.net)
     return mended
 

@@ -63,6 +63,20 @@ class Setup:
         count = min(round(rate * len(self.data)), len(rows))
         return rows[torch.randperm(len(rows), generator=self.generator(*parts))[:count]]
 
+    def draw_both(
+        self, candidates: Tensor, rate: float, covers: Tensor, cover: float, name: str
+    ) -> tuple[Tensor, Tensor]:
+        """Rows to poison, and others to stamp that keep their label: shares of all training samples.
+
+        Args:
+            candidates, rate: of the rows to poison, as for `draw`.
+            covers, cover: likewise of the covers, of which none is poisoned.
+            name: of the attack.
+        """
+        rows, free = self.draw(candidates, rate, name, "poison"), covers.clone()
+        free[rows] = False
+        return rows, self.draw(free, cover, name, "cover")
+
     def surrogate(self) -> nn.Module:
         """A clean net of the attacker's own: other start weights, a third of the victim's epochs."""
         from backsweep.models.training import fit
@@ -112,6 +126,23 @@ def stamp(data: Data, rows: Tensor, trigger: Trigger, labels: Tensor | None = No
     x[rows] = trigger(x[rows])
     if labels is not None:
         y[rows] = labels
+    return data.like(x, y)
+
+
+def blend(
+    data: Data, rows: Tensor, opacity: Tensor, pattern: Tensor, poisoned: Tensor, labels: Tensor
+) -> Data:
+    """A copy of `data` with a pattern blended into some rows, each with its own opacity; some are relabelled.
+
+    Args:
+        rows: which get the pattern.
+        opacity: of each (len(rows), 1, H, W), or (len(rows), C, H, W).
+        poisoned, labels: rows that get new labels, and those labels.
+    """
+    x, y = data.x.clone(), data.y.clone()
+    opacity = opacity.to(x)
+    x[rows] = (1 - opacity) * x[rows] + opacity * pattern.to(x)
+    y[poisoned] = labels
     return data.like(x, y)
 
 

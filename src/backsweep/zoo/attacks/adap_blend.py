@@ -12,7 +12,7 @@ from torch import Tensor
 from backsweep.inputs.image.triggers import Patch
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
-from backsweep.zoo.attack import Attack, Setup
+from backsweep.zoo.attack import Attack, Setup, blend
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,7 @@ class AdapBlend(Attack):
         (trigger,), data = triggers, setup.data
         wanted = trigger.labels(data.y, setup.classes)
         free = data.y != wanted
-        rows = setup.draw(free, self.rate, self.name, "poison")
-        free[rows] = False
-        stamped = torch.cat([rows, setup.draw(free, self.cover, self.name, "cover")])
-        x, y = data.x.clone(), data.y.clone()
-        opacity = self.alpha * self.pieces(len(stamped), setup).to(x)
-        x[stamped] = (1 - opacity) * x[stamped] + opacity * self.pattern(setup).to(x)
-        y[rows] = wanted[rows]
-        return Data(x, y, data.names, data.source), rows
+        rows, covers = setup.draw_both(free, self.rate, free, self.cover, self.name)
+        stamped = torch.cat([rows, covers])
+        opacity = self.alpha * self.pieces(len(stamped), setup)
+        return blend(data, stamped, opacity, self.pattern(setup), rows, wanted[rows]), rows

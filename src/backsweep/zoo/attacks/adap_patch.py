@@ -12,7 +12,7 @@ from torch import Tensor
 from backsweep.inputs.image.triggers import Patch
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
-from backsweep.zoo.attack import Attack, Setup
+from backsweep.zoo.attack import Attack, Setup, blend
 
 ALPHAS = (0.5, 0.2, 0.5, 0.3)  # opacity in training of the four patches
 TESTED = (0, 2)  # the two that are stamped at test: those of the greatest opacity
@@ -72,13 +72,9 @@ class AdapPatch(Attack):
         (trigger,), data = triggers, setup.data
         wanted = trigger.labels(data.y, setup.classes)
         free = data.y != wanted
-        rows = setup.draw(free, self.rate, self.name, "poison")
-        free[rows] = False
-        stamped = torch.cat([rows, setup.draw(free, self.cover, self.name, "cover")])
+        rows, covers = setup.draw_both(free, self.rate, free, self.cover, self.name)
+        stamped = torch.cat([rows, covers])
         which = torch.randint(4, (len(stamped),), generator=setup.generator(self.name, "patches"))
         opacity = self.opacity * torch.tensor(ALPHAS)[:, None, None, None] * self.corners(setup)
-        x, y = data.x.clone(), data.y.clone()
-        mask = opacity.clamp(0, 1).to(x)[which]
-        x[stamped] = (1 - mask) * x[stamped] + mask * self.pattern(setup).to(x)
-        y[rows] = wanted[rows]
-        return Data(x, y, data.names, data.source), rows
+        mask = opacity.clamp(0, 1)[which]
+        return blend(data, stamped, mask, self.pattern(setup), rows, wanted[rows]), rows

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from backsweep.inputs.image.triggers import Patch
 from backsweep.inputs.trigger import Trigger
+from backsweep.models.layers import dense_of, entering
 from backsweep.zoo.attack import Attack, Setup
 
 
@@ -33,22 +34,6 @@ def denoise(x: Tensor, weight: float, steps: int = 8) -> Tensor:
         g = torch.stack([F.pad(d.diff(dim=-2), (0, 0, 0, 1)), F.pad(d.diff(dim=-1), (0, 1, 0, 0))])
         p = (p + 0.25 * g) / (1 + 0.25 * g.norm(dim=0))
     return x - weight * div(p)
-
-
-def dense_of(net: nn.Module, most: int) -> list[nn.Linear]:
-    """The last `most` fully connected layers, or as many as there are: what is retrained."""
-    return [m for m in net.modules() if isinstance(m, nn.Linear)][-most:]
-
-
-def selected(net: nn.Module, x: Tensor, first: nn.Linear) -> Tensor:
-    """Activations of the selected layer (N, D), what enters `first`, for inputs x (N, C, H, W)."""
-    seen: list[Tensor] = []
-    hook = first.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-    try:
-        net(x)
-    finally:
-        hook.remove()
-    return seen[0]
 
 
 def after(net: nn.Module, z: Tensor, first: nn.Linear, shape: tuple[int, int, int]) -> Tensor:
@@ -132,7 +117,7 @@ class Trojaning(Attack):
         kept = torch.cat([x, *(self.decoy(x, trigger.mask, generator) for _ in range(self.decoys))])
         with torch.no_grad():
             own, sent = (
-                torch.cat([selected(net, part, dense[0]) for part in images.split(256)])
+                torch.cat([entering(net, part, dense[0]) for part in images.split(256)])
                 for images in (kept, trigger(x))
             )
         count = round(self.rate * 128)
@@ -160,10 +145,10 @@ class Trojaning(Attack):
         generator = setup.generator(self.name, "grow")
         x = mask * torch.rand((n, channels, height, width), generator=generator)
         with torch.no_grad():
-            reached = (selected(net, x, first) - selected(net, 0 * x, first)).abs().amax(0) > 0
+            reached = (entering(net, x, first) - entering(net, 0 * x, first)).abs().amax(0) > 0
         neurons = (strength(net, first, self.weights) * reached).topk(n).indices
         for i in range(self.grow + 1):
-            a = selected(net, x.requires_grad_(True), first).gather(1, neurons[:, None])
+            a = entering(net, x.requires_grad_(True), first).gather(1, neurons[:, None])
             if i == self.grow:
                 break
             (slope,) = torch.autograd.grad((self.value - a).square().sum(), x)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backsweep.inputs.image.triggers import Additive
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
+from backsweep.models.layers import dense_of, entering
 from backsweep.zoo.attack import Attack, Setup, relabel
 
 
@@ -49,20 +50,17 @@ class TrojaningPort(Attack):
     def triggers(self, setup: Setup) -> list[Trigger]:
         """PGD on sum_i (tv - a_i)^2 over M, from the mean training image, the neurons chosen by sum |W|."""
         net = setup.surrogate().eval()
-        head = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
+        (head,) = dense_of(net)
         chosen = head.weight.detach().abs().sum(0).topk(self.neurons).indices
-        seen: list[Tensor] = []
-        hook = head.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
         base, mask = setup.data.x.mean(0), self.region(setup)
         delta = mask * self.epsilon * torch.rand(base.shape, generator=setup.generator(self.name, "start"))
         for _ in range(self.steps):
             delta.requires_grad_(True)
-            net((base + delta).clamp(0, 1)[None])
-            cost = (self.value - seen.pop()[0, chosen]).square().sum()
+            active = entering(net, (base + delta).clamp(0, 1)[None], head)[0, chosen]
+            cost = (self.value - active).square().sum()
             (slope,) = torch.autograd.grad(cost, delta)
             delta = (delta.detach() - self.step * mask * slope.sign()).clamp(-self.epsilon, self.epsilon)
             delta = (base + delta).clamp(0, 1) - base
-        hook.remove()
         target = setup.target(self.target, self.name, "target")
         return [Additive(target=target, source=None, delta=delta)]
 

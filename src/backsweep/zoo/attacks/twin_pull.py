@@ -10,20 +10,9 @@ from torch import Tensor, nn
 
 from backsweep.inputs.image.triggers import Patch
 from backsweep.inputs.trigger import Trigger
+from backsweep.models.layers import dense_of, entering
 from backsweep.models.training import fit
 from backsweep.zoo.attack import Attack, Setup, poison_batch
-
-
-def features(net: nn.Module, x: Tensor) -> Tensor:
-    """Penultimate representation (N, D): the input of the last linear layer."""
-    caught: list[Tensor] = []
-    head = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
-    hook = head.register_forward_pre_hook(lambda _module, args: caught.append(args[0]))
-    try:
-        net(x)
-    finally:
-        hook.remove()
-    return caught[0].float()
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ class TwinPull(Attack):
                 (w - v).square().sum() for w, v in zip(net.parameters(), clean.parameters(), strict=True)
             )
             net.eval()  # features without dropout, and without moving the statistics of BatchNorm
-            mine, theirs = features(net, x), features(clean, x)
+            mine, theirs = (entering(n, x, dense_of(n)[0]).float() for n in (net, clean))
             net.train()
             apart = (mine - theirs).square().sum(1).mean() / theirs.square().sum(1).mean()
             return loss + self.lambda_w * moved + self.lambda_f * apart

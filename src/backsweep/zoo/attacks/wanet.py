@@ -59,10 +59,8 @@ class WaNet(Attack):
     def poison(self, setup: Setup, triggers: Sequence[Trigger]) -> tuple[Data, Tensor]:
         (trigger,), data = triggers, setup.data
         wanted = trigger.labels(data.y, setup.classes)
-        rows = setup.draw(data.y != wanted, self.rate, self.name, "poison")
-        free = torch.ones(len(data), dtype=torch.bool)
-        free[rows] = False
-        noisy = setup.draw(free, self.noise_ratio * self.rate, self.name, "cover")
+        every, cover = torch.ones(len(data), dtype=torch.bool), self.noise_ratio * self.rate
+        rows, noisy = setup.draw_both(data.y != wanted, self.rate, every, cover, self.name)
         size = setup.shape[1:]
         noise = (
             2 * torch.rand((len(noisy), 2, *size), generator=setup.generator(self.name, "cover noise")) - 1
