@@ -1,7 +1,7 @@
 """Options that several commands have: each stands here once.
 
 Options that belong together are a group, a dataclass whose fields are options. A command takes the group as
-one parameter, and `grouped` puts the fields into the signature that typer reads (decision 0016).
+one parameter, and `grouped` puts the fields into the signature that typer reads (decision 0017).
 """
 
 from __future__ import annotations
