@@ -46,13 +46,18 @@ def files(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("format_", "data"),
-    [("safetensors", "digits.npz"), ("pth", "digits.npz"), ("pt2", "digits.npz"), ("pt2", "images")],
+    ("format_", "data", "detectors"),
+    [
+        ("safetensors", "digits.npz", ()),  # the default ones
+        ("pth", "digits.npz", ("-d", "neural_cleanse")),
+        ("pt2", "digits.npz", ("-d", "neural_cleanse")),
+        ("pt2", "images", ("-d", "neural_cleanse")),
+    ],
 )
 def test_every_format_gives_the_verdict(
-    shell: Shell, files: Path, twins: Twins, tmp_path: Path, format_: str, data: str
+    shell: Shell, files: Path, twins: Twins, tmp_path: Path, format_: str, data: str, detectors: tuple[str]
 ) -> None:
-    arch = [] if format_ == "pt2" else ["--arch", ARCH]
+    arch = [*([] if format_ == "pt2" else ["--arch", ARCH]), *detectors]
     for name, expected in (("bad", 1), ("good", 0)):
         out = tmp_path / name
         words = ["scan", files / f"{name}.{format_}", "--data", files / data, *arch, "--out", out]
