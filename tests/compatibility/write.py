@@ -67,7 +67,7 @@ def write(folder: Path) -> None:
     for name in ("clean", "backdoored"):
         run(folder, "scan", f"{name}.safetensors", *own, *cpu, "--out", f"scan-{name}")
     known = ["--arch", ARCH, "--data", "training.npz"]
-    run(folder, "audit", "backdoored.safetensors", *known, *cpu, "--out", "audit")
+    run(folder, "audit", "backdoored.safetensors", *known, *cpu, "--alpha", "0.5", "--out", "audit")
     words = ["--report", "scan-backdoored", "--out", "repaired.safetensors"]
     run(folder, "repair", "backdoored.safetensors", *own, *cpu, *words)
     run(folder, "guard", "fit", "backdoored.safetensors", *own, *cpu, "--fpr", "0.02", "--out", "guard")
