@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Processes that tests start, and every library here, take one thread: two workers and what they start would
+# take one for every core each, and wait for each other. Set before torch and NumPy are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

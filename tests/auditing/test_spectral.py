@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from backsweep.auditing.detectors.spectral_signatures import SpectralSignatures,
 from backsweep.auditing.detectors.spectre import Spectre
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
+from backsweep.models.training import fit
 from backsweep.reports.report import ERROR, NOTE
 from backsweep.zoo.attacks.badnets import BadNets
 from backsweep.zoo.tasks import TASKS
@@ -204,18 +206,20 @@ def test_surer_is_the_gap_of_the_margins_in_deviations() -> None:
 
 
 def test_poisoned_digits_stand_out_in_the_infected_network_alone(twins: Twins) -> None:
-    """Half of the target class of the tiny network is poisoned, which is more than either method is made for.
+    """A third of the target class of the tiny network is poisoned, as much as the method is made for.
 
     The clean twin knows the poisoned samples by their true classes, among which they are like any other.
     """
-    task, attack = TASKS["digits"], BadNets(size=1, margin=0)
+    task, attack = TASKS["digits"], BadNets(size=1, margin=0, rate=0.05)
     clean = task.load()[0]
     setup = task.setup(clean, seed=0)
     data, rows = attack.poison(setup, attack.triggers(setup))
     bad = torch.zeros(len(data), dtype=torch.bool)
     bad[rows] = True
+    net = fit(task.net(0), data, replace(task.recipe, epochs=40), 0)  # long enough to learn so few of them
+    infected = Model(net, task.shape, task.classes)
     auroc = []
-    for model, y in ((twins.infected, data.y), (twins.clean, clean.y)):
+    for model, y in ((infected, data.y), (twins.clean, clean.y)):
         features, logits = streamed(model, data.x)
         given = TrainingSet(Data(data.x, y), CLASSES, features, logits, model, train)
         before = {k: v.clone() for k, v in model.net.state_dict().items()}

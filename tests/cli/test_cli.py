@@ -46,16 +46,19 @@ def files(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("format_", "data"),
+    ("format_", "data", "detectors"),
     [
-        ("safetensors", "digits.npz"), ("pth", "digits.npz"), ("whole.pt", "digits.npz"),
-        ("pt2", "digits.npz"), ("pt2", "images"),
+        ("safetensors", "digits.npz", ()),  # the default ones
+        ("pth", "digits.npz", ("-d", "neural_cleanse")),
+        ("whole.pt", "digits.npz", ("-d", "neural_cleanse")),
+        ("pt2", "digits.npz", ("-d", "neural_cleanse")),
+        ("pt2", "images", ("-d", "neural_cleanse")),
     ],
-)  # fmt: skip
+)
 def test_every_format_gives_the_verdict(
-    shell: Shell, files: Path, twins: Twins, tmp_path: Path, format_: str, data: str
+    shell: Shell, files: Path, twins: Twins, tmp_path: Path, format_: str, data: str, detectors: tuple[str]
 ) -> None:
-    arch = [] if format_ == "pt2" else ["--arch", ARCH]
+    arch = [*([] if format_ == "pt2" else ["--arch", ARCH]), *detectors]
     for name, expected in (("bad", 1), ("good", 0)):
         out = tmp_path / name
         words = ["scan", files / f"{name}.{format_}", "--data", files / data, *arch, "--out", out]

@@ -220,11 +220,20 @@ def files(twins: Twins, folder: Path) -> list[str]:
     return [*BACKSWEEP, *words, *more, "--workers", "2"]
 
 
+@pytest.fixture(scope="module")
+def whole(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What that command must find, in this process and in one go."""
+    folder = tmp_path_factory.mktemp("whole")
+    files(twins, folder)
+    clean = backsweep.Data.open(folder / "digits.npz", shape=(1, 8, 8))
+    return digest(backsweep.scan(twins.infected, clean, "neural_cleanse", device="cpu").evidence)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_leaves_no_worker_and_goes_on_where_it_was(
-    twins: Twins, tmp_path: Path, how: signal.Signals
+    twins: Twins, whole: str, tmp_path: Path, how: signal.Signals
 ) -> None:
     words, log = files(twins, tmp_path), tmp_path / "out" / LOG
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as first:
@@ -246,9 +255,7 @@ def test_a_stopped_run_leaves_no_worker_and_goes_on_where_it_was(
     again = subprocess.run(words, capture_output=True, text=True, check=False)
     assert again.returncode == 1, again.stderr
     assert log.read_text().count("\n") == 10
-    clean = backsweep.Data.open(tmp_path / "digits.npz", shape=(1, 8, 8))
-    whole = backsweep.scan(twins.infected, clean, "neural_cleanse", device="cpu")
-    assert digest(Report.load(tmp_path / "out").evidence) == digest(whole.evidence)
+    assert digest(Report.load(tmp_path / "out").evidence) == whole
 
 
 def children(parent: int) -> list[int]:
