@@ -21,9 +21,11 @@ from backsweep.formats.hugging_face.preprocessing import numbers
 from backsweep.formats.pickles.checkpoints import open_checkpoint
 from backsweep.formats.timm import names as timm
 
-__all__ = ["Folder", "digest", "listed", "network", "numbers", "read", "tensors"]
+__all__ = ["Folder", "digest", "listed", "network", "numbers", "read", "shard", "tensors"]
 CONFIGS = ("config.json", "preprocessor_config.json")
 PICKLE = "pytorch_model.bin"
+INDEX = "model.safetensors.index.json"
+_AGAIN = "get all of its files again"
 _MOST_BYTES = 2**26  # of an index or a config
 _NO_CONFIG = "this folder has no config.json, as a Hugging Face model has; name the model file"
 _PICKLES = (
@@ -125,8 +127,9 @@ def _weights(folder: Folder) -> tuple[dict[str, Tensor], list[str]]:
     """All weights, and what should be known of how they are kept."""
     weights: dict[str, Tensor] = {}
     names = _weight_files(folder)
+    files = listed(folder, INDEX) if names != [PICKLE] and "model.safetensors" not in folder.names else None
     for name in names:
-        weights |= tensors(name, folder.read(name))
+        weights |= shard(folder, name, files) if files is not None else tensors(name, folder.read(name))
     notes = [f"its weights are those of {PICKLE}, a pickle: it is read as data, and nothing in it is run"]
     return weights, notes if names == [PICKLE] else []
 
@@ -157,15 +160,21 @@ def listed(folder: Folder, index: str) -> dict[str, str]:
     files = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise BadInput('it is JSON without a "weight_map", so it is no index of weights; name the model')
-    again = "get all of its files again"
     if absent := sorted(set(files.values()) - folder.names):
-        raise BadInput(f"it names files that are not in its folder: {some(absent)}; {again}")
-    for name in sorted(set(files.values())):
-        with safetensors.safe_open(folder.path / name, framework="pt") as file:
-            held = set(file.keys())
-        if wrong := sorted(held ^ {key for key, place in files.items() if place == name}):
-            raise BadInput(f"{name!r} does not hold what the index says: {some(wrong)}; {again}")
+        raise BadInput(f"it names files that are not in its folder: {some(absent)}; {_AGAIN}")
     return files
+
+
+def shard(folder: Folder, name: str, files: Mapping[str, str]) -> dict[str, Tensor]:
+    """The weights in one file of an index.
+
+    Raises:
+        BadInput: they are others than the index says. Any other error means damage.
+    """
+    part = dict(safetensors.torch.load(folder.read(name)))
+    if wrong := sorted(set(part) ^ {key for key, place in files.items() if place == name}):
+        raise BadInput(f"{name!r} does not hold what the index says: {some(wrong)}; {_AGAIN}")
+    return part
 
 
 def _check_config(config: dict[str, Any]) -> None:
@@ -202,8 +211,8 @@ def _check_task(config: dict[str, Any]) -> None:
 def _weight_files(folder: Folder) -> list[str]:
     if "model.safetensors" in folder.names:
         return ["model.safetensors"]
-    if "model.safetensors.index.json" in folder.names:
-        return sorted(set(listed(folder, "model.safetensors.index.json").values()))
+    if INDEX in folder.names:
+        return sorted(set(listed(folder, INDEX).values()))
     if PICKLE in folder.names:
         return [PICKLE]
     if any(n.startswith(("pytorch_model", "tf_model", "flax_model")) for n in folder.names):
@@ -231,9 +240,7 @@ def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
         log.disable_progress_bar()
         try:
             with torch.random.fork_rng(devices=[]):
-                settings = _settings(transformers, config)
-                with torch.device("meta"):  # only to learn the class
-                    kind = type(transformers.AutoModelForImageClassification.from_config(settings))
+                kind, settings = _kind(transformers, config)
                 net, info = kind.from_pretrained(
                     None,
                     config=settings,
@@ -256,8 +263,8 @@ def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
     return module
 
 
-def _settings(transformers: Any, config: dict[str, Any]) -> Any:
-    """The config as transformers has it."""
+def _kind(transformers: Any, config: dict[str, Any]) -> tuple[Any, Any]:
+    """The class of the network, one of transformers' own, and the config as that has it."""
     kind = str(config.get("model_type"))
     if kind not in transformers.CONFIG_MAPPING:
         raise BadInput(
@@ -267,7 +274,11 @@ def _settings(transformers: Any, config: dict[str, Any]) -> Any:
     settings = transformers.CONFIG_MAPPING[kind].from_dict(config)
     if type(settings) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise BadInput(f"its model_type {kind[:60]!r} is no image classifier in transformers; give one")
-    return settings
+    found = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
+    if isinstance(found, tuple):  # the config says which
+        wanted = config.get("architectures") or ()
+        found = next((c for c in found if c.__name__ in wanted), found[0])
+    return found, settings
 
 
 def _flip(net: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_bytes
+from backsweep.core.text import some
 from backsweep.formats import huggingface
+from backsweep.formats.timm import names as timm
 from backsweep.formats.weights import sharded
 from backsweep.formats.weights.values import (
     CHANGED,
@@ -72,6 +74,11 @@ def _unread(config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module) -
     ends up is found by reading files whose numbers count through all places.
     """
     values, keys = of_network(net), list(stored)
+    if timm.is_timm(config):  # which keeps its names
+        named = {k: timm.bare(k) for k in keys}
+        if lost := [n for n in named.values() if n not in values]:
+            raise BadInput(f"the network is not that of its config.json any more: {some(lost)}")
+        return {k: values[n] for k, n in named.items()}
     starts = torch.tensor([0, *(stored[k].numel() for k in keys)]).cumsum(0)
     total = int(starts[-1])
 

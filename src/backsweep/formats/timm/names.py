@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line, some
+from backsweep.formats.hugging_face.preprocessing import numbers
 from backsweep.formats.timm import mobilenet
 from backsweep.formats.timm.convnext import ConvNeXt
 from backsweep.formats.timm.resnet import ResNet
@@ -45,15 +46,20 @@ def is_timm(config: Mapping[str, Any]) -> bool:
     return "architecture" in config and config.get("model_type") in (None, "timm_wrapper")
 
 
+def bare(key: str) -> str:
+    """timm's own name of a weight, without what transformers puts before it."""
+    return key.removeprefix("timm_model.")
+
+
 def network(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     """The network of a config.json of timm, with its weights.
 
     Raises:
         BadInput: an architecture or a setting that is not known here, or weights of another network.
     """
-    bare = {k.removeprefix("timm_model."): v for k, v in weights.items()}
-    net = _built(config, bare)
-    state = {k: v.reshape(()).long() if k.endswith("num_batches_tracked") else v for k, v in bare.items()}
+    named = {bare(k): v for k, v in weights.items()}
+    net = _built(config, named)
+    state = {k: v.reshape(()).long() if k.endswith("num_batches_tracked") else v for k, v in named.items()}
     wanted = net.state_dict()
     for name, value in wanted.items():  # older files have no counters; they are of no use here
         if name.endswith("num_batches_tracked"):
@@ -116,13 +122,9 @@ def _classes(config: Mapping[str, Any]) -> int:
 
 def _inputs(weights: Mapping[str, Tensor]) -> int:
     """Channels of the images: of the first convolution."""
-    bare = (k.removeprefix("timm_model.") for k in weights)
-    for key in bare:
-        if re.fullmatch(r"(conv1|conv1\.0|conv_stem|stem\.0|patch_embed\.proj)\.weight", key):
-            found = weights.get(key, weights.get(f"timm_model.{key}"))
-            if found is not None and found.ndim == 4:
-                return int(found.shape[1])
-    return 0
+    first = r"(conv1|conv1\.0|conv_stem|stem\.0|patch_embed\.proj)\.weight"
+    found = (v for k, v in weights.items() if re.fullmatch(first, bare(k)) and v.ndim == 4)
+    return next((int(v.shape[1]) for v in found), 0)
 
 
 def _shown(config: Mapping[str, Any]) -> str:

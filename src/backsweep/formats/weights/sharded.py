@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors.torch
 from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import some
-from backsweep.formats.huggingface import Folder, listed
+from backsweep.formats.huggingface import Folder, listed, shard
 
 _ENDING = ".safetensors.index.json"
 
@@ -61,7 +60,7 @@ def read(index: Path) -> tuple[dict[str, Tensor], str]:
     folder, files = shards(index)
     weights: dict[str, Tensor] = {}
     for name in sorted(set(files.values())):
-        weights |= safetensors.torch.load(folder.read(name))
+        weights |= shard(folder, name, files)
     return weights, folder.digest
 
 
