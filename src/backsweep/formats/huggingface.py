@@ -1,13 +1,12 @@
-"""Folders of Hugging Face image classifiers. Only JSON and safetensors of them are read."""
+"""Folders of Hugging Face image classifiers: of transformers, and of timm. No code in them is run."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import json
-import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,22 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import some
+from backsweep.formats.hugging_face import labels, preprocessing
+from backsweep.formats.hugging_face.preprocessing import numbers
+from backsweep.formats.pickles.checkpoints import open_checkpoint
+from backsweep.formats.timm import names as timm
+
+__all__ = ["Folder", "digest", "listed", "network", "numbers", "read", "shard", "tensors"]
+CONFIGS = ("config.json", "preprocessor_config.json")
+PICKLE = "pytorch_model.bin"
+INDEX = "model.safetensors.index.json"
+_AGAIN = "get all of its files again"
+_MOST_BYTES = 2**26  # of an index or a config
+_NO_CONFIG = "this folder has no config.json, as a Hugging Face model has; name the model file"
+_PICKLES = (
+    "it holds its weights as a pickle or for another framework; where it was made, call "
+    "model.save_pretrained(folder), which writes safetensors"
+)
 
 
 class Folder:
@@ -31,8 +46,14 @@ class Folder:
         self.names = {p.name for p in path.iterdir() if p.is_file()}
         self._digests: dict[str, str] = {}
 
-    def read(self, name: str) -> bytes:
-        """Content of a file, which from then on counts in the digest."""
+    def read(self, name: str, most: int = 2**62) -> bytes:
+        """Content of a file, which from then on counts in the digest.
+
+        Raises:
+            BadInput: it has more bytes than `most`.
+        """
+        if (self.path / name).stat().st_size > most:
+            raise BadInput(f"{name!r} has more than {most:,} bytes; get it again")
         blob = (self.path / name).read_bytes()
         self._digests[name] = hashlib.sha256(blob).hexdigest()
         return blob
@@ -44,28 +65,26 @@ class Folder:
 
 
 def read(path: Path) -> tuple[nn.Module, dict[str, Any], str]:
-    """The network, what `Model` needs to know of it (shape, mean, std, labels), and the digest.
+    """The network, what `Model` needs to know of it (shape, mean, std, labels) with notes, and the digest.
 
     Raises:
-        BadInput: not such a folder, code of its own, pickled or quantised weights, weights that do
-            not fit, or transformers is not installed. Any other error means damage.
+        BadInput: not such a folder, code of its own, quantised weights, weights that do not fit or cannot be
+            read, or transformers is not installed. Any other error means damage.
     """
     folder = Folder(path)
-    if "config.json" not in folder.names:
-        raise BadInput("this folder has no config.json, as a Hugging Face model has; name the model file")
-    config = json.loads(folder.read("config.json"))
-    _check_config(config)
-    prep = {}
-    if "preprocessor_config.json" in folder.names:
-        prep = json.loads(folder.read("preprocessor_config.json"))
-    weights: dict[str, Tensor] = {}
-    for name in _weight_files(folder):
-        weights.update(safetensors.torch.load(folder.read(name)))
-    said = _preprocessing(config, prep)
-    net = _network(config, weights)
-    if prep.get("do_flip_channel_order"):
-        net.register_forward_pre_hook(_flip)
-    return net, said, folder.digest
+    config, prep = configs(folder)
+    weights, kept = _weights(folder)
+    if timm.is_timm(config):
+        net = timm.network(config, weights)
+        said, notes = timm.preprocessing(config, weights)
+    else:
+        said, notes = preprocessing.preprocessing(config, prep)
+        said["labels"], more = labels.labels(config, labels.count(weights))
+        notes += more
+        net = _network(config, weights)
+        if prep is not None and prep.get("do_flip_channel_order"):
+            net.register_forward_pre_hook(_flip)
+    return net, {**said, "notes": [*kept, *notes]}, folder.digest
 
 
 def digest(path: Path) -> str:
@@ -76,8 +95,8 @@ def digest(path: Path) -> str:
     """
     folder = Folder(path)
     if "config.json" not in folder.names:
-        raise BadInput("this folder has no config.json, as a Hugging Face model has; name the model file")
-    for name in ("config.json", "preprocessor_config.json"):
+        raise BadInput(_NO_CONFIG)
+    for name in CONFIGS:
         if name in folder.names:
             folder.read(name)
     for name in _weight_files(folder):
@@ -85,12 +104,77 @@ def digest(path: Path) -> str:
     return folder.digest
 
 
-def numbers(values: Iterable[Any]) -> tuple[float, ...]:
-    """Finite numbers out of JSON."""
-    found = tuple(float(v) for v in values)
-    if not all(map(math.isfinite, found)):
-        raise ValueError(f"{found} are not all finite")
-    return found
+def configs(folder: Folder) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What config.json and, if it is there, preprocessor_config.json say.
+
+    Raises:
+        BadInput: it asks for code of its own, or is of no network that is judged. Any other error: damage.
+    """
+    if "config.json" not in folder.names:
+        raise BadInput(_NO_CONFIG)
+    found: list[dict[str, Any]] = []
+    for name in CONFIGS:
+        if name in folder.names:
+            found.append(json.loads(folder.read(name, _MOST_BYTES)))
+            if not isinstance(found[-1], dict):
+                raise BadInput(f"its {name} is no table; get the folder again")
+    _check_config(found[0])
+    _check_task(found[0])
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def _weights(folder: Folder) -> tuple[dict[str, Tensor], list[str]]:
+    """All weights, and what should be known of how they are kept."""
+    weights: dict[str, Tensor] = {}
+    names = _weight_files(folder)
+    files = listed(folder, INDEX) if names != [PICKLE] and "model.safetensors" not in folder.names else None
+    for name in names:
+        weights |= shard(folder, name, files) if files is not None else tensors(name, folder.read(name))
+    notes = [f"its weights are those of {PICKLE}, a pickle: it is read as data, and nothing in it is run"]
+    return weights, notes if names == [PICKLE] else []
+
+
+def tensors(name: str, blob: bytes) -> dict[str, Tensor]:
+    """The weights in a file of a folder.
+
+    Raises:
+        BadInput: it is a pickle of something else. Any other error means damage.
+    """
+    if name != PICKLE:
+        return dict(safetensors.torch.load(blob))
+    found = open_checkpoint(blob).value
+    found = found.get("state_dict", found) if isinstance(found, dict) else {}
+    held = {str(k): v.detach() for k, v in found.items() if isinstance(v, Tensor)}
+    if not held:
+        raise BadInput(f"{PICKLE} holds no weights by name; {_PICKLES}")
+    return held
+
+
+def listed(folder: Folder, index: str) -> dict[str, str]:
+    """The file of every weight, as an index says. Names of files stay inside the folder.
+
+    Raises:
+        BadInput: it is no index, or of other files than are there. Any other error means damage.
+    """
+    table = json.loads(folder.read(index, _MOST_BYTES))
+    files = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise BadInput('it is JSON without a "weight_map", so it is no index of weights; name the model')
+    if absent := sorted(set(files.values()) - folder.names):
+        raise BadInput(f"it names files that are not in its folder: {some(absent)}; {_AGAIN}")
+    return files
+
+
+def shard(folder: Folder, name: str, files: Mapping[str, str]) -> dict[str, Tensor]:
+    """The weights in one file of an index.
+
+    Raises:
+        BadInput: they are others than the index says. Any other error means damage.
+    """
+    part = dict(safetensors.torch.load(folder.read(name)))
+    if wrong := sorted(set(part) ^ {key for key, place in files.items() if place == name}):
+        raise BadInput(f"{name!r} does not hold what the index says: {some(wrong)}; {_AGAIN}")
+    return part
 
 
 def _check_config(config: dict[str, Any]) -> None:
@@ -102,8 +186,6 @@ def _check_config(config: dict[str, Any]) -> None:
         )
     if config.get("quantization_config"):
         raise BadInput("it holds quantised weights, which are not readable yet; save it before quantisation")
-    if str(config.get("model_type")).startswith("timm"):
-        raise BadInput("it wraps a model of timm; save its weights and name the code with arch= (--arch)")
     for key, value in list(config.items()):
         if key.startswith("_") or key.endswith(("_implementation", "dtype")):
             del config[key]
@@ -111,54 +193,41 @@ def _check_config(config: dict[str, Any]) -> None:
             _check_config(value)
 
 
+def _check_task(config: dict[str, Any]) -> None:
+    """Refuse what is no classifier of single inputs."""
+    if str(config.get("model_type")).startswith("timm") and not timm.is_timm(config):
+        raise BadInput(
+            "it wraps a model of timm, and does not say which (architecture); get the folder again"
+        )
+    if config.get("problem_type") == "multi_label_classification":
+        raise BadInput(
+            "it judges labels independently of each other (multi-label); only networks with one class for "
+            "each input are judged"
+        )
+    if config.get("problem_type") == "regression" or len(config.get("id2label") or "..") == 1:
+        raise BadInput("it predicts a number (regression, one label), not a class; give a classifier")
+
+
 def _weight_files(folder: Folder) -> list[str]:
     if "model.safetensors" in folder.names:
         return ["model.safetensors"]
-    if "model.safetensors.index.json" in folder.names:
-        index = json.loads(folder.read("model.safetensors.index.json"))
-        shards = sorted(set(index["weight_map"].values()))
-        if absent := [s for s in shards if s not in folder.names]:
-            raise BadInput(f"it lacks the weight files {some(absent)}; get the folder again")
-        return shards
+    if INDEX in folder.names:
+        return sorted(set(listed(folder, INDEX).values()))
+    if PICKLE in folder.names:
+        return [PICKLE]
     if any(n.startswith(("pytorch_model", "tf_model", "flax_model")) for n in folder.names):
-        raise BadInput(
-            "it holds its weights as a pickle or for another framework; where it was made, call "
-            "model.save_pretrained(folder), which writes safetensors"
-        )
+        raise BadInput(_PICKLES)
     raise BadInput("this Hugging Face folder has no model.safetensors; get the folder again")
 
 
-def _preprocessing(config: dict[str, Any], prep: dict[str, Any]) -> dict[str, Any]:
-    """Shape, normalisation in units of [0, 1], and labels, from the two JSON files."""
-    size = prep.get("size") or config.get("image_size")
-    if prep.get("do_center_crop") and prep.get("crop_size"):
-        size = prep["crop_size"]
-    if isinstance(size, dict):
-        edge = size.get("shortest_edge")
-        size = (size.get("height", edge), size.get("width", edge))
-    said: dict[str, Any] = {}
-    if size:
-        sides = (size, size) if isinstance(size, int) else size
-        said["shape"] = tuple(int(n) for n in (config.get("num_channels", 3), *sides))
-    # A pixel u in [0, 1] reaches the network as (255 * factor * u - offset - mean) / std.
-    scale = 255 * float(prep.get("rescale_factor", 1 / 255)) if prep.get("do_rescale", True) else 255.0
-    offset = 1.0 if prep.get("rescale_offset") else 0.0
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    if prep.get("do_normalize", "image_mean" in prep):
-        mean, std = numbers(prep["image_mean"]), numbers(prep["image_std"])
-    if prep.get("include_top"):  # EfficientNet divides a second time
-        std = tuple(s * s for s in std)
-    said["mean"] = numbers((m + offset) / scale for m in mean)
-    said["std"] = numbers(s / scale for s in std)
-    names = {int(k): str(v) for k, v in (config.get("id2label") or {}).items()}
-    if not all(v.startswith("LABEL_") for v in names.values()):
-        said["labels"] = tuple(names[i] for i in range(len(names)))
-    return said
+def network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network that a config names, with its weights."""
+    return timm.network(config, weights) if timm.is_timm(config) else _network(config, weights)
 
 
-def _network(config: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
+def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     """The network of transformers' own code for this config. No file is opened, no host is asked."""
+    config = labels.completed(config, labels.count(weights))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -171,13 +240,11 @@ def _network(config: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
         log.disable_progress_bar()
         try:
             with torch.random.fork_rng(devices=[]):
-                settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config)
-                with torch.device("meta"):  # only to learn the class
-                    kind = type(transformers.AutoModelForImageClassification.from_config(settings))
+                kind, settings = _kind(transformers, config)
                 net, info = kind.from_pretrained(
                     None,
                     config=settings,
-                    state_dict=weights,
+                    state_dict=dict(weights),
                     ignore_mismatched_sizes=True,
                     local_files_only=True,
                     output_loading_info=True,
@@ -194,6 +261,24 @@ def _network(config: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
         )
     module: nn.Module = net.float().eval()
     return module
+
+
+def _kind(transformers: Any, config: dict[str, Any]) -> tuple[Any, Any]:
+    """The class of the network, one of transformers' own, and the config as that has it."""
+    kind = str(config.get("model_type"))
+    if kind not in transformers.CONFIG_MAPPING:
+        raise BadInput(
+            f"its model_type {kind[:60]!r} is not known to transformers {transformers.__version__}; update "
+            "transformers, or export the network (torch.export.save, torch.onnx.export)"
+        )
+    settings = transformers.CONFIG_MAPPING[kind].from_dict(config)
+    if type(settings) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise BadInput(f"its model_type {kind[:60]!r} is no image classifier in transformers; give one")
+    found = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
+    if isinstance(found, tuple):  # the config says which
+        wanted = config.get("architectures") or ()
+        found = next((c for c in found if c.__name__ in wanted), found[0])
+    return found, settings
 
 
 def _flip(net: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,9 +14,18 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_bytes
+from backsweep.core.text import some
 from backsweep.formats import huggingface
+from backsweep.formats.timm import names as timm
 from backsweep.formats.weights import sharded
-from backsweep.formats.weights.values import CHANGED, find_again, new_values, of_network, with_values
+from backsweep.formats.weights.values import (
+    CHANGED,
+    as_stored,
+    find_again,
+    new_values,
+    of_network,
+    with_values,
+)
 from backsweep.models.model import Model
 
 _OTHER_WEIGHTS = ("pytorch_model", "tf_model", "flax_model")  # in a folder: the backdoor, once more
@@ -28,27 +36,35 @@ def hugging_face(model: Model, source: Path) -> tuple[set[str], dict[str, bytes]
     """Names of the files to keep, and the new content of those that hold weights."""
     try:
         folder = huggingface.Folder(source)
-        config = json.loads(folder.read("config.json"))
-        if "preprocessor_config.json" in folder.names:
-            folder.read("preprocessor_config.json")
+        config, _ = huggingface.configs(folder)
         blobs = {name: folder.read(name) for name in huggingface._weight_files(folder)}
     except Exception as e:
         raise BadInput(CHANGED) from e
     if folder.digest != model.origin:
         raise BadInput(CHANGED)
-    huggingface._check_config(config)
-    shards = {name: safetensors.torch.load(blob) for name, blob in blobs.items()}
+    shards = {name: huggingface.tensors(name, blob) for name, blob in blobs.items()}
     new = _unread(config, {k: v for shard in shards.values() for k, v in shard.items()}, model.net)
-    written = {
-        name: with_values(blob, {k: new[k] for k in shards[name] if k in new}) for name, blob in blobs.items()
-    }
+    written = {}
+    for name, blob in blobs.items():
+        values = {k: new[k] for k in shards[name] if k in new}
+        if name == huggingface.PICKLE:  # what was a pickle becomes safetensors
+            written["model.safetensors"] = _safe(shards[name], values)
+        else:
+            written[name] = with_values(blob, values)
     _check(config, written, model.net, new)
     stale = {
-        n for n in folder.names - set(blobs) if n.startswith(_OTHER_WEIGHTS) or n.endswith(".safetensors")
+        n for n in folder.names - set(written) if n.startswith(_OTHER_WEIGHTS) or n.endswith(".safetensors")
     }
-    if "model.safetensors" in blobs:
+    if "model.safetensors" in written:
         stale.add("model.safetensors.index.json")
-    return folder.names - stale, written
+    return (folder.names | set(written)) - stale, written
+
+
+def _safe(stored: dict[str, Tensor], new: dict[str, Tensor]) -> bytes:
+    """Weights of a pickle with new values, as a file of their own."""
+    kept = {k: as_stored(k, v, new[k]) if k in new else v for k, v in stored.items()}
+    plain = {k: v.clone().contiguous() for k, v in kept.items()}
+    return bytes(safetensors.torch.save(plain, metadata={"format": "pt"}))
 
 
 def _unread(config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
@@ -58,6 +74,11 @@ def _unread(config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module) -
     ends up is found by reading files whose numbers count through all places.
     """
     values, keys = of_network(net), list(stored)
+    if timm.is_timm(config):  # which keeps its names
+        named = {k: timm.bare(k) for k in keys}
+        if lost := [n for n in named.values() if n not in values]:
+            raise BadInput(f"the network is not that of its config.json any more: {some(lost)}")
+        return {k: values[n] for k, n in named.items()}
     starts = torch.tensor([0, *(stored[k].numel() for k in keys)]).cumsum(0)
     total = int(starts[-1])
 
@@ -67,7 +88,7 @@ def _unread(config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module) -
             for k, start in zip(keys, starts, strict=False)
         }
         return {
-            name: v.long().flatten() for name, v in of_network(huggingface._network(config, count)).items()
+            name: v.long().flatten() for name, v in of_network(huggingface.network(config, count)).items()
         }
 
     low = places(lambda place: place % _EXACT)
@@ -89,7 +110,7 @@ def _unread(config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module) -
 def _check(config: dict[str, Any], written: dict[str, bytes], net: nn.Module, new: dict[str, Tensor]) -> None:
     """What is written must be read as the network is, but for the rounding of the dtype of the files."""
     stored = {k: v for blob in written.values() for k, v in safetensors.torch.load(blob).items()}
-    again, values = of_network(huggingface._network(config, stored)), of_network(net)
+    again, values = of_network(huggingface.network(config, stored)), of_network(net)
     coarse = [torch.finfo(stored[k].dtype) for k, v in new.items() if stored[k].dtype != v.dtype]
     rtol, atol = max((f.eps for f in coarse), default=0.0), max((f.tiny for f in coarse), default=0.0)
     for name, value in values.items():

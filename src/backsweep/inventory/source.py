@@ -53,4 +53,4 @@ def is_model(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return (folder / "saved_model.pb").is_file() or any(folder.glob("*.safetensors.index.json"))
-    return isinstance(config, dict) and "model_type" in config
+    return isinstance(config, dict) and bool({"model_type", "architecture"} & set(config))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import safetensors.torch
 from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import some
-from backsweep.formats.huggingface import Folder
+from backsweep.formats.huggingface import Folder, listed, shard
 
 _ENDING = ".safetensors.index.json"
-_MOST_BYTES = 2**26  # of an index
-_AGAIN = "get all of its files again"
 
 
 def index_in(folder: Path) -> Path | None:
@@ -52,15 +48,7 @@ def shards(index: Path) -> tuple[Folder, dict[str, str]]:
         BadInput: the index is damaged, or names files that are not there. Any other error means damage.
     """
     folder = Folder(index.parent)
-    if index.stat().st_size > _MOST_BYTES:
-        raise BadInput(f"an index of more than {_MOST_BYTES:,} bytes; {_AGAIN}")
-    table = json.loads(folder.read(index.name))
-    files = table.get("weight_map") if isinstance(table, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise BadInput('it is JSON without a "weight_map", so it is no index of weights; name the model')
-    if absent := sorted(set(files.values()) - folder.names):
-        raise BadInput(f"it names files that are not in its folder: {some(absent)}; {_AGAIN}")
-    return folder, files
+    return folder, listed(folder, index.name)
 
 
 def read(index: Path) -> tuple[dict[str, Tensor], str]:
@@ -72,11 +60,7 @@ def read(index: Path) -> tuple[dict[str, Tensor], str]:
     folder, files = shards(index)
     weights: dict[str, Tensor] = {}
     for name in sorted(set(files.values())):
-        part = safetensors.torch.load(folder.read(name))
-        listed = {key for key, place in files.items() if place == name}
-        if wrong := sorted(listed ^ set(part)):
-            raise BadInput(f"{name!r} does not hold what the index says: {some(wrong)}; {_AGAIN}")
-        weights |= part
+        weights |= shard(folder, name, files)
     return weights, folder.digest
 
 
