@@ -21,6 +21,7 @@ class Method:
         noun: what a method of this kind is called, "detector", "attack" or "repair".
         package: the package with one method in each module.
         group: entry points of packages from outside that bring methods of this kind.
+        needs: what it must have of a network beside the network's answers.
     """
 
     name: ClassVar[str] = ""
@@ -28,6 +29,7 @@ class Method:
     noun: ClassVar[str] = "method"
     package: ClassVar[str] = ""
     group: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ("gradients", "layers", "weights")
 
     @property
     def itself(self) -> Method:

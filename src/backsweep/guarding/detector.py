@@ -19,6 +19,7 @@ from backsweep.core.method import Method
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
+from backsweep.models.checks import lacking
 from backsweep.models.model import Model
 
 Score = Callable[[Tensor], Tensor]
@@ -112,7 +113,7 @@ class SampleDetector(Method):
         Raises:
             BadInput: it does not apply.
         """
-        reason = self.applies(model, data, triggers)
+        reason = lacking(self, model) or self.applies(model, data, triggers)
         if reason:
             raise BadInput(f"{self.name}: {reason}")
         learned, rest = self.halves(data)

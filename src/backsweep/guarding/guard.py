@@ -35,11 +35,19 @@ from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import modality_named
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
-from backsweep.models.checks import as_model, check_fit, describe_model, doubtful_accuracy, pick_device
+from backsweep.models.checks import (
+    as_model,
+    check_fit,
+    describe_model,
+    doubtful_accuracy,
+    lacking,
+    pick_device,
+)
 from backsweep.models.model import READING, Model
 from backsweep.reports.report import Note
 
 DEFAULT_GUARDS = ("confused_expert", "washed_reference")
+BLACK_BOX_GUARDS = ("strip",)  # for a network that only answers
 PARTS = 3  # one of these parts of the clean samples only sets the threshold
 SETTINGS = ("shape", "classes", "mean", "std", "layer", *READING)  # of a model, that its guard hangs on
 PROBES, PROBE_SLACK = 2, 0.01  # inputs by which a model is known again, and how far its logits may be off
@@ -260,7 +268,8 @@ def guard(
     data = Data.of(clean_data)
     model = as_model(model, data)
     check_fit(model, data)
-    methods, begin = choose(detectors), time.monotonic()
+    methods = choose(detectors if detectors is not None or model.gives else BLACK_BOX_GUARDS)
+    begin = time.monotonic()
     calibration, rest = thirds(data, seed)
     if not math.isfinite(threshold(torch.zeros(len(calibration)), fpr)):
         need = PARTS * (math.ceil((1 - fpr) / fpr - 1e-9) - 1) + 1
@@ -275,7 +284,7 @@ def guard(
         if on_event is not None:
             on_event(Event("guard", i, len(methods), 0, time.monotonic() - begin))
         try:
-            reason = method.applies(work, rest, triggers)
+            reason = lacking(method, work) or method.applies(work, rest, triggers)
             if not reason:
                 scorers[method.name] = method.fit(work, rest, triggers)
                 reason = _useless(scorers[method.name].clean)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from backsweep.core.errors import BadInput
+from backsweep.core.method import Method
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import MIN_PER_CLASS, MIN_SAMPLES, Data
 from backsweep.models.model import Model
@@ -75,6 +76,12 @@ def as_reference(reference: Model | nn.Module, model: Model, data: Data) -> Mode
     return there
 
 
+def lacking(method: Method, model: Model) -> str:
+    """Why a method cannot be used on a network of which only the answers are known, "" when it can."""
+    missing = [what for what in method.needs if what not in model.gives]
+    return f"it needs {' and '.join(missing)} of the network, and a black box only answers" if missing else ""
+
+
 def pick_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, else a GPU when there is one."""
     if device is None:
@@ -110,7 +117,7 @@ def describe_model(model: Model) -> dict[str, Any]:
     return {
         "source": model.source,
         "sha256": model.digest,
-        "sha256_of": "file" if Path(model.source).is_file() else "weights",
+        "sha256_of": ("file" if Path(model.source).is_file() else "weights") if model.gives else "answers",
         "is_path": Path(model.source).exists(),
         "arch": model.arch,
         "layout": model.layout,

@@ -22,7 +22,7 @@ from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
-from backsweep.models import outputs
+from backsweep.models import black_box, outputs
 from backsweep.models.layers import Tap, pool
 
 READING = ("weights", "pixel_range", "input_layout")  # how a model can be read, as reports name it
@@ -99,11 +99,7 @@ class Model:
         self.source = source or type(net).__name__
         self.modality = modality
         self._digest = digest
-        self._check_settings()
-        if layout not in (None, "NCHW", "NHWC") or (self.channels_last and len(self.shape) != 3):
-            raise BadInput(
-                f"layout {layout!r} is not known for such inputs; images have NCHW or NHWC (--layout)"
-            )
+        outputs.check_settings(self.shape, mean, std, layout)
         outputs.check_finite(self.net)
         lent, self._dtype = self.net, torch.float32
         self.net, turned = outputs.in_float32(lent)
@@ -116,6 +112,23 @@ class Model:
             self._dtype = next(t.dtype for t in self._tensors() if t.is_floating_point())
             self._probe()
         self.notes = tuple(filter(None, (*said, *turned, self._answer.note())))
+
+    @staticmethod
+    def black_box(
+        answer: black_box.Answers, shape: Sequence[int], *, batch: int = 64, **settings: Any
+    ) -> Model:
+        """A model of which only the answers are known.
+
+        Args:
+            answer, batch: as for `Asked`.
+            shape, settings: as for a `Model`.
+
+        Raises:
+            BadInput: it fails, or answers with something else than class scores.
+        """
+        model = Model(black_box.Asked(answer, batch), shape, **{"source": "black box", **settings})
+        model.notes = (black_box.NOTE, *model.notes)
+        return model
 
     def __repr__(self) -> str:
         return f"Model({self.source!r}, shape={self.shape}, classes={self.classes})"
@@ -259,6 +272,11 @@ class Model:
         return tensor.device if tensor is not None else torch.device("cpu")
 
     @property
+    def gives(self) -> frozenset[str]:
+        """What is to be had of the network beside its answers."""
+        return frozenset() if isinstance(self.net, black_box.Asked) else black_box.EVERYTHING
+
+    @property
     def answers_probabilities(self) -> bool:
         """Whether the network yields probabilities and its logits cannot be read off before a softmax."""
         kinds = outputs.PROBABILITIES, outputs.ONE_PROBABILITY
@@ -266,13 +284,10 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the model file, or of the weights when the model came as a live module."""
+        """SHA-256 of the model file; of the weights of a live module, of some answers of a black box."""
         if not self._digest:
-            h = hashlib.sha256()
-            for name, tensor in sorted(self.net.state_dict().items()):
-                h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                h.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-            self._digest = h.hexdigest()
+            x = self.modality.random(8, self.shape, torch.Generator().manual_seed(0))
+            self._digest = black_box.digest_of(self.net if self.gives else self.logits(x))
         return self._digest
 
     def by_weights(self) -> Model:
@@ -342,15 +357,6 @@ class Model:
 
     def _tensors(self) -> Any:
         yield from (*self.net.parameters(), *self.net.buffers())
-
-    def _check_settings(self) -> None:
-        if not self.shape or min(self.shape) < 1:
-            raise BadInput(f"shape {self.shape} is not the shape of an input, e.g. (3, 32, 32)")
-        for name, value in (("mean", self.mean), ("std", self.std)):
-            if value is not None and len(value) not in (1, self.shape[0]):
-                raise BadInput(f"{name} has {len(value)} values; the input has {self.shape[0]} channels")
-        if self.std is not None and min(self.std) <= 0:
-            raise BadInput(f"std {tuple(self.std)} must be above zero")
 
     def _probe(self) -> None:
         """One forward pass on two made-up inputs: shape, kind of output, penultimate layer."""

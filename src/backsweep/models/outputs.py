@@ -232,3 +232,22 @@ def check_finite(net: nn.Module) -> None:
                 f"weight {name!r} holds NaN or infinite values; "
                 "the file is damaged or training diverged: get the model again"
             )
+
+
+def check_settings(
+    shape: Sequence[int], mean: Sequence[float] | None, std: Sequence[float] | None, layout: str | None
+) -> None:
+    """Whether inputs can have this shape, normalisation and layout.
+
+    Raises:
+        BadInput: they cannot.
+    """
+    if not shape or min(shape) < 1:
+        raise BadInput(f"shape {tuple(shape)} is not the shape of an input, e.g. (3, 32, 32)")
+    for name, value in (("mean", mean), ("std", std)):
+        if value is not None and len(value) not in (1, shape[0]):
+            raise BadInput(f"{name} has {len(value)} values; the input has {shape[0]} channels")
+    if std is not None and min(std) <= 0:
+        raise BadInput(f"std {tuple(std)} must be above zero")
+    if layout not in (None, "NCHW", "NHWC") or (layout == "NHWC" and len(shape) != 3):
+        raise BadInput(f"layout {layout!r} is not known for such inputs; images have NCHW or NHWC (--layout)")

@@ -72,6 +72,8 @@ def repair(
     """
     data = Data.of(data)
     model = as_model(model, data)
+    if not model.gives:
+        raise BadInput("a black box only answers, so there are no weights to repair; load the network itself")
     check_fit(model, data)
     if report is not None and not isinstance(report, Report):
         report = Report.load(Path(report))

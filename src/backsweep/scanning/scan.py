@@ -29,6 +29,7 @@ from backsweep.models.checks import (
     check_fit,
     describe_model,
     doubtful_accuracy,
+    lacking,
     pick_device,
 )
 from backsweep.models.model import Model
@@ -38,6 +39,7 @@ from backsweep.scanning.collect import collect
 from backsweep.scanning.detector import ModelDetector
 
 DEFAULT_DETECTORS = ("cascade", "neural_cleanse")
+BLACK_BOX_DETECTORS = ("black_box_path",)  # of a network that only answers
 EXAMPLES = 8
 
 
@@ -80,7 +82,7 @@ def scan(
     data = Data.of(data)
     model = as_model(model, data)
     check_fit(model, data)
-    methods = choose(detectors)
+    methods = choose(detectors if detectors is not None or model.gives else BLACK_BOX_DETECTORS)
     device = pick_device(device)
     work = model.copy(device)
     work.reference = None if reference is None else as_reference(reference, model, data).copy(device)
@@ -108,7 +110,7 @@ def scan(
     if doubt:
         report.errors.append(Note("clean accuracy", doubt))
     for method in [] if doubt else methods:
-        reason = method.applies(work, data)
+        reason = lacking(method, work) or method.applies(work, data)
         if reason:
             report.skipped.append(Note(method.name, reason))
             continue

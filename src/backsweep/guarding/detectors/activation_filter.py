@@ -33,6 +33,7 @@ class ActivationFilter(SampleDetector):
 
     name: ClassVar[str] = "activation_filter"
     summary: ClassVar[str] = "inputs that raise a recovered trigger's neurons (Neural Cleanse)"
+    needs: ClassVar[tuple[str, ...]] = ("layers",)
 
     share: float = 0.01
 

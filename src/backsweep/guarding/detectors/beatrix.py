@@ -40,6 +40,7 @@ class Beatrix(SampleDetector):
 
     name: ClassVar[str] = "beatrix"
     summary: ClassVar[str] = "inputs whose features co-occur unlike their class's (Beatrix)"
+    needs: ClassVar[tuple[str, ...]] = ("layers",)
     batch: ClassVar[int] = 128
 
     layer: int = -1

@@ -41,6 +41,7 @@ class CognitiveDistillation(SampleDetector):
 
     name: ClassVar[str] = "cognitive_distillation"
     summary: ClassVar[str] = "inputs of which a small part gives the answer (Cognitive Distillation)"
+    needs: ClassVar[tuple[str, ...]] = ("gradients",)
     learns: ClassVar[float] = 0.0
     batch: ClassVar[int] = 128
 

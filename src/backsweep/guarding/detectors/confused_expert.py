@@ -41,6 +41,7 @@ class ConfusedExpert(SampleDetector):
 
     name: ClassVar[str] = "confused_expert"
     summary: ClassVar[str] = "inputs that keep their label when the network forgets its classes (ours)"
+    needs: ClassVar[tuple[str, ...]] = ("weights",)
 
     experts: int = 2
     updates: int = 300

@@ -46,6 +46,7 @@ class Frequency(SampleDetector):
 
     name: ClassVar[str] = "frequency"
     summary: ClassVar[str] = "images with a trigger's traces in their spectrum (Zeng et al.)"
+    needs: ClassVar[tuple[str, ...]] = ()
 
     preset: str = "standard"
 

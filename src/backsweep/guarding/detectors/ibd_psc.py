@@ -45,6 +45,7 @@ class IbdPsc(SampleDetector):
 
     name: ClassVar[str] = "ibd_psc"
     summary: ClassVar[str] = "inputs whose class survives amplified BatchNorm layers (IBD-PSC)"
+    needs: ClassVar[tuple[str, ...]] = ("weights",)
 
     omega: float = 1.5
     xi: float = 0.6

@@ -37,6 +37,7 @@ class ScaleUp(SampleDetector):
 
     name: ClassVar[str] = "scale_up"
     summary: ClassVar[str] = "labels that stay when the pixels are multiplied (SCALE-UP)"
+    needs: ClassVar[tuple[str, ...]] = ()
 
     mode: str = "data_limited"
     form: str = "hard"

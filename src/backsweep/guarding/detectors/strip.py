@@ -43,6 +43,7 @@ class Strip(SampleDetector):
 
     name: ClassVar[str] = "strip"
     summary: ClassVar[str] = "predictions that stay sure when other inputs are blended in (STRIP)"
+    needs: ClassVar[tuple[str, ...]] = ()
     batch: ClassVar[int] = 128
 
     overlays: int = 100

@@ -36,6 +36,7 @@ class TeCo(SampleDetector):
 
     name: ClassVar[str] = "teco"
     summary: ClassVar[str] = "labels that withstand some corruptions only (TeCo)"
+    needs: ClassVar[tuple[str, ...]] = ()
     learns: ClassVar[float] = 0.0
     batch: ClassVar[int] = 64
 

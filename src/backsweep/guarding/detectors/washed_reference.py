@@ -32,6 +32,7 @@ class WashedReference(SampleDetector):
 
     name: ClassVar[str] = "washed_reference"
     summary: ClassVar[str] = "inputs on which a washed copy of the network disagrees (ours)"
+    needs: ClassVar[tuple[str, ...]] = ("weights",)
 
     def applies(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> str:
         if sum(p.ndim >= 2 for p in model.net.parameters()) < 2:

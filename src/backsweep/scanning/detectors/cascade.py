@@ -70,6 +70,7 @@ class Cascade(ModelDetector):
 
     name: ClassVar[str] = "cascade"
     summary: ClassVar[str] = "every class and pair in several spaces, against a washed reference"
+    needs: ClassVar[tuple[str, ...]] = ("gradients", "weights")
     code: ClassVar[str] = "BSW110"
 
     spaces: str = DEFAULT

@@ -54,6 +54,7 @@ class Cepa(ModelDetector):
 
     name: ClassVar[str] = "cepa"
     summary: ClassVar[str] = "consensus shift of an embedding per class, outlier (CEPA, 2024)"
+    needs: ClassVar[tuple[str, ...]] = ("gradients", "layers")
     code: ClassVar[str] = "BSW103"
 
     preset: str = "standard"

@@ -38,6 +38,7 @@ class Inversion(ModelDetector):
 
     name: ClassVar[str] = "inversion"
     summary: ClassVar[str] = "smallest additive, frequency or warp trigger per class, outlier"
+    needs: ClassVar[tuple[str, ...]] = ("gradients",)
     code: ClassVar[str] = "BSW105"
 
     family: str = "pixel"

@@ -45,6 +45,7 @@ class MmBd(ModelDetector):
 
     name: ClassVar[str] = "mm_bd"
     summary: ClassVar[str] = "largest margin per class, without data (MM-BD, 2024)"
+    needs: ClassVar[tuple[str, ...]] = ("gradients",)
     code: ClassVar[str] = "BSW102"
 
     preset: str = "standard"

@@ -39,6 +39,7 @@ class MNTD(ModelDetector):
     name: ClassVar[str] = "mntd"
     code: ClassVar[str] = "BSW106"
     summary: ClassVar[str] = "answers to tuned queries, read as shadow networks taught (MNTD, 2021)"
+    needs: ClassVar[tuple[str, ...]] = ()
 
     bank: str | None = None
     variant: str = JUMBO

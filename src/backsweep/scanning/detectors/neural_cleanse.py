@@ -45,6 +45,7 @@ class NeuralCleanse(ModelDetector):
 
     name: ClassVar[str] = "neural_cleanse"
     summary: ClassVar[str] = "smallest patch per class, outlier among classes (Neural Cleanse, 2019)"
+    needs: ClassVar[tuple[str, ...]] = ("gradients",)
     code: ClassVar[str] = "BSW101"
 
     preset: str = "standard"

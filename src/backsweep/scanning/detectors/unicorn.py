@@ -81,6 +81,7 @@ class Unicorn(ModelDetector):
 
     name: ClassVar[str] = "unicorn"
     summary: ClassVar[str] = "trigger in a learnt space per class, outlier among classes (UNICORN, 2023)"
+    needs: ClassVar[tuple[str, ...]] = ("gradients", "layers")
     code: ClassVar[str] = "BSW104"
 
     preset: str = "standard"
