@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,3 +80,9 @@ def pool(z: Tensor) -> Tensor:
     if z.ndim == 4:
         return z.mean((2, 3))
     return z.flatten(1, -2).mean(1) if z.ndim == 3 else z.flatten(1)
+
+
+def set_mode(net: nn.Module, training: bool) -> None:
+    """`net.train(training)`, also for an exported program, whose mode is fixed by its export."""
+    with contextlib.suppress(NotImplementedError):
+        net.train(training)

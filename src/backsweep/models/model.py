@@ -7,7 +7,6 @@ after the stamp.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import math
@@ -23,7 +22,7 @@ from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models import black_box, outputs
-from backsweep.models.layers import Tap, pool
+from backsweep.models.layers import Tap, pool, set_mode
 
 READING = ("weights", "pixel_range", "input_layout")  # how a model can be read, as reports name it
 
@@ -388,16 +387,4 @@ class Model:
     def _extremes(self, x: Tensor) -> Tensor:
         """Class scores of inputs that differ as much as inputs can."""
         more = self.modality.random(8, self.shape, torch.Generator().manual_seed(1)).to(x.device)
-        ends = [
-            x * 0,
-            *([more.round(), x.round(), 1 - x.round(), x * 0 + 1] if x.is_floating_point() else []),
-        ]
-        return torch.cat(
-            [self._answer.taken(self._answers(pair)) for pair in torch.cat([more, *ends]).split(2)]
-        )
-
-
-def set_mode(net: nn.Module, training: bool) -> None:
-    """`net.train(training)`, also for an exported program, whose mode is fixed by its export."""
-    with contextlib.suppress(NotImplementedError):
-        net.train(training)
+        return torch.cat([self._run(pair) for pair in outputs.extremes(x, more).split(2)])

@@ -183,6 +183,12 @@ def kind_of(
     return LOGITS, heads[0][0] if heads else None
 
 
+def extremes(x: Tensor, more: Tensor) -> Tensor:
+    """Inputs that differ as much as inputs can: `more`, and inputs x at the ends of their range."""
+    ends = [more.round(), x.round(), 1 - x.round(), x * 0 + 1] if x.is_floating_point() else []
+    return torch.cat([more, x * 0, *ends])
+
+
 def _inside(scores: Tensor) -> bool:
     return bool((scores >= 0).all() and (scores <= 1).all())
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from backsweep.inputs.modality import Augment
 from backsweep.inputs.samples import Data
-from backsweep.models.model import Model, set_mode
+from backsweep.models.layers import set_mode
+from backsweep.models.model import Model
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 ModelLoss = Callable[[Model, Tensor, Tensor], Tensor]

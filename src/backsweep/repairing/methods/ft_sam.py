@@ -22,7 +22,8 @@ from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
 from backsweep.inversion.loop import batches
-from backsweep.models.model import Model, set_mode
+from backsweep.models.layers import set_mode
+from backsweep.models.model import Model
 from backsweep.models.training import thawed
 from backsweep.repairing.method import Case, Repair
 
