@@ -19,7 +19,7 @@ test: $(VENV)/.dev lint   ## ruff, strict typing, all tests
 	@if [ -n "$$CI" ] && [ ! -d /usr/lib/postgresql ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null; fi || true
 	@if [ -n "$$CI" ]; then $(PYTHON) -m venv $(VENV)/mlflow && $(VENV)/mlflow/bin/pip install -q mlflow; fi || true
-	BACKSWEEP_MLFLOW=$(abspath $(VENV)/mlflow/bin/python) $(BIN)/python -m pytest -n 2
+	BACKSWEEP_MLFLOW=$(abspath $(VENV)/mlflow/bin/python) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -204,7 +204,7 @@ def test_nad_weakens_the_backdoor_and_keeps_the_accuracy(twins: Twins) -> None:
     assert fixed.success_rate(twins.trigger, twins.data) < 0.75
     assert infected.accuracy(fixed) > infected.accuracy(infected.model) - 0.04
     clean = case_of(twins.clean, twins.data)
-    assert clean.accuracy(nad.Nad(updates=200).apply(clean)) > clean.accuracy(clean.model) - 0.04
+    assert clean.accuracy(nad.Nad(updates=150).apply(clean)) > clean.accuracy(clean.model) - 0.04
 
 
 def test_nad_attention_is_a_map_of_length_one() -> None:
