@@ -52,7 +52,7 @@ def test_a_hugging_face_folder_is_scanned_from_the_shell(
         with torch.random.fork_rng():
             torch.manual_seed(0)
             config = transformers.ViTConfig(
-                image_size=8, patch_size=2, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
+                image_size=8, patch_size=4, hidden_size=48, num_hidden_layers=1, num_attention_heads=3,
                 intermediate_size=96, id2label={i: f"digit {i}" for i in range(10)},
                 label2id={f"digit {i}": i for i in range(10)}, hidden_dropout_prob=0.0,
             )  # fmt: skip
