@@ -99,7 +99,7 @@ def digest(path: Path) -> str:
     for name in CONFIGS:
         if name in folder.names:
             folder.read(name)
-    for name in _weight_files(folder):
+    for name in weight_files(folder):
         folder.read(name)
     return folder.digest
 
@@ -126,7 +126,7 @@ def configs(folder: Folder) -> tuple[dict[str, Any], dict[str, Any] | None]:
 def _weights(folder: Folder) -> tuple[dict[str, Tensor], list[str]]:
     """All weights, and what should be known of how they are kept."""
     weights: dict[str, Tensor] = {}
-    names = _weight_files(folder)
+    names = weight_files(folder)
     files = listed(folder, INDEX) if names != [PICKLE] and "model.safetensors" not in folder.names else None
     for name in names:
         weights |= shard(folder, name, files) if files is not None else tensors(name, folder.read(name))
@@ -208,7 +208,7 @@ def _check_task(config: dict[str, Any]) -> None:
         raise BadInput("it predicts a number (regression, one label), not a class; give a classifier")
 
 
-def _weight_files(folder: Folder) -> list[str]:
+def weight_files(folder: Folder) -> list[str]:
     if "model.safetensors" in folder.names:
         return ["model.safetensors"]
     if INDEX in folder.names:

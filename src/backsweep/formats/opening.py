@@ -213,7 +213,7 @@ def _file(path: Path, arch: Any, shape: Any, data_shape: Any, wanted: str | None
         blob = path.read_bytes()  # once: what is vetted is what is loaded
     except OSError as e:
         raise BadInput(f"it cannot be opened ({e.strerror}); check its permissions") from e
-    kind = _kind(blob)
+    kind = kind_of(blob)
     if kind in _NOT_YET:
         raise BadInput(_NOT_YET[kind])
     if kind in ("ONNX", "TorchScript") and wanted is not None:
@@ -265,7 +265,7 @@ def _weights(value: Any, unknown: list[str], arch: Any, wanted: str | None, said
     return _Found(net, notes=notes, unknown=unknown, **said)
 
 
-def _kind(blob: bytes) -> str:
+def kind_of(blob: bytes) -> str:
     """What the bytes are; BadInput when they are nothing that is known."""
     if blob[:2] == b"PK":
         names = members(blob)

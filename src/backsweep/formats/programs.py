@@ -36,12 +36,12 @@ def _parts(archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[str, Tensor],
     names = archive.namelist()
     if "serialized_exported_program.json" in names:  # torch 2.7 and before
         parts = ("exported_program", "state_dict", "constants")
-        graph, state, constants = (archive.read(_one(names, f"serialized_{p}.")) for p in parts)
+        graph, state, constants = (archive.read(one(names, f"serialized_{p}.")) for p in parts)
         return json.loads(graph), _pickled(state), _pickled(constants)
     root = names[0].split("/")[0] + "/"
     if any(n.startswith(f"{root}data/aotinductor/") for n in names):
         raise BadInput(f"it holds compiled machine code (AOTInductor), which is never run; {WAY_OUT}")
-    member = _one(names, f"{root}models/")
+    member = one(names, f"{root}models/")
     model = member.removeprefix(f"{root}models/").removesuffix(".json")
     stores = []
     for kind in ("weights", "constants"):
@@ -50,11 +50,11 @@ def _parts(archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[str, Tensor],
             stores.append(_pickled(archive.read(f"{folder}{model}.pt")))
         else:
             config = json.loads(archive.read(f"{folder}{model}_{kind}_config.json"))["config"]
-            stores.append(_raw(archive, folder, config))
+            stores.append(raw_tensors(archive, folder, config))
     return json.loads(archive.read(member)), stores[0], stores[1]
 
 
-def _one(names: list[str], prefix: str) -> str:
+def one(names: list[str], prefix: str) -> str:
     found = [n for n in names if n.startswith(prefix)]
     if len(found) != 1:
         raise BadInput(f"it holds {len(found)} members {prefix}*, not one; export one program to a file")
@@ -66,7 +66,7 @@ def _pickled(blob: bytes) -> dict[str, Tensor]:
     return {k: v.detach() for k, v in found.items() if isinstance(v, Tensor)}
 
 
-def _raw(archive: zipfile.ZipFile, folder: str, config: dict[str, Any]) -> dict[str, Tensor]:
+def raw_tensors(archive: zipfile.ZipFile, folder: str, config: dict[str, Any]) -> dict[str, Tensor]:
     """Tensors of raw bytes; those that share a member share their memory, as in the original."""
     flat: dict[str, Tensor] = {}
     tensors = {}

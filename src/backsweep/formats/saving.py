@@ -27,7 +27,7 @@ from backsweep.core.text import one_line, some
 from backsweep.formats import exported, programs, saving_folders
 from backsweep.formats.onnx import tensors as onnx_tensors
 from backsweep.formats.onnx import writing as onnx_writing
-from backsweep.formats.opening import _kind
+from backsweep.formats.opening import kind_of
 from backsweep.formats.pickles.checkpoints import PLAIN, ZIP, open_checkpoint, tensors_only
 from backsweep.formats.torchscript import writing as torchscript_writing
 from backsweep.formats.weights import sharded
@@ -148,7 +148,7 @@ def _file(model: Model, source: Path) -> bytes:
         blob = source.read_bytes()
     except OSError as e:
         raise BadInput(CHANGED) from e
-    kind = _kind(blob)
+    kind = kind_of(blob)
     if kind == "ONNX" and onnx_tensors.digest(blob, source.parent) == model.origin:
         return onnx_writing.rewritten(blob, source.parent, model, as_stored)
     if hashlib.sha256(blob).hexdigest() != model.origin:
@@ -226,9 +226,9 @@ def _program(blob: bytes, net: nn.Module) -> bytes:
         names = old.namelist()
         root = names[0].split("/")[0] + "/"
         if single := "serialized_exported_program.json" in names:  # torch 2.7 and before
-            stores = [(programs._one(names, f"serialized_{p}."), "", "") for p in ("state_dict", "constants")]
+            stores = [(programs.one(names, f"serialized_{p}."), "", "") for p in ("state_dict", "constants")]
         else:
-            name = programs._one(names, f"{root}models/").removeprefix(f"{root}models/").removesuffix(".json")
+            name = programs.one(names, f"{root}models/").removeprefix(f"{root}models/").removesuffix(".json")
             folders = [(f"{root}data/{kind}/", kind) for kind in ("weights", "constants")]
             stores = [(f"{f}{name}.pt", f, f"{f}{name}_{kind}_config.json") for f, kind in folders]
         for pickle, folder, config in stores:  # weights first: they stand above constants of the same name
@@ -247,7 +247,7 @@ def _raw(old: zipfile.ZipFile, folder: str, config: str, pick: Pick) -> dict[str
     text = old.read(config)
     table = json.loads(text)
     entries = table["config"]
-    tensors = programs._raw(old, folder, entries)
+    tensors = programs.raw_tensors(old, folder, entries)
     new = {k: as_stored(k, tensors[k], value) for k, value in pick(tensors).items()}
     apart = put(tensors, new)
     changed = {}

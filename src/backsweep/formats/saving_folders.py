@@ -37,7 +37,7 @@ def hugging_face(model: Model, source: Path) -> tuple[set[str], dict[str, bytes]
     try:
         folder = huggingface.Folder(source)
         config, _ = huggingface.configs(folder)
-        blobs = {name: folder.read(name) for name in huggingface._weight_files(folder)}
+        blobs = {name: folder.read(name) for name in huggingface.weight_files(folder)}
     except Exception as e:
         raise BadInput(CHANGED) from e
     if folder.digest != model.origin:
