@@ -349,14 +349,14 @@ def wait_for(store: str, least: int) -> int:
 def test_two_scanners_share_the_work(url: str, tmp_path: Path, data: Path) -> None:
     """Two at once: every model is scanned by one of them, and both know all verdicts in the end."""
     nets = tmp_path / "nets"
-    make_models(nets, 16)
+    make_models(nets, 30)
     words = scan_words(data, nets, store=url)
     both = [command(tmp_path, *words), command(tmp_path, *words, "--workers", "2")]
     counts = [scanned(end_of(p)) for p in both]
-    assert [sum(c) for c in counts] == [16, 16], "each covers all models"
-    assert sum(fresh for fresh, _ in counts) == 16, f"no model is scanned twice: {counts}"
+    assert [sum(c) for c in counts] == [30, 30], "each covers all models"
+    assert sum(fresh for fresh, _ in counts) == 30, f"no model is scanned twice: {counts}"
     with Store(url) as store:
-        assert len(store.records()) == 16
+        assert len(store.records()) == 30
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_a_batch_of_input_aware_is_poison_then_crossed_then_clean(monkeypatch: p
 
 # On 8x8 images masks of the papers' density are two pixels wide, and diversity outweighs success: larger
 # masks and less of it, or success hangs on how the processor rounds.
-GENERATED = InputAware(rate=0.3, norm=1, diversity=0.3, mask_steps=200)
+GENERATED = InputAware(rate=0.3, norm=0.3, diversity=0.3, mask_steps=200)
 
 
 @pytest.mark.parametrize(
