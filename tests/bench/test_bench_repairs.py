@@ -122,10 +122,10 @@ def test_finished_cells_and_scans_are_not_made_again(
     lines.append(lines.pop(last))
     again.write_text("\n".join([*lines[:-1], lines[-1][:60]]) + "\n")
 
-    def scan(*_args: Any, **_more: Any) -> None:
+    def never(*_args: Any, **_more: Any) -> None:
         raise AssertionError("the scan is there")
 
-    monkeypatch.setattr(scan, "scan", scan)
+    monkeypatch.setattr(scan, "scan", never)
     assert detectors.run(PLAN, folder, again) == 5
     found = read(again)
     assert len(found) == 5
