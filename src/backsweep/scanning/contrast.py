@@ -11,6 +11,7 @@ from scipy import stats
 
 from backsweep.core.statistics import MAD_TO_SIGMA, anomaly_index, without_medians
 from backsweep.reports.report import Evidence
+from backsweep.scanning.screens import unit_name
 
 Cell = tuple[int | None, int]  # source (None: every class) and target
 TAIL = 5  # degrees of freedom of Student's t that stands for the tail of z in clean networks
@@ -174,3 +175,26 @@ def sample(order: Sequence[Cell], most: int) -> list[Cell]:
         return list(order)
     rest = np.linspace(most // 2, len(order) - 1, most - most // 2).round().astype(int)
     return [*order[: most // 2], *(order[i] for i in rest)]
+
+
+def message(s: Suspect, trial: Evidence | None, flagged: bool) -> str:
+    """What is found about a class, in a sentence."""
+    where = max(s.z, key=lambda k: s.z[k], default="")
+    if not flagged:
+        most = f"most so: {where}, {s.z.get(where, 0):.1f} sigma"
+        return f"no class is easier to reach than in the reference ({most})"
+    whom = "every class" if s.source is None else f"class {s.source}"
+    patch = ""
+    if trial is not None and float(trial.values["attack_success_rate"] or 0) > 0.5:
+        rate, there = (trial.values.get(k) for k in ("attack_success_rate", "reference_success_rate"))
+        size = f"{trial.values['norm']:.0f} {unit_name(trial)}"
+        patch = f"; a patch of {size} does it for {float(rate or 0):.0%} of samples"
+        if there is not None:
+            patch += f", on the reference for {float(there):.0%}"
+    return f"{whom} is sent here by a much smaller change than usual ({s.z.get(where, 0):.1f} sigma){patch}"
+
+
+def spaces_in(evidence: Sequence[Evidence]) -> list[str]:
+    """Names of the spaces in which classes were measured, in the order in which they were."""
+    found = (e.unit.split("-")[1] for e in evidence if e.unit.startswith("class-"))
+    return list(dict.fromkeys(found))

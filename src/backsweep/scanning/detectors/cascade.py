@@ -32,14 +32,16 @@ from backsweep.scanning.contrast import (
     Suspect,
     contrast,
     mean_of,
+    message,
     sample,
     sizes_of,
+    spaces_in,
     stand_below,
     stand_out,
     suspects,
 )  # fmt: skip
 from backsweep.scanning.detector import ModelDetector, Unit, units_in_a_pass
-from backsweep.scanning.screens import Screen, Values, unit_name
+from backsweep.scanning.screens import Screen, Values
 
 # Chosen on networks that nothing is judged on: docs/decisions/0007.
 LEAST_SPREAD = {"dense": 0.1, "sparse": 0.1, "tone": 0.5, "early": 0.1, "late": 0.12, "pairs": 0.12}
@@ -52,7 +54,7 @@ PAIRS = 2000  # most cells of the screen; beyond, the targets that a source is n
 
 
 DEFAULT = "dense+sparse+tone+early+late"
-STYLES = ("tone",)  # left out of the mean over the spaces
+STYLES = ("tone",)  # left out of the mean
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Cascade(ModelDetector):
     batch: int = 12
 
     def __post_init__(self) -> None:
-        known = [*(name for m in modalities().values() for name in m.spaces()), *EMBEDDINGS]
+        known = [*(n for m in modalities().values() for n in m.spaces()), *EMBEDDINGS]
         if not set(self.spaces.split("+")) <= set(known):
             raise ValueError(f"spaces {self.spaces!r}: there are {', '.join(known)}")
         if min(self.steps, self.batch) < 2:
@@ -89,8 +91,7 @@ class Cascade(ModelDetector):
     def _names(self, model: Model) -> list[str]:
         """The spaces that are measured in a network: those asked for that its kind of input has."""
         there = list(spaces_of(model))
-        asked = [name for name in self.spaces.split("+") if name in there]
-        return there if self.spaces == DEFAULT else asked
+        return there if self.spaces == DEFAULT else [n for n in self.spaces.split("+") if n in there]
 
     def chunk(self, model: Model) -> int:
         return units_in_a_pass(model, self.batch)
@@ -117,7 +118,7 @@ class Cascade(ModelDetector):
     def _again(self, evidence: Sequence[Evidence]) -> list[tuple[str, int]]:
         """Classes to measure in the reference: all; of many, the smallest of every space and some others."""
         chosen: list[tuple[str, int]] = []
-        for name in _spaces_in(evidence):
+        for name in spaces_in(evidence):
             sizes = sizes_of(evidence, f"class-{name}-")
             chosen += [(name, t) for _, t in sample(sorted(sizes, key=lambda c: sizes[c]), SHORT)]
         return chosen
@@ -159,7 +160,7 @@ class Cascade(ModelDetector):
     def _suspects(self, evidence: Sequence[Evidence], classes: int) -> list[Suspect]:
         """All classes, most suspicious first."""
         spaces = {
-            n: self._contrast(evidence, n, f"class-{n}-", f"reference-{n}-") for n in _spaces_in(evidence)
+            n: self._contrast(evidence, n, f"class-{n}-", f"reference-{n}-") for n in spaces_in(evidence)
         }
         joint = [c for n, c in spaces.items() if n not in STYLES]
         if self.reference and len(joint) > 1:
@@ -206,7 +207,7 @@ class Cascade(ModelDetector):
             own = trial if trial is not None and trial.target == s.target else None
             findings.append(Finding(
                 self.code, self.name, WARNING if doubt else ERROR if flagged else NOTE,
-                doubt or _message(s, own, bool(flagged)), s.target, s.source,
+                doubt or message(s, own, bool(flagged)), s.target, s.source,
                 score=-math.log10(s.chance), threshold=-math.log10(-math.expm1(math.log1p(-alpha) / classes)),
                 p_value=None if classes < 3 else s.p_value, trigger=own.trigger if own else None,
                 attack_success_rate=float(own.values["attack_success_rate"] or 0) if own else None,
@@ -218,7 +219,7 @@ class Cascade(ModelDetector):
         self, evidence: Sequence[Evidence], classes: int, alpha: float, planted: set[int | None]
     ) -> list[Finding]:
         """Classes that stand out in the network and in the reference alike: shortcuts, not backdoors."""
-        faint = next((n for n in _spaces_in(evidence) if n in {m.faint for m in modalities().values()}), "")
+        faint = next((n for n in spaces_in(evidence) if n in {m.faint for m in modalities().values()}), "")
         own, there = (
             stand_below(sizes_of(evidence, f"{k}-{faint}-"), ALONE_SPREAD) for k in ("class", "reference")
         )
@@ -244,26 +245,3 @@ class Cascade(ModelDetector):
                 "weak to compare with; give more clean samples, or a reference network (--reference)"
             )
         return ""
-
-
-def _message(s: Suspect, trial: Evidence | None, flagged: bool) -> str:
-    """What is found about a class, in a sentence."""
-    where = max(s.z, key=lambda k: s.z[k], default="")
-    if not flagged:
-        most = f"most so: {where}, {s.z.get(where, 0):.1f} sigma"
-        return f"no class is easier to reach than in the reference ({most})"
-    whom = "every class" if s.source is None else f"class {s.source}"
-    patch = ""
-    if trial is not None and float(trial.values["attack_success_rate"] or 0) > 0.5:
-        rate, there = (trial.values.get(k) for k in ("attack_success_rate", "reference_success_rate"))
-        size = f"{trial.values['norm']:.0f} {unit_name(trial)}"
-        patch = f"; a patch of {size} does it for {float(rate or 0):.0%} of samples"
-        if there is not None:
-            patch += f", on the reference for {float(there):.0%}"
-    return f"{whom} is sent here by a much smaller change than usual ({s.z.get(where, 0):.1f} sigma){patch}"
-
-
-def _spaces_in(evidence: Sequence[Evidence]) -> list[str]:
-    """Names of the spaces in which classes were measured, in the order in which they were."""
-    found = (e.unit.split("-")[1] for e in evidence if e.unit.startswith("class-"))
-    return list(dict.fromkeys(found))
