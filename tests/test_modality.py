@@ -290,7 +290,7 @@ def test_a_repair_takes_it_out(pair: Pair, reports: tuple[Path, Report, Report])
 def test_what_does_not_fit_says_so(pair: Pair) -> None:
     skipped = backsweep.scan(pair.clean, pair.test, ["inversion", "unicorn"], device="cpu").skipped
     assert [n.what for n in skipped] == ["inversion", "unicorn"]
-    assert "vectors have no triggers of the family pixel" in skipped[0].reason
+    assert "vectors of shape (32,) have no triggers of the family pixel" in skipped[0].reason
     images = Model(nn.Sequential(nn.Flatten(), nn.Linear(COLUMNS, CLASSES)), (1, 4, 8))
     with pytest.raises(BadInput, match="the samples are vectors, the model takes images"):
         backsweep.scan(images, pair.test, device="cpu")

@@ -171,7 +171,7 @@ class Modality:
         """Each input x (B, *shape) with each overlay (n, *shape) blended in: (B, n, *shape) (STRIP)."""
         return x[:, None] + weight * overlays[None]
 
-    def corruptions(self) -> Mapping[str, Callable[[Tensor, int], Tensor]]:
+    def corruptions(self, shape: Sequence[int]) -> Mapping[str, Callable[[Tensor, int], Tensor]]:
         """Common corruptions by name: inputs and a severity from 1 to 5 -> inputs (TeCo)."""
         return {}
 

@@ -47,8 +47,9 @@ class TeCo(SampleDetector):
             raise ValueError(f"preset {self.preset!r} is none of {', '.join(PRESETS)}")
 
     def applies(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> str:
-        known = model.modality.corruptions()
-        return "" if known else f"there are no common corruptions of {model.modality.noun}s"
+        known = model.modality.corruptions(model.shape)
+        kind = f"{model.modality.noun}s, and there are no common corruptions of inputs of shape {model.shape}"
+        return "" if known else f"it corrupts {kind}"
 
     def passes(self, model: Model) -> float:
         return len(PRESETS[self.preset]) * SEVERITIES

@@ -120,8 +120,8 @@ class Image(Modality):
     def shifts(self, shape: Sequence[int]) -> bool:
         return min(shape[-2:]) >= LEAST_SIDE
 
-    def corruptions(self) -> Mapping[str, Callable[[Tensor, int], Tensor]]:
-        return {name: partial(_corrupt, name) for name in CORRUPTIONS}
+    def corruptions(self, shape: Sequence[int]) -> Mapping[str, Callable[[Tensor, int], Tensor]]:
+        return {} if len(shape) != 3 else {name: partial(_corrupt, name) for name in CORRUPTIONS}
 
     def spaces(self) -> Mapping[str, Space]:
         return {"dense": Dense(), "sparse": Sparse(), "tone": Tone()}
@@ -130,6 +130,8 @@ class Image(Modality):
         return PatchFamily()
 
     def families(self, shape: Sequence[int]) -> Mapping[str, Family]:
+        if len(shape) != 3:
+            return {}
         return {
             "patch": PatchFamily(), "pixel": PixelFamily(), "frequency": FrequencyFamily(),
             "warp": WarpFamily(*shape[1:]),

@@ -59,7 +59,11 @@ class Inversion(ModelDetector):
 
     def applies(self, model: Model, data: Data) -> str:
         known = self.family in model.modality.families(model.shape)
-        return "" if known else f"{model.modality.noun}s have no triggers of the family {self.family}"
+        return (
+            ""
+            if known
+            else f"{model.modality.noun}s of shape {model.shape} have no triggers of the family {self.family}"
+        )
 
     def probe(
         self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
