@@ -64,7 +64,10 @@ def test_no_spread_is_no_outlier() -> None:
     assert not anomaly_index([3.0, 3.0, 3.0, 1.0]).any()
 
 
-@given(st.lists(st.floats(0.1, 1e6), min_size=3, max_size=30), st.floats(0.01, 100))
+# to three digits: a spread that is made of rounding alone is another one in another unit
+@given(
+    st.lists(st.floats(0.1, 1e6).map(lambda v: round(v, 3)), min_size=3, max_size=30), st.floats(0.01, 100)
+)
 def test_index_has_no_unit(values: list[float], factor: float) -> None:
     a, b = anomaly_index(values), anomaly_index([v * factor for v in values])
     assert np.allclose(a, b, rtol=1e-3, atol=1e-3) or not (a.any() and b.any())

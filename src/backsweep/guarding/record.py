@@ -9,6 +9,7 @@ from typing import Any
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
+from backsweep.inputs.modality import modality_of
 
 SCHEMA, KIND = 1, "backsweep guard"
 RECORD, TENSORS = "guard.json", "guard.safetensors"
@@ -29,7 +30,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             raise BadInput(f"{path} has schema {raw['schema']}; this version reads schema {SCHEMA}")
         tables = all(isinstance(raw[k], dict) for k in ("model", "data", "versions", "detectors"))
         sizes = [int(n) for n in raw["model"]["shape"]]
-        fine = bool(sizes) and 0 < math.prod(sizes) < 2**28 and min(sizes) > 0
+        fine = modality_of(raw["model"]).fits(sizes) and 0 < math.prod(sizes) < 2**28 and min(sizes) > 0
         if not tables or not fine or not raw["detectors"] or not 0 < float(raw["fpr"]) < 1:
             raise ValueError("a value is missing or impossible")
         return dict(raw)

@@ -149,6 +149,10 @@ class Modality:
         """x brought back into the range of inputs."""
         return x
 
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether an input of this kind can have that shape."""
+        return bool(shape)
+
     def size(self, shape: Sequence[int]) -> int:
         """How many units an input has."""
         raise NotImplementedError

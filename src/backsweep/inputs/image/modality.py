@@ -101,6 +101,9 @@ class Image(Modality):
     def clip(self, x: Tensor) -> Tensor:
         return x.clamp(0, 1)
 
+    def fits(self, shape: Sequence[int]) -> bool:
+        return len(shape) == 3
+
     def size(self, shape: Sequence[int]) -> int:
         """Pixels, whatever the number of channels."""
         count = 1
@@ -121,7 +124,7 @@ class Image(Modality):
         return min(shape[-2:]) >= LEAST_SIDE
 
     def corruptions(self, shape: Sequence[int]) -> Mapping[str, Callable[[Tensor, int], Tensor]]:
-        return {} if len(shape) != 3 else {name: partial(_corrupt, name) for name in CORRUPTIONS}
+        return {} if not self.fits(shape) else {name: partial(_corrupt, name) for name in CORRUPTIONS}
 
     def spaces(self) -> Mapping[str, Space]:
         return {"dense": Dense(), "sparse": Sparse(), "tone": Tone()}
@@ -130,7 +133,7 @@ class Image(Modality):
         return PatchFamily()
 
     def families(self, shape: Sequence[int]) -> Mapping[str, Family]:
-        if len(shape) != 3:
+        if not self.fits(shape):
             return {}
         return {
             "patch": PatchFamily(), "pixel": PixelFamily(), "frequency": FrequencyFamily(),
