@@ -473,16 +473,24 @@ def test_sharded(vit: tuple[Path, nn.Module], folder: Path) -> None:
         ({"sub": {"auto_map": {}}}, "code of its own"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
         ({"model_type": "timm_wrapper", "architecture": "resnet18"}, "timm"),
-        ({"model_type": "no_such"}, "cannot be read"),
-        ({"model_type": ["vit"]}, "cannot be read"),
+        ({"model_type": "no_such"}, "is not known to transformers"),
+        ({"model_type": ["vit"]}, "is not known to transformers"),
         ({"hidden_size": 32}, "do not fit its config.json"),
-        ({"id2label": {"0": "a", "1": "b"}}, "do not fit its config.json"),
-        ({"id2label": {"0": "a", "7": "b", "2": "c"}}, "cannot be read"),
     ],
 )
 def test_refused_configs(folder: Path, values: dict[str, Any], words: str) -> None:
     change(folder / "config.json", **values)
     assert words in refusal(folder)
+
+
+@pytest.mark.parametrize("names", [{"0": "a", "1": "b"}, {"0": "a", "7": "b", "2": "c"}])
+def test_names_of_too_few_classes_are_said_and_the_weights_decide(
+    folder: Path, names: dict[str, str]
+) -> None:
+    change(folder / "config.json", id2label=names)
+    model = load(folder)
+    assert model.classes == 3
+    assert any("id2label" in note for note in model.notes), model.notes
 
 
 def test_implementations_are_not_the_files_choice(folder: Path) -> None:
