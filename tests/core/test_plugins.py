@@ -60,7 +60,8 @@ def run(code: str, path: Path, cwd: Path, **env: str) -> tuple[Any, str]:
     there = os.pathsep.join([str(path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", RUN + code], cwd=cwd, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": there, "COLUMNS": "250", "BACKSWEEP_HOME": str(cwd), **env},
+        env={**os.environ, "PYTHONPATH": there, "COLUMNS": "250", "BACKSWEEP_HOME": str(cwd),
+             "OMP_NUM_THREADS": "1", **env},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1]), done.stdout

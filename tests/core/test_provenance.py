@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -388,7 +389,10 @@ def test_a_class_of_a_script_goes_to_worker_processes_and_is_judged_again(
     x = (twins.data.x[:200, 0].numpy() * 255).round().astype("uint8")
     np.savez(tmp_path / "data.npz", x=x, y=twins.data.y[:200].numpy())
     (tmp_path / "script.py").write_text(SCRIPT)
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with pytest.raises(BadInput, match="Mine of __main__, which is not imported here"):
         backsweep.judge(Report.load(tmp_path / "out"))
