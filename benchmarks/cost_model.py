@@ -29,7 +29,7 @@ from torch.utils.flop_counter import flop_registry
 
 from backsweep import Model
 from backsweep.inputs.samples import Data
-from backsweep.inversion.budget import Aim, Dense, follow
+from backsweep.inversion.budget import Aim, follow, spaces_of
 from backsweep.models import architectures, washing
 from backsweep.models.training import Recipe, epochs_of, fit, thawed
 from backsweep.reports.report import Report
@@ -108,7 +108,7 @@ def rate_of(model: Model, price: dict[str, float]) -> float:
     x, y = torch.rand((24, *model.shape)), torch.zeros(24).long()
     for _ in range(2):
         begin = time.process_time()
-        (path,) = follow(model, x, y, [Aim(1, None, 0)], Dense(), steps=4, batch=12)
+        (path,) = follow(model, x, y, [Aim(1, None, 0)], spaces_of(model)["dense"], steps=4, batch=12)
     return path.passes * price["dense"] / (time.process_time() - begin)
 
 

@@ -21,7 +21,7 @@ import torch
 
 from backsweep import Model, scan
 from backsweep.inputs.samples import Data
-from backsweep.inversion.budget import Aim, Dense, follow
+from backsweep.inversion.budget import Aim, follow, spaces_of
 from backsweep.models.training import fit
 from backsweep.scanning.detector import Unit
 from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
@@ -63,7 +63,7 @@ def inversion_rate(model: Model, data: Data) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         work.logits(x[:16])
     begin = time.perf_counter()
-    (path,) = follow(work, x, y, [Aim(0, None, 0)], Dense(), steps=20, batch=64)
+    (path,) = follow(work, x, y, [Aim(0, None, 0)], spaces_of(work)["dense"], steps=20, batch=64)
     return 2 * counter.get_total_flops() / 16 * path.passes / (time.perf_counter() - begin)
 
 

@@ -27,7 +27,7 @@ def batches(x: Tensor, y: Tensor, nets: int, steps: int, size: int) -> list[tupl
 
 
 def one_after_another(nets: list[nn.Module], work: list[tuple[Tensor, Tensor]], recipe: Recipe) -> None:
-    """The loop of `backsweep.train.fit`, without its bookkeeping."""
+    """The loop of `backsweep.models.training.fit`, without its bookkeeping."""
     for k, net in enumerate(nets):
         net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(net.parameters(), recipe.lr)

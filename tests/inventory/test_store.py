@@ -69,7 +69,7 @@ def test_a_claim_has_one_holder(url: str) -> None:
 
 HOLD = """
 import sys, time
-from backsweep.store import Store
+from backsweep.inventory.store import Store
 store = Store(sys.argv[1])
 assert store.claim("m", "s")
 print("held", flush=True)

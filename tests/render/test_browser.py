@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in REPORTS.items():
         (folder / f"{name}.html").write_text(html(make()), encoding="utf-8")
-    (folder / "figures.html").write_text(leaderboard.page(board_lines()), encoding="utf-8")
+    (folder / "leaderboard.html").write_text(leaderboard.page(board_lines()), encoding="utf-8")
     return folder
 
 
