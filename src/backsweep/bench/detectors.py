@@ -141,7 +141,9 @@ def run_cell(net: build.Net, detector: ModelDetector) -> dict[str, Any]:
         if gate:  # not in the tables, only in their list of what was not admitted
             report = Report(skipped=[Note(detector.name, gate)])
         else:
-            report = scan(model, clean, detector, seed=truth["seed"], device="cpu", out=place)
+            report = scan(
+                model, clean, detector, seed=truth["seed"], device="cpu", engine=Engine(), out=place
+            )
     except BacksweepError as e:
         report = Report(errors=[Note(detector.name, " ".join(str(e).split()))])
         failed = {"verdict": ERROR}

@@ -26,6 +26,7 @@ from backsweep.core.files import writable_folder
 from backsweep.core.provenance import is_own, provenance, reason_of
 from backsweep.core.seeds import derive_seed, run_key
 from backsweep.core.versions import versions
+from backsweep.engine.engine import Engine
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger, acted_on
 from backsweep.models.model import Model
@@ -145,7 +146,7 @@ def scan_of(net: build.Net, clean: Data, share: float) -> Report:
         "detectors": json.loads(json.dumps(methods)),
     }  # fmt: skip
     if (report := _saved(place)) is None or _made_of(report) != wanted:
-        scan.scan(model, clean, None, seed=seed, device="cpu", out=writable_folder(place))
+        scan.scan(model, clean, None, seed=seed, device="cpu", engine=Engine(), out=writable_folder(place))
         report = Report.load(place)  # what every later repair reads
     return report
 

@@ -77,7 +77,6 @@ def scan(
     from backsweep.scanning import scan
     from backsweep.scanning.detector import ModelDetector
 
-    engine = where.open()
     given = [*(p or []), *([f"mntd.bank={bank}"] if bank is not None else [])]
     detectors = configure(ModelDetector, detector or scan.DEFAULT_DETECTORS, given)
     told = reading.how()
@@ -85,6 +84,7 @@ def scan(
         from backsweep.inventory.sweep import Scan
 
         one = Scan(data, detectors, alpha, seed, reading.device, reading.resize, reference, told)
+        engine = where.open()
         raise typer.Exit(scan_many(models, one, store, engine, out, every if watch else None, all_versions))
     loaded, clean = scan.open_both(models[0], data, resize=reading.resize, **told)
     tell(loaded.notes)
@@ -94,7 +94,7 @@ def scan(
     with Progress() as on_event:
         report = scan.scan(
             loaded, clean, detectors, alpha=alpha, seed=seed, device=reading.device, on_event=on_event,
-            out=out, reference=there, engine=engine,
+            out=out, reference=there, engine=where.shared(),
         )  # fmt: skip
     _show(report, out)
     raise typer.Exit(report.exit_status)

@@ -84,7 +84,8 @@ class Where:
     """Where is computed."""
 
     workers: Annotated[
-        int | None, typer.Option(help="Processes; with --engine: units in flight at most.", min=1)
+        int | None,
+        typer.Option(help="Cores to use; with --engine: units in flight. Default: all for one scan.", min=1),
     ] = None
     engine: Annotated[str | None, typer.Option("--engine", help="dask or ray: compute on a cluster.")] = None
     address: Annotated[
@@ -95,7 +96,7 @@ class Where:
     ] = 0.0
 
     def open(self) -> Engine:
-        """The engine.
+        """The engine: on this machine processes, for jobs that share little.
 
         Raises:
             BadInput: it is not installed, or not there.
@@ -103,6 +104,18 @@ class Where:
         from backsweep.engine.engine import Engine
 
         return Engine(self.engine, self.workers, self.address, self.gpus)
+
+    def shared(self) -> Engine | None:
+        """The engine for one scan: on this machine threads; None: as many as there are cores.
+
+        Raises:
+            BadInput: it is not installed, or not there.
+        """
+        from backsweep.engine.engine import Engine
+
+        if self.engine is not None:
+            return self.open()
+        return Engine(threads=self.workers) if self.workers else None
 
 
 GROUPS = (Reading, Where)

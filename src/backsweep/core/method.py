@@ -7,6 +7,7 @@ the entry point of a package that brings it; there is nothing to register.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -35,6 +36,11 @@ class Method:
     def itself(self) -> Method:
         """The method that `name` and `settings` are of: another one for what only wraps it."""
         return self
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings that an older version recorded, completed so that they mean what they meant."""
+        return settings
 
     def settings(self) -> dict[str, Any]:
         """The constructor fields, as the report records them."""

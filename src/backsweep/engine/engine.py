@@ -12,13 +12,15 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, TypeVar
 
 from backsweep.core.errors import BadInput
 from backsweep.engine.clusters import Dask, Ray
-from backsweep.engine.jobs import Died, Lost, one_thread
+from backsweep.engine.jobs import Died, Lost, one_thread, only_one_thread
 from backsweep.engine.pool import Pool
 from backsweep.engine.processes import Processes
 
@@ -36,6 +38,7 @@ class Engine:
         workers: processes; on a cluster, jobs in flight at most. None: one, and what the cluster has.
         address: of a running cluster; None starts one on this machine.
         gpus: share of a GPU that the cluster reserves for a job.
+        threads: of this process, for jobs that share what they compute from and change nothing global.
 
     Raises:
         BadInput: settings that do not go together.
@@ -45,12 +48,15 @@ class Engine:
     workers: int | None = None
     address: str | None = None
     gpus: float = 0.0
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and self.name not in CLUSTERS:
             raise BadInput(f"engine {self.name!r} is not there; there are {' and '.join(CLUSTERS)}")
         if self.name is None and (self.address is not None or self.gpus):
             raise BadInput("an address or a share of a GPU is for a cluster; say --engine dask or ray")
+        if self.threads is not None and (self.name, self.workers) != (None, None):
+            raise BadInput("threads of this process go with neither other processes nor a cluster")
         if (self.workers is not None and self.workers < 1) or self.gpus < 0:
             raise BadInput(f"{self.workers} workers, {self.gpus} GPUs: at least 1 and 0")
 
@@ -62,7 +68,7 @@ class Engine:
     @property
     def here(self) -> bool:
         """Whether jobs run in this process, one after another."""
-        return self.name is None and (self.workers or 1) == 1
+        return self.name is None and (self.workers or self.threads or 1) == 1
 
     def run(
         self, jobs: Iterable[Callable[[], T]], shared: Sequence[object] = ()
@@ -84,6 +90,9 @@ class Engine:
                 with one_thread():
                     result = job()
                 yield index, result
+        elif self.threads is not None:
+            with one_thread():  # each; libraries have one number for all threads, so it is not moved by jobs
+                yield from _threaded(jobs, self.threads)
         else:
             yield from _spread(self._pool, jobs, shared)
 
@@ -100,6 +109,22 @@ class Engine:
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_pool"}
+
+
+def _threaded(jobs: Iterable[Callable[[], T]], count: int) -> Iterator[tuple[int, T]]:
+    """Run jobs in threads of this process; what they share is not copied."""
+    with ThreadPoolExecutor(count, initializer=only_one_thread) as pool:
+        fresh, running = enumerate(jobs), dict[Future[T], int]()
+        try:
+            while True:
+                for index, job in islice(fresh, count - len(running)):
+                    running[pool.submit(job)] = index
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @dataclass

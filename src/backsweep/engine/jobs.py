@@ -34,6 +34,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def only_one_thread() -> None:
+    """Compute with one thread, in the thread that calls this, from now on."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -92,7 +92,7 @@ class Scan:
             there = load(self.reference, **told)
         report = scan.scan(
             model, data, self.detectors, alpha=self.alpha, seed=self.seed, device=self.device, out=out,
-            reference=there,
+            reference=there, engine=Engine(),
         )  # fmt: skip
         return report.to_json()
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -28,6 +29,7 @@ from backsweep.inputs.modality import Ball, per
 from backsweep.inputs.modality import Space as InputSpace
 from backsweep.inversion.loop import batches
 from backsweep.models.model import Model
+from backsweep.models.prefix import prefix_of
 
 MOMENTUM, STRIDE = 0.7, 0.3  # of the ascent; a step is this share of the budget
 EMBEDDINGS = ("early", "late")  # the first affine layer, and the one a third up
@@ -37,14 +39,17 @@ DONE = 0.97  # smoothed success from which on larger budgets are taken to succee
 class Space(Protocol):
     """Perturbations delta of inputs or embeddings; the aims stand in the first dimension."""
 
+    def inputs(self, model: Model, x: Tensor) -> Tensor:
+        """Which of the clean inputs x (N, *shape) are worked with, indices (M,)."""
+
     def range(self, model: Model, x: Tensor) -> tuple[float, float]:
         """Smallest and largest budget for clean inputs x (N, *shape)."""
 
     def zeros(self, model: Model, count: int, x: Tensor) -> Tensor:
         """The start, (count, ...)."""
 
-    def logits(self, model: Model, x: Tensor, delta: Tensor) -> Tensor:
-        """Logits of inputs x (N, *shape), each with its own delta (N, ...)."""
+    def logits(self, model: Model, x: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
+        """Logits of some inputs, indices (B,) into `inputs`, each with its own delta (B, ...)."""
 
     def steepen(self, grad: Tensor) -> Tensor:
         """A gradient (count, ...) bent towards steepest ascent in this norm."""
@@ -62,14 +67,17 @@ class OfInputs:
 
     space: InputSpace
 
+    def inputs(self, model: Model, x: Tensor) -> Tensor:
+        return torch.arange(len(x))
+
     def range(self, model: Model, x: Tensor) -> tuple[float, float]:
         return self.space.range(x)
 
     def zeros(self, model: Model, count: int, x: Tensor) -> Tensor:
         return self.space.zeros(count, x).to(model.device)
 
-    def logits(self, model: Model, x: Tensor, delta: Tensor) -> Tensor:
-        return model.logits(self.space.apply(x, delta))
+    def logits(self, model: Model, x: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
+        return model.logits(self.space.apply(x[rows].to(model.device), delta))
 
     def steepen(self, grad: Tensor) -> Tensor:
         return self.space.steepen(grad)
@@ -95,17 +103,28 @@ class Embedded(Ball):
     low: float = 0.02
     high: float = 4.0
 
+    def inputs(self, model: Model, x: Tensor) -> Tensor:
+        prefix = prefix_of(model, x, self.layer)
+        return torch.arange(len(x)) if prefix is None else prefix.rows
+
     def range(self, model: Model, x: Tensor) -> tuple[float, float]:
-        z = model.embedded(x[:256].to(model.device), self.layer).float()
-        scale = float((z - z.mean(0)).flatten(1).norm(dim=1).mean())
+        if (prefix := prefix_of(model, x, self.layer)) is not None:
+            scale = prefix.size
+        else:
+            z = model.embedded(x[:256].to(model.device), self.layer).float()
+            scale = float((z - z.mean(0)).flatten(1).norm(dim=1).mean())
         return self.low * scale, self.high * scale
 
     def zeros(self, model: Model, count: int, x: Tensor) -> Tensor:
+        if (prefix := prefix_of(model, x, self.layer)) is not None:
+            return prefix.zeros(count)
         z = model.embedded(x[:1].to(model.device), self.layer)
         return torch.zeros((count, *z.shape[1:]), device=z.device)
 
-    def logits(self, model: Model, x: Tensor, delta: Tensor) -> Tensor:
-        return model.logits_at(x, self.layer, delta)
+    def logits(self, model: Model, x: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
+        if (prefix := prefix_of(model, x, self.layer)) is not None:
+            return prefix.logits(model, rows, delta)
+        return model.logits_at(x[rows].to(model.device), self.layer, delta)
 
 
 @dataclass(frozen=True)
@@ -172,9 +191,11 @@ def follow(
         on_step: told the share that is done.
     """
     device = model.device
-    low, high = space.range(model, x)
+    precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
+    with precision():
+        y, (low, high) = y[space.inputs(model, x)], space.range(model, x)
+        delta = space.zeros(model, len(aims), x)
     pace = math.log(high / low) / (steps - 1)
-    delta = space.zeros(model, len(aims), x)
     drift, found = torch.zeros_like(delta), torch.zeros_like(delta)
     orders = [batches(aim.rows(y), aim.seed, batch) for aim in aims]
     targets = torch.tensor([-1 if a.target is None else a.target for a in aims])
@@ -188,8 +209,8 @@ def follow(
         labels = y[rows.flatten()].to(device)
         goal = targets[live].repeat_interleave(batch).to(device)
         here = delta[live].requires_grad_()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = space.logits(model, x[rows.flatten()].to(device), here.repeat_interleave(batch, 0))
+        with precision():
+            logits = space.logits(model, x, rows.flatten(), here.repeat_interleave(batch, 0))
         ahead_by = margin(logits.float(), goal, labels).unflatten(0, rows.shape)
         (grad,) = torch.autograd.grad(F.softplus(-ahead_by).mean(1).sum(), here)
         with torch.no_grad():

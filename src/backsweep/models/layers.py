@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_AFFINE = {"linear", "addmm", "conv2d", "convolution"}
+AFFINE = {"linear", "addmm", "conv2d", "convolution"}
 
 
 def _affine_input(name: str, args: tuple[Any, ...]) -> Tensor:
@@ -49,13 +49,20 @@ class Tap(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").split(".")[0]
-        if name in _AFFINE and args:
+        if name in AFFINE and args:
             if self.wanted is None or self.calls == self.wanted:
                 self.seen.append((_affine_input(name, args), out))
                 self.weights.append(args[2] if name == "addmm" else args[1])
                 out = out if self.shift is None else out + self.shift
             self.calls += 1
         return out
+
+
+class Kept(dict[Any, Any]):
+    """What a working copy has computed and can compute again; it stays where it is when the copy travels."""
+
+    def __reduce__(self) -> Any:
+        return Kept, ()
 
 
 def dense_of(net: nn.Module, most: int = 1) -> list[nn.Linear]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models import black_box, outputs
-from backsweep.models.layers import Tap, pool, set_mode
+from backsweep.models.layers import Kept, Tap, pool, set_mode
 
 READING = ("weights", "pixel_range", "input_layout")  # how a model can be read, as reports name it
 
@@ -60,6 +61,8 @@ class Model:
         entry: of the file, that `load` was asked for.
         unknown: names of what the file holds beside tensors and plain data; untrusted text.
         notes: what was done to read the model, a line each; untrusted text.
+        kept: of a working copy: what was computed for clean inputs (`prefix.py`).
+        alike: a network that computes the same up to one of its calls, and that call's index.
     """
 
     resize: bool = False
@@ -70,6 +73,7 @@ class Model:
     notes: tuple[str, ...] = ()
     reference: Model | None = None
     _format: torch.memory_format = torch.contiguous_format
+    alike: tuple[Model, int] | None = None
     _layers: int | None = None
 
     def __init__(
@@ -97,6 +101,7 @@ class Model:
         self.pixel_range, self.channels_last = float(pixel_range or 1), layout == "NHWC"
         self.source = source or type(net).__name__
         self.modality = modality
+        self.kept = Kept()
         self._digest = digest
         outputs.check_settings(self.shape, mean, std, layout)
         outputs.check_finite(self.net)
@@ -145,10 +150,13 @@ class Model:
     def features(self, x: Tensor) -> Tensor:
         """Penultimate representation (N, D) for inputs x (N, *shape) in [0, 1]."""
         if self.layer is not None:
-            caught: list[Tensor] = []
-            hook = self.net.get_submodule(self.layer).register_forward_hook(
-                lambda _m, _i, out: caught.append(out)
-            )
+            caught, here = list[Tensor](), threading.get_ident()
+
+            def catch(_module: nn.Module, _inputs: Any, out: Tensor) -> None:
+                if threading.get_ident() == here:  # other threads may be using the network
+                    caught.append(out)
+
+            hook = self.net.get_submodule(self.layer).register_forward_hook(catch)
             try:
                 self._run(x)
             finally:
@@ -317,7 +325,7 @@ class Model:
         The lent network stays as it was: weights, mode, `requires_grad`, hooks.
         """
         twin = copy.copy(self)
-        twin.net = copy.deepcopy(self.net)
+        twin.net, twin.kept = copy.deepcopy(self.net), Kept()
         set_mode(twin.net, training=False)
         twin.net.requires_grad_(False)
         if device is not None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from backsweep.inputs.modality import Augment
 from backsweep.inputs.samples import Data
-from backsweep.models.layers import set_mode
+from backsweep.models.layers import Kept, set_mode
 from backsweep.models.model import Model
+from backsweep.models.one_cycle import OneCycleAdamW
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 ModelLoss = Callable[[Model, Tensor, Tensor], Tensor]
@@ -86,44 +87,72 @@ def fit(
         for module in net.modules() if not recipe.statistics else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        steps = recipe.epochs * -(-len(data) // recipe.batch_size)
-        optimizer = _optimizer(net, recipe)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
-        for epoch in range(recipe.epochs):
-            total = 0.0
-            for rows in torch.randperm(len(data), generator=generator).split(recipe.batch_size):
-                if len(rows) == 1 < len(data):  # a BatchNorm cannot normalise a single sample
-                    continue
-                x, y = data.x[rows], data.y[rows].to(device)
-                if augment is not None:
-                    x = augment(x, generator)
-                x = x.to(device).contiguous(memory_format=layout)
-                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-                    loss = loss_of(net, x, y)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                total += float(loss.detach()) * len(rows)
-            if on_epoch is not None:
-                on_epoch(epoch, total / len(data))
+
+        def loss_at(rows: Tensor) -> Tensor:
+            x, y = data.x[rows], data.y[rows].to(device)
+            if augment is not None:
+                x = augment(x, generator)
+            x = x.to(device).contiguous(memory_format=layout)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+                return loss_of(net, x, y)
+
+        steps = descend(net, len(data), recipe, generator, loss_at, on_epoch)
     for name, buffer in net.named_buffers():
         if name.endswith("num_batches_tracked") and recipe.statistics:
             buffer.fill_(steps)  # updates, however many forward passes the loss takes in each
     return net.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
 
-def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def descend(
+    net: nn.Module,
+    count: int,
+    recipe: Recipe,
+    generator: torch.Generator,
+    loss_at: Callable[[Tensor], Tensor],
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> int:
+    """The updates of a training: epochs over `count` samples in random order; returns how many there were.
+
+    Args:
+        net: its parameters that require gradients are trained.
+        loss_at: loss of the samples at some indices.
+    """
+    steps = recipe.epochs * -(-count // recipe.batch_size)
     parameters = [p for p in net.parameters() if p.requires_grad]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, recipe.lr, 0.9, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+    update = _sgd(parameters, recipe, steps) if recipe.optimizer == "sgd" else OneCycleAdamW(
+        parameters, recipe.lr, recipe.weight_decay, steps
+    ).step  # fmt: skip
+    for epoch in range(recipe.epochs):
+        total = 0.0
+        for rows in torch.randperm(count, generator=generator).split(recipe.batch_size):
+            if len(rows) == 1 < count:  # a BatchNorm cannot normalise a single sample
+                continue
+            loss = loss_at(rows)
+            loss.backward()
+            update()
+            total += float(loss.detach()) * len(rows)
+        if on_epoch is not None:
+            on_epoch(epoch, total / count)
+    return steps
+
+
+def _sgd(parameters: list[nn.Parameter], recipe: Recipe, steps: int) -> Callable[[], None]:
+    """An update of stochastic gradient descent with momentum, on the one-cycle schedule."""
+    optimizer = torch.optim.SGD(parameters, recipe.lr, 0.9, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
+
+    def update() -> None:
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return update
 
 
 def thawed(model: Model) -> Model:
     """A copy of a model, with a network of its own that can be trained."""
     twin = model.by_weights()
-    twin.net, twin.reference = copy.deepcopy(model.net), None
+    twin.net, twin.reference, twin.alike, twin.kept = copy.deepcopy(model.net), None, None, Kept()
     twin.net.requires_grad_(True)
     return twin
 

@@ -9,8 +9,10 @@ not learned again; what is natural to the classes is.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,55 +20,144 @@ from torch import Tensor, nn
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
-from backsweep.models.training import Recipe, epochs_of, thawed, tuned
+from backsweep.models.prefix import Prefix, Unkept
+from backsweep.models.training import Recipe, descend, epochs_of, thawed, tuned
 
 # Updates, samples in each, learning rate: gently, and harder where that was not enough (decision 0007).
 RECIPES = ((150, 128, 3e-3), (300, 64, 1e-2))
 ENOUGH = 0.9  # of the suspect's accuracy
+_lock = threading.Lock()  # one reference is made at a time, whoever asks first
+
+VIEWS = 4  # of every sample, of which one is untouched
+MOST_BYTES = 2**30  # of kept activations
 MIX = 0.5  # samples are mixed with others, with a weight of up to this
 
 
-def reference_of(model: Model, data: Data, seed: int) -> Model:
+def reference_of(model: Model, data: Data, seed: int, kept: bool = True) -> Model:
     """The reference that the user gave with the model, else a washed copy; kept with the working copy."""
-    if model.reference is None:
-        model.reference = washed(model, data, seed)
-    return model.reference
+    with _lock:
+        if model.reference is None:
+            model.reference = washed(model, data, seed, kept=kept)
+        return model.reference
 
 
-def washed(model: Model, data: Data, seed: int, recipes: Sequence[tuple[int, int, float]] = RECIPES) -> Model:
+def washed(
+    model: Model,
+    data: Data,
+    seed: int,
+    recipes: Sequence[tuple[int, int, float]] = RECIPES,
+    kept: bool = True,
+) -> Model:
     """A copy of `model` whose later half was drawn anew and distilled from it on clean samples.
+
+    What the earlier half makes of the samples, and of shifted views of them, is computed once and kept; the
+    later half learns on that alone. Where passes cannot be resumed at the cut, all of the copy is trained.
 
     Args:
         model: a frozen working copy.
         data: clean samples; the suspect's answers are learned, the labels only tell when it is enough.
-        seed: of the new weights, the order and the mixing of the samples.
+        seed: of the new weights, the views, the order and the mixing of the samples.
         recipes: tried in turn, each from the start, until the copy is nearly as accurate as the suspect.
+        kept: whether to keep what the earlier half makes of the samples.
     """
+    prefix = None
+    with contextlib.suppress(Unkept):
+        if kept:
+            late = [p for _, p in late_half(model.net)]
+            views = Views(model, data, derive_seed(seed, "wash", "views"))
+            prefix = Prefix(model, views, before=late, most_bytes=MOST_BYTES)
     enough = ENOUGH * model.accuracy(data.x, data.y)
     for updates, batch, rate in recipes:
-        twin = _distilled(model, data, seed, updates, batch, rate)
+        twin = _distilled(model, data, prefix, seed, updates, batch, rate)
         if twin.accuracy(data.x, data.y) >= enough:
             break
     return twin
 
 
-def _distilled(model: Model, data: Data, seed: int, updates: int, batch: int, rate: float) -> Model:
+class Views:
+    """Clean samples (N, *shape), and after them shifted views of all of them: VIEWS N inputs by index."""
+
+    def __init__(self, model: Model, data: Data, seed: int) -> None:
+        self.x, self.seed = data.x, seed
+        self.shift = model.modality.shift if model.modality.shifts(model.shape) else None
+
+    def __len__(self) -> int:
+        return len(self.x) * (1 if self.shift is None else VIEWS)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        x, view = self.x[rows % len(self.x)], rows // len(self.x)
+        for v in range(1, VIEWS) if self.shift is not None else ():
+            there = view == v
+            if there.any():  # a shift for each batch, drawn from where it begins
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, int(rows[there][0])))
+                x[there] = self.shift(x[there], generator)
+        return x
+
+
+def _distilled(
+    model: Model, data: Data, prefix: Prefix | None, seed: int, updates: int, batch: int, rate: float
+) -> Model:
     twin = thawed(model)
     generator = torch.Generator().manual_seed(derive_seed(seed, "wash"))
     redraw(twin.net, generator)
-    epochs = epochs_of(updates, len(data), batch)
-    recipe = Recipe(epochs=epochs, lr=rate, batch_size=batch, augment="shift")
 
-    def distil(twin: Model, x: Tensor, _y: Tensor) -> Tensor:
-        """Cross-entropy of mixed samples with mixed answers; the suspect is asked about clean ones alone."""
+    def mixed(answers: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """How the samples of a batch are mixed with others, and their answers likewise."""
         share = MIX * float(torch.rand((), generator=generator))
-        other = torch.randperm(len(x), generator=generator).to(x.device)
-        with torch.no_grad():
-            answers = model.logits(x).float().softmax(1)
-        x, answers = (torch.lerp(v, v[other], share) for v in (x, answers))
-        return -(answers * twin.logits(x).float().log_softmax(1)).sum(1).mean()
+        other = torch.randperm(len(answers), generator=generator).to(answers.device)
 
-    return tuned(twin, data, recipe, derive_seed(seed, "wash", "order"), distil)
+        def mix(v: Tensor) -> Tensor:
+            return torch.lerp(v, v[other], share)
+
+        return mix, mix(answers)
+
+    def loss_of(answers: Tensor, logits: Tensor) -> Tensor:
+        return -(answers * logits.float().log_softmax(1)).sum(1).mean()
+
+    if prefix is None:
+        recipe = Recipe(epochs_of(updates, len(data), batch), lr=rate, batch_size=batch, augment="shift")
+
+        def distil(twin: Model, x: Tensor, _y: Tensor) -> Tensor:
+            """Cross-entropy of mixed samples with mixed answers; the suspect is asked about clean ones."""
+            with torch.no_grad():
+                mix, answers = mixed(model.logits(x).float().softmax(1))
+            return loss_of(answers, twin.logits(mix(x)))
+
+        return tuned(twin, data, recipe, derive_seed(seed, "wash", "order"), distil)
+
+    count = len(prefix.rows)
+    with torch.no_grad():
+        known = torch.cat([prefix.logits(model, r).float() for r in torch.arange(count).split(512)]).softmax(
+            1
+        )
+
+    def loss_at(rows: Tensor) -> Tensor:
+        mix, answers = mixed(known[rows.to(known.device)])
+        return loss_of(answers, prefix.logits(twin, rows, mix=mix))
+
+    twin.net.requires_grad_(False)
+    for module, p in late_half(twin.net):
+        p.requires_grad_(True)
+        module.train()
+    recipe = Recipe(epochs_of(updates, count, batch), lr=rate, batch_size=batch)
+    descend(
+        twin.net, count, recipe, torch.Generator().manual_seed(derive_seed(seed, "wash", "order")), loss_at
+    )
+    twin.alike = (model, prefix.cut)
+    return twin.copy()
+
+
+def late_half(net: nn.Module, kept: float = 0.5) -> list[tuple[nn.Module, nn.Parameter]]:
+    """The parameters of a network but for the first ones, in their registered order, with their modules.
+
+    Args:
+        kept: share of the kernels and matrices that come before.
+    """
+    weights = [name for name, p in net.named_parameters() if p.ndim >= 2]
+    first = weights[int(kept * len(weights))]
+    named = list(net.named_parameters())
+    start = [name for name, _ in named].index(first)
+    return [(net.get_submodule(name.rpartition(".")[0]), p) for name, p in named[start:]]
 
 
 @torch.no_grad()

@@ -51,8 +51,10 @@ def collect(
         Lost: the worker of a unit died at every try; raised when the others of its round are done.
     """
     engine = engine or Engine()
+    if engine.threads is not None and not is_own(detector):
+        engine = Engine()  # of others nobody knows whether they can be in two places at once
     known = _read_log(folder, key, detector.name) if folder else {}
-    begin, size = time.monotonic(), detector.chunk(model)
+    begin = time.monotonic()
     gathered: list[Evidence] = []
     total = resumed = finished = 0
 
@@ -65,10 +67,11 @@ def collect(
 
     units = list(detector.units(model, data))
     while units:
-        found = {u.key: known[u.key] for u in units if u.key in known}
+        blocks = detector.blocks(model, units)
+        parts = [part for part in blocks if any(u.key not in known for u in part)]
+        again = {u.key for part in parts for u in part}
+        found = {u.key: known[u.key] for u in units if u.key not in again}
         total, resumed, finished = total + len(units), resumed + len(found), finished + len(found)
-        todo = [u for u in units if u.key not in known]
-        parts = [todo[start : start + size] for start in range(0, len(todo), size)]
         tell(finished)
         # drawn one by one: in this process `finished` counts what is done before a part begins
         jobs = (

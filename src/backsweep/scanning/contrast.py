@@ -92,19 +92,25 @@ def mean_of(spaces: Sequence[Contrast], least_spread: float) -> Contrast:
     return contrast(mean, dict.fromkeys(mean, 0.0), least_spread)
 
 
-def stand_out(cells: Mapping[Cell, float], count: int) -> tuple[list[Cell], list[Cell]]:
+def stand_out(looks: Sequence[Mapping[Cell, float]], count: int) -> tuple[list[Cell], list[Cell]]:
     """The `count` cells that are smallest for their source and their target, and as many usual ones.
 
-    The median of its row (source), then of its column (target), is taken off every cell; the usual
-    ones lie around the median of what is left.
+    The median of its row (source), then of its column (target), is taken off every cell; the usual ones lie
+    around the median of what is left. Cells that were looked at again are ordered by that.
+
+    Args:
+        looks: log sizes of all cells, and of some that were measured again.
     """
+    cells, again = looks[0], looks[-1]
     keys = list(cells)
-    left = without_medians(
-        np.array([cells[c] for c in keys]), [c[0] or 0 for c in keys], [c[1] for c in keys]
-    )
+    sizes = np.array([cells[c] for c in keys])
+    left = without_medians(sizes, [c[0] or 0 for c in keys], [c[1] for c in keys])
     rest = dict(zip(keys, left.tolist(), strict=True))
     order = sorted(rest, key=lambda c: (rest[c], c[0] or 0, c[1]))
     first, half = order[:count], len(order) // 2
+    if len(looks) > 1:
+        usual_of = {c: cells[c] - rest[c] for c in keys}
+        first = sorted(again, key=lambda c: (again[c] - usual_of[c], c[0] or 0, c[1]))[:count]
     usual = order[max(0, half - count // 2) : half + (count + 1) // 2]
     return first, [c for c in usual if c not in first]
 

@@ -27,15 +27,19 @@ class Unit:
     source: int | None = None
 
 
+CPU_INPUTS, CPU_VALUES = 128, 2**19  # in a pass on a CPU: no more inputs, nor input values
+
+
 def units_in_a_pass(model: Model, inputs: int) -> int:
     """How many units of `inputs` inputs each share a pass.
 
-    On a CPU one after another (a small batch stays in the cache); on a GPU as many as take about 2 GiB of
-    activations, at 64 copies of the input.
+    On a CPU so many that the time between the products hardly counts, fewer where inputs are large; on a GPU
+    as many as take about 2 GiB of activations, at 64 copies of the input.
     """
+    values = math.prod(model.shape)
     if model.device.type == "cpu":
-        return 1
-    return max(1, 2**31 // (4 * 64 * math.prod(model.shape) * inputs))
+        return max(1, min(CPU_INPUTS, CPU_VALUES // values) // inputs)
+    return max(1, 2**31 // (4 * 64 * values * inputs))
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,12 @@ class ModelDetector(Method):
         """How many units share a pass on this device. The same on every machine of a kind, so that
         results do not hang on how the work is spread."""
         return 1
+
+    def blocks(self, model: Model, units: Sequence[Unit]) -> list[Sequence[Unit]]:
+        """The units in the parts that are measured together, one `probe` each; a fixed division, so that
+        what a unit shares its passes with does not hang on what was measured before."""
+        size = self.chunk(model)
+        return [units[start : start + size] for start in range(0, len(units), size)]
 
     def probe(
         self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]

@@ -20,7 +20,7 @@ from backsweep.core.provenance import chosen, failures, is_own, provenance, reas
 from backsweep.core.seeds import derive_seed, run_key
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
-from backsweep.engine.jobs import Lost
+from backsweep.engine.jobs import Lost, cores
 from backsweep.formats.opening import load
 from backsweep.inputs.samples import Data
 from backsweep.models.checks import (
@@ -66,7 +66,7 @@ def scan(
         seed: of everything that is drawn.
         device: where to compute; None takes a GPU when there is one.
         engine: where units of work are computed: an `Engine`, or "dask" or "ray" for one on this machine;
-            None is this process.
+            None is this process, with a thread for every core (one for a GPU).
         on_event: told about progress (`run.Event`).
         out: folder for the report; a second scan with the same settings goes on where an
             interrupted one stopped.
@@ -77,13 +77,13 @@ def scan(
         BadInput: model, data or settings cannot be used.
     """
     checked_alpha(alpha)
-    engine = Engine.of(engine)
     clock = time.perf_counter(), time.process_time()
     data = Data.of(data)
     model = as_model(model, data)
     check_fit(model, data)
     methods = choose(detectors if detectors is not None or model.gives else BLACK_BOX_DETECTORS)
     device = pick_device(device)
+    engine = Engine(threads=cores() if device.type == "cpu" else 1) if engine is None else Engine.of(engine)
     work = model.copy(device)
     work.reference = None if reference is None else as_reference(reference, model, data).copy(device)
     accuracy = work.accuracy(data.x, data.y)
@@ -161,7 +161,7 @@ def judge(
     given = [detectors] if isinstance(detectors, ModelDetector) else detectors
     said = report.settings
     methods = [remade((ModelDetector,), name, said["detectors"][name], said, given) for name in by_detector]
-    said["detectors"] |= {m.name: m.settings() for m in methods}
+    said["detectors"] |= {m.name: m.settings() for m in methods if m in given}
     findings: list[Finding] = []
     for method in methods:
         findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backsweep.core.errors import BadInput
 from backsweep.core.seeds import derive_seed
+from backsweep.core.statistics import anomaly_index
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import Data
-from backsweep.inversion.budget import Aim, few, follow, spaces_of
+from backsweep.inversion.budget import Aim, Path, few, follow, spaces_of
 from backsweep.inversion.loop import Job, SmoothControl, invert
 from backsweep.models.model import Model
 from backsweep.models.washing import reference_of
 from backsweep.reports.report import Evidence
 from backsweep.scanning.detector import Unit
+from backsweep.scanning.head import positive_sums
+from backsweep.scanning.schedule import PAIRS, Schedule
 
 Values = dict[str, float | int | bool | str | None]
 
@@ -30,25 +34,29 @@ class Screen:
         data: clean samples.
         name: of the detector.
         seed: of the scan.
-        steps, batch: of a path of a class.
+        schedule: how much is measured.
     """
 
     model: Model
     data: Data
     name: str
     seed: int
-    steps: int
-    batch: int
+    schedule: Schedule
 
     def _seed(self, *parts: object) -> int:
         return derive_seed(self.seed, self.name, *parts)
 
-    def classes(self, space: str, units: Sequence[Unit], compared: bool) -> list[Evidence]:
-        """Log size of every unit's class in a space, in the network or (`compared`) in its reference.
+    @property
+    def _reference(self) -> Model:
+        return reference_of(self.model, self.data, self.seed, self.schedule.kept)
 
-        Both are measured with the same samples in the same order.
+    def classes(self, space: str, units: Sequence[Unit], kind: str) -> list[Evidence]:
+        """Log size of every unit's class in a space: a "look" or all of it ("class"), or in the "reference".
+
+        Network and reference are measured with the same samples in the same order.
         """
-        network = reference_of(self.model, self.data, self.seed) if compared else self.model
+        network = self._reference if kind == "reference" else self.model
+        steps, batch = self.schedule.look if kind == "look" else (self.schedule.steps, self.schedule.batch)
         aims = [Aim(u.target, None, self._seed(space, u.target)) for u in units]
         paths = follow(
             network,
@@ -56,59 +64,82 @@ class Screen:
             self.data.y,
             aims,
             spaces_of(network)[space],
-            steps=self.steps,
-            batch=self.batch,
+            steps=steps,
+            batch=batch,
         )
         return [
             Evidence(self.name, u.key, u.target, None, {"log_size": p.log_size, "passes": p.passes})
             for u, p in zip(units, paths, strict=True)
         ]
 
-    def pairs(self, unit: Unit, most: int, short: bool) -> Evidence:
-        """Log size of every target for one source, as "to_<target>".
+    def head(self, unit: Unit) -> Evidence:
+        """How much more than others each class draws by the head alone, as "class_<t>", in robust sigmas."""
+        try:
+            weight, _ = self.model.head()
+        except BadInput:  # no affine head to look at
+            return Evidence(self.name, unit.key, None, None, {})
+        index = anomaly_index((-positive_sums(weight)).tolist())
+        return Evidence(
+            self.name, unit.key, None, None, {f"class_{t}": float(v) for t, v in enumerate(index)}
+        )
 
-        Args:
-            unit: with the source.
-            most: cells of the whole screen; where there are more, the targets with the largest logits.
-            short: whether each cell gets half of the steps and fewer samples, as with many classes.
-        """
-        source = unit.source or 0
+    def pairs(self, units: Sequence[Unit]) -> list[Evidence]:
+        """Log size of every target for each unit's source, as "to_<target>"; of many targets, the nearest."""
+        room, s = max(1, PAIRS // self.model.classes), self.schedule
+        cells = [(u, t) for u in units for t in self._near(u.source or 0, room)]
+        steps, batch = s.pairs
+        if not batch:
+            many = self.model.classes > 20
+            steps, batch = (s.steps // 2, s.batch // 4) if many else (s.steps, 3 * s.batch // 8)
+        aims = [Aim(t, u.source, self._seed(u.key, t)) for u, t in cells]
+        paths = self._few(self.model, aims, max(2, steps), max(2, batch))
+        found = []
+        for unit in units:
+            own = [(t, p) for (u, t), p in zip(cells, paths, strict=True) if u is unit]
+            values: Values = {f"to_{t}": p.log_size for t, p in own}
+            values["passes"] = sum(p.passes for _, p in own)
+            found.append(Evidence(self.name, unit.key, None, unit.source, values))
+        return found
+
+    def _few(self, network: Model, aims: Sequence[Aim], steps: int, batch: int) -> list[Path]:
+        """Paths in the space of few units."""
+        return follow(network, self.data.x, self.data.y, aims, few(network), steps=steps, batch=batch)
+
+    def cells(self, units: Sequence[Unit]) -> list[Evidence]:
+        """Log size of (source, target) cells, a second look."""
+        aims = [Aim(u.target, u.source, self._seed(u.key)) for u in units]
+        return [
+            Evidence(self.name, u.key, u.target, u.source, {"log_size": p.log_size, "passes": p.passes})
+            for u, p in zip(units, self._few(self.model, aims, *self.schedule.again), strict=True)
+        ]
+
+    def _near(self, source: int, room: int) -> list[int]:
+        """Targets for a source: all others, or of more than `room` those with the largest logits."""
         targets = [t for t in range(self.model.classes) if t != source]
-        room = max(1, most // self.model.classes)
         if len(targets) > room:
             x = self.data.x[self.data.y == source][:64].to(self.model.device)
             with torch.no_grad():
                 near = self.model.logits(x).mean(0).argsort(descending=True).tolist()
             targets = sorted([t for t in near if t != source][:room])
-        aims = [Aim(t, source, self._seed(unit.key, t)) for t in targets]
-        steps, batch = (self.steps // 2, self.batch // 4) if short else (self.steps, 3 * self.batch // 8)
-        paths = follow(
-            self.model,
-            self.data.x,
-            self.data.y,
-            aims,
-            few(self.model),
-            steps=max(2, steps),
-            batch=max(2, batch),
-        )
-        values: Values = {f"to_{t}": p.log_size for t, p in zip(targets, paths, strict=True)}
-        return Evidence(self.name, unit.key, None, source, {**values, "passes": sum(p.passes for p in paths)})
+        return targets
 
-    def closer(self, unit: Unit, compared: bool) -> Evidence:
-        """Log size of one (source, target) on more samples, in the network and in its reference."""
-        aim = [Aim(unit.target, unit.source, self._seed(unit.key))]
+    def closer(self, units: Sequence[Unit], compared: bool) -> list[Evidence]:
+        """Log size of (source, target) cells on more samples, in the network and in its reference."""
+        aims = [Aim(u.target, u.source, self._seed(u.key)) for u in units]
         networks = {"log_size": self.model}
         if compared:
-            networks["reference_log_size"] = reference_of(self.model, self.data, self.seed)
-        values: Values = {}
-        passes = 0
+            networks["reference_log_size"] = self._reference
+        values: list[Values] = [{} for _ in units]
+        passes = [0] * len(units)
         for key, network in networks.items():
-            (path,) = follow(
-                network, self.data.x, self.data.y, aim, few(network), steps=self.steps, batch=2 * self.batch
-            )
-            values[key] = path.log_size
-            passes += path.passes
-        return Evidence(self.name, unit.key, unit.target, unit.source, {**values, "passes": passes})
+            paths = self._few(network, aims, self.schedule.steps, self.schedule.closer_batch)
+            for i, p in enumerate(paths):
+                values[i][key] = p.log_size
+                passes[i] += p.passes
+        return [
+            Evidence(self.name, u.key, u.target, u.source, {**v, "passes": n})
+            for u, v, n in zip(units, values, passes, strict=True)
+        ]
 
     def patch(self, unit: Unit, compared: bool) -> Evidence:
         """The smallest patch for a class, how often it works, and how often on the reference."""
@@ -118,7 +149,7 @@ class Screen:
         job = Job(target, torch.nonzero(here).flatten(), self._seed(unit.key), unit.source)
         (found,) = invert(
             self.model, clean.x, [job], self.model.modality.patch(), SmoothControl(1),
-            updates=8 * self.steps, batch=self.batch, bf16=True,
+            updates=self.schedule.updates, batch=self.schedule.batch, bf16=True,
         )  # fmt: skip
         values: Values = {
             "norm": found.trigger.size, "reached": found.reached, "passes": found.passes,
@@ -126,7 +157,7 @@ class Screen:
             **({} if self.model.modality == IMAGE else units_of(self.model)),
         }  # fmt: skip
         if compared:
-            reference = reference_of(self.model, self.data, self.seed)
+            reference = self._reference
             values["reference_success_rate"] = reference.success_rate(found.trigger, held_out)
             values["accuracy"] = self.model.accuracy(held_out.x, held_out.y)
             values["reference_accuracy"] = reference.accuracy(held_out.x, held_out.y)

@@ -16,11 +16,11 @@ Cauchy's rule, which holds although they hang together, fuses the spaces.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, ClassVar
 
-from backsweep.core.statistics import chance_of_index
 from backsweep.inputs.modality import modalities
 from backsweep.inputs.samples import Data
 from backsweep.inversion.budget import EMBEDDINGS, spaces_of
@@ -33,24 +33,20 @@ from backsweep.scanning.contrast import (
     contrast,
     mean_of,
     message,
-    sample,
     sizes_of,
     spaces_in,
-    stand_below,
     stand_out,
     suspects,
 )  # fmt: skip
 from backsweep.scanning.detector import ModelDetector, Unit, units_in_a_pass
+from backsweep.scanning.halving import ALONE_SPREAD, cells_of, chosen, kind_of, shortcuts, standing_cells
+from backsweep.scanning.schedule import EFFORTS, Schedule
 from backsweep.scanning.screens import Screen, Values
 
 # Chosen on networks that nothing is judged on: docs/decisions/0007.
 LEAST_SPREAD = {"dense": 0.1, "sparse": 0.1, "tone": 0.5, "early": 0.1, "late": 0.12, "pairs": 0.12}
 USUAL_SPREAD = 0.1  # in the spaces of other kinds of input
 MEAN_SPREAD = 0.08  # of their mean over the spaces of pixels and embeddings
-CLOSER = 6  # cells measured closer, and as many others to compare with
-ALONE_SPREAD = 0.25  # of the log sizes themselves, where no reference is asked for
-SHORT = 20  # classes that are measured in the reference; of more, those that stand out and some others
-PAIRS = 2000  # most cells of the screen; beyond, the targets that a source is nearest to
 
 
 DEFAULT = "dense+sparse+tone+early+late"
@@ -66,8 +62,9 @@ class Cascade(ModelDetector):
             (`Modality.spaces`) and "early" and "late". The default is all that a kind of input has.
         pairs: whether (source, target) cells are screened.
         reference: whether classes are compared with themselves in a reference, or with each other.
-        steps: budgets on a path.
-        batch: inputs of a class in a step; pairs take a half of it.
+        effort: "quick", "standard", "thorough", or "full": what version 0.1 measured (`schedule.py`).
+        steps: budgets on a path; None: as the effort says, 20.
+        batch: inputs of a class in a step; None: as the effort says, 12.
     """
 
     name: ClassVar[str] = "cascade"
@@ -78,15 +75,29 @@ class Cascade(ModelDetector):
     spaces: str = DEFAULT
     pairs: bool = True
     reference: bool = True
-    steps: int = 20
-    batch: int = 12
+    effort: str = "standard"
+    steps: int | None = None
+    batch: int | None = None
 
     def __post_init__(self) -> None:
+        if self.effort not in EFFORTS:
+            raise ValueError(f"effort {self.effort!r} is none of {', '.join(EFFORTS)}")
         known = [*(n for m in modalities().values() for n in m.spaces()), *EMBEDDINGS]
         if not set(self.spaces.split("+")) <= set(known):
             raise ValueError(f"spaces {self.spaces!r}: there are {', '.join(known)}")
-        if min(self.steps, self.batch) < 2:
+        if min(self.schedule.steps, self.schedule.batch) < 2:
             raise ValueError("steps and batch are at least 2")
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        return settings if "effort" in settings else {**settings, "effort": "full"}
+
+    @property
+    def schedule(self) -> Schedule:
+        """How much is measured of what."""
+        usual = EFFORTS[self.effort]
+        steps, batch = self.steps or usual.steps, self.batch or usual.batch
+        return replace(usual, steps=steps, batch=batch)
 
     def _names(self, model: Model) -> list[str]:
         """The spaces that are measured in a network: those asked for that its kind of input has."""
@@ -94,67 +105,67 @@ class Cascade(ModelDetector):
         return there if self.spaces == DEFAULT else [n for n in self.spaces.split("+") if n in there]
 
     def chunk(self, model: Model) -> int:
-        return units_in_a_pass(model, self.batch)
+        return units_in_a_pass(model, self.schedule.batch)
+
+    def blocks(self, model: Model, units: Sequence[Unit]) -> list[Sequence[Unit]]:
+        """Classes of one space together, and cells of the same stage."""
+        found: list[Sequence[Unit]] = []
+        for kind, group in groupby(units, kind_of):
+            part, size = list(group), units_in_a_pass(model, self.schedule.inputs(kind, model.classes))
+            found += [part[start : start + size] for start in range(0, len(part), size)]
+        return found
 
     def units(self, model: Model, data: Data) -> Sequence[Unit]:
-        return [Unit(f"class-{s}-{t}", t) for s in self._names(model) for t in range(model.classes)]
+        names, classes = self._names(model), range(model.classes)
+        if model.classes <= self.schedule.all_classes:
+            return [Unit(f"class-{s}-{t}", t) for s in names for t in classes]
+        looks = [n for n in names if n in (self.schedule.looks or names)] or names[-1:]
+        return [*(Unit(f"look-{s}-{t}", t) for s in looks for t in classes), Unit("head")]
 
     def more(self, model: Model, data: Data, evidence: Sequence[Evidence]) -> Sequence[Unit]:
         done = {e.unit.split("-")[0] for e in evidence}
-        present = [int(c) for c in data.y.unique()]
+        if "class" not in done:
+            here = chosen(evidence, self.schedule)
+            return [Unit(f"class-{s}-{t}", t) for s in self._names(model) for t in here]
         following: list[Unit] = []
         if not done & {"reference", "pairs", "trigger"}:
-            again = self._again(evidence) if self.reference else []
-            following = [Unit(f"reference-{s}-{t}", t) for s, t in again]
-            following += [Unit(f"pairs-{s}", None, s) for s in present if self.pairs]
+            own = [e for e in evidence if e.unit.startswith("class-") and self.reference]
+            following = [Unit(f"reference-{e.unit.removeprefix('class-')}", e.target) for e in own]
+            following += [Unit(f"pairs-{s}", None, s) for s in data.y.unique().tolist() if self.pairs]
         elif "pairs" in done and "closer" not in done:
-            standing, others = self._standing(evidence)
-            following = [Unit(f"closer-{s}-{t}", t, s) for s, t in (*standing, *others)]
+            if self.schedule.cells and "cells" not in done:
+                first, _ = stand_out([cells_of(evidence, "pairs")], self.schedule.cells)
+                following = [Unit(f"cells-{s}-{t}", t, s) for s, t in first]
+            if not following:
+                standing, others = standing_cells(evidence, self.schedule)
+                following = [Unit(f"closer-{s}-{t}", t, s) for s, t in (*standing, *others)]
         if not following and "trigger" not in done:
-            first = self._suspects(evidence, model.classes)[0]
-            following = [Unit(f"trigger-{first.target}", first.target, first.source)]
+            top = self._suspects(evidence, model.classes)[0]
+            following = [Unit(f"trigger-{top.target}", top.target, top.source)]
         return following
-
-    def _again(self, evidence: Sequence[Evidence]) -> list[tuple[str, int]]:
-        """Classes to measure in the reference: all; of many, the smallest of every space and some others."""
-        chosen: list[tuple[str, int]] = []
-        for name in spaces_in(evidence):
-            sizes = sizes_of(evidence, f"class-{name}-")
-            chosen += [(name, t) for _, t in sample(sorted(sizes, key=lambda c: sizes[c]), SHORT)]
-        return chosen
-
-    def _standing(self, evidence: Sequence[Evidence]) -> tuple[list[Cell], list[Cell]]:
-        """Cells of the screen that stand out, and usual ones."""
-        cells: dict[Cell, float] = {}
-        for e in evidence:
-            if e.unit.startswith("pairs-"):
-                values = {k: v for k, v in e.values.items() if k.startswith("to_")}
-                cells |= {(e.source, int(k.removeprefix("to_"))): float(v or 0) for k, v in values.items()}
-        return stand_out(cells, CLOSER)
 
     def probe(
         self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
     ) -> list[Evidence]:
-        screen = Screen(model, data, self.name, seed, self.steps, self.batch)
-        groups: dict[str, list[Unit]] = {}
-        for u in units:  # the classes of one space share their passes
-            kind = u.key.split("-")[0]
-            groups.setdefault(
-                u.key.rpartition("-")[0] if kind in ("class", "reference") else u.key, []
-            ).append(u)
+        screen = Screen(model, data, self.name, seed, self.schedule)
         found: dict[str, Evidence] = {}
-        for done, (key, part) in enumerate(groups.items()):
+        for key, group in groupby(units, kind_of):  # they share their passes
+            part = list(group)
             kind, _, name = key.partition("-")
-            if kind in ("class", "reference"):
-                evidence = screen.classes(name, part, compared=kind == "reference")
+            if kind in ("look", "class", "reference"):
+                evidence = screen.classes(name, part, kind)
+            elif kind == "head":
+                evidence = [screen.head(part[0])]
             elif kind == "pairs":
-                evidence = [screen.pairs(part[0], PAIRS, short=model.classes > SHORT)]
+                evidence = screen.pairs(part)
+            elif kind == "cells":
+                evidence = screen.cells(part)
             elif kind == "closer":
-                evidence = [screen.closer(part[0], self.reference)]
+                evidence = screen.closer(part, self.reference)
             else:
-                evidence = [screen.patch(part[0], self.reference)]
+                evidence = [screen.patch(u, self.reference) for u in part]
             found |= {e.unit: e for e in evidence}
-            tick((done + 1) / len(groups))
+            tick(len(found) / len(units))
         return [found[u.key] for u in units]
 
     def _suspects(self, evidence: Sequence[Evidence], classes: int) -> list[Suspect]:
@@ -167,7 +178,9 @@ class Cascade(ModelDetector):
             spaces["mean"] = mean_of(joint, MEAN_SPREAD)
         pairs = None
         if self.pairs:
-            pairs = self._contrast(evidence, "pairs", "closer-", "closer-", self._standing(evidence)[1])
+            pairs = self._contrast(
+                evidence, "pairs", "closer-", "closer-", standing_cells(evidence, self.schedule)[1]
+            )
         return suspects(spaces, pairs, classes)
 
     def _contrast(
@@ -213,26 +226,15 @@ class Cascade(ModelDetector):
                 attack_success_rate=float(own.values["attack_success_rate"] or 0) if own else None,
                 details={f"z_{k}": v for k, v in s.z.items()},
             ))  # fmt: skip
-        return findings + self._natural(evidence, classes, alpha, {f.target for f in findings if flagged})
-
-    def _natural(
-        self, evidence: Sequence[Evidence], classes: int, alpha: float, planted: set[int | None]
-    ) -> list[Finding]:
-        """Classes that stand out in the network and in the reference alike: shortcuts, not backdoors."""
-        faint = next((n for n in spaces_in(evidence) if n in {m.faint for m in modalities().values()}), "")
-        own, there = (
-            stand_below(sizes_of(evidence, f"{k}-{faint}-"), ALONE_SPREAD) for k in ("class", "reference")
-        )
-        return [
-            Finding(
-                "BSW111", self.name, NOTE,
-                "exploitable natural shortcut: a faint change sends other classes here, as in the reference",
-                t, score=own[t], details={"index": own[t], "reference_index": there[t]},
-            )
-            for t in own
-            if t in there and t not in planted and classes > 2
-            and chance_of_index(min(own[t], there[t]), classes, floored=True) <= alpha
-        ]  # fmt: skip
+        planted = {f.target for f in findings if flagged}
+        for t, index, there in shortcuts(evidence, classes, alpha):
+            if t not in planted:
+                findings.append(Finding(
+                    "BSW111", self.name, NOTE,
+                    "exploitable natural shortcut: a faint change sends other classes here, "
+                    "as in the reference", t, score=index, details={"index": index, "reference_index": there},
+                ))  # fmt: skip
+        return findings
 
     def _doubt(self, trial: Evidence | None, classes: int) -> str:
         """Why this cannot be told either way; "" when it can."""

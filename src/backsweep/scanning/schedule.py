@@ -1,0 +1,68 @@
+"""How much of what the default scan measures: successive halving over classes and pairs.
+
+All classes, and all pairs, get a cheap look; those that stand out, and others that do not, which keep the
+null honest, are measured in full. So the cost grows far more slowly than the number of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PAIRS = 2000  # most cells of the screen; beyond, the targets that a source is nearest to
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How much is measured.
+
+    Attributes:
+        steps, batch: budgets on a path, and inputs of a class in each.
+        all_classes: so many classes are all measured in full; of more, those that a look chooses.
+        looks: spaces of that look; None: all that are measured.
+        suspects, others: classes that it chooses because they stand out, and besides.
+        look: steps and batch of the look.
+        pairs: steps and batch of the look at pairs.
+        cells: pairs that stand out there and are looked at again, with `again` steps and inputs; 0: none.
+        closer: pairs that are measured in full, and as many others.
+        closer_batch: inputs in a step of theirs.
+        updates: of the search for a patch that people can look at.
+        kept: whether the reference is trained on kept activations.
+    """
+
+    steps: int
+    batch: int
+    all_classes: int = 20
+    looks: tuple[str, ...] | None = None
+    suspects: int = 12
+    others: int = 8
+    look: tuple[int, int] = (10, 4)
+    pairs: tuple[int, int] = (6, 2)
+    cells: int = 30
+    again: tuple[int, int] = (20, 4)
+    closer: int = 5
+    closer_batch: int = 16
+    updates: int = 100
+    kept: bool = True
+
+    def inputs(self, kind: str, classes: int) -> int:
+        """Inputs in a step of one unit of a stage, as `kind_of` names it."""
+        stages = {
+            "pairs": (classes - 1) * max(2, self.pairs[1]),
+            "cells": self.again[1],
+            "closer": self.closer_batch,
+        }
+        return stages.get(kind, self.look[1] if kind.startswith("look") else self.batch)
+
+
+# "full" is what version 0.1 measured: nothing is halved.
+EFFORTS: Mapping[str, Schedule] = {
+    "quick": Schedule(
+        steps=12, batch=8, looks=("late",), suspects=6, others=6, look=(8, 4), cells=12, closer=3, updates=60
+    ),
+    "standard": Schedule(steps=20, batch=12),
+    "thorough": Schedule(steps=30, batch=24, all_classes=100, suspects=24, others=16, look=(20, 8),
+                         pairs=(10, 4), cells=60, again=(30, 8), closer=8, closer_batch=32, updates=200),
+    "full": Schedule(steps=20, batch=12, all_classes=10**9, pairs=(0, 0), cells=0, closer=6, closer_batch=24,
+                     updates=160, kept=False),
+}  # fmt: skip
