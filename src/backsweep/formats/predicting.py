@@ -109,6 +109,8 @@ class Service:
                 if time.monotonic() > until:
                     raise TimeoutError(f"no whole answer within {self.timeout:.0f} s")
                 parts.append(part)
+            if response.length:  # said, and not sent
+                raise http.client.IncompleteRead(b"", response.length)
         return b"".join(parts)
 
     def _wait(self) -> None:
@@ -147,7 +149,7 @@ def model(
         )
     if shape is None:
         raise BadInput("the shape of its inputs is not known; say shape=(3, 32, 32) (--shape 3,32,32)")
-    service = Service(name.removeprefix(PREFIX))
+    service = Service(name.removeprefix(PREFIX), RATE)
     batch = max(1, min(MOST_IMAGES, MOST_VALUES // math.prod(shape)))
     return Model.black_box(
         service, shape, batch=batch, classes=classes, source=f"{PREFIX}{service.shown}", **settings
