@@ -115,9 +115,10 @@ def test_detectors_that_need_more_are_left_out_with_the_reason(twins: Twins, ban
         "neural_cleanse",
         "cascade",
         "unicorn",
-        MNTD(bank=str(bank_file), form="centred"),
+        MNTD(bank=str(bank_file)),
     ]
-    report = scan(hidden(twins.infected), twins.data, names)
+    net = copy.deepcopy(twins.infected.net).eval()
+    report = scan(Model.black_box(net, twins.infected.shape), twins.data, names)
     assert {n.what: n.reason for n in report.skipped} == {
         "neural_cleanse": "it needs gradients of the network, and a black box only answers",
         "cascade": "it needs gradients and weights of the network, and a black box only answers",
@@ -149,7 +150,7 @@ def test_a_detector_measures_the_same_whether_the_network_is_hidden(
     assert [dict(e.values) for e in both[0]] == [dict(e.values) for e in both[1]]
 
 
-@pytest.mark.parametrize("name", GUARDS)
+@pytest.mark.parametrize("name", sorted(set(GUARDS) - {"frequency"}))  # which never asks the network
 def test_a_guard_scores_the_same_whether_the_network_is_hidden(name: str, twins: Twins) -> None:
     detector = make(SampleDetector, name)
     if reason := detector.applies(twins.infected, twins.data):
@@ -186,7 +187,7 @@ def test_a_black_box_cannot_be_repaired_or_audited(twins: Twins) -> None:
 def test_a_function_of_any_kind_is_copied_by_reference(twins: Twins) -> None:
     class Locked:
         def __call__(self, x: Tensor) -> Any:
-            return np.asarray(x).reshape(len(x), -1)[:, :10]
+            return 4 * np.asarray(x).reshape(len(x), -1)[:, :10]
 
         def __deepcopy__(self, memo: Any) -> None:
             raise TypeError("it cannot be copied")
