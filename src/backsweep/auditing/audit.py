@@ -82,6 +82,8 @@ def audit(
     clock = time.perf_counter(), time.process_time()
     data = Data.of(data)
     model = as_model(model, data)
+    if not model.gives:
+        raise BadInput("a black box only answers, and audits need its layers; load the network itself")
     check_fit(model, data)
     clean = None if clean is None else Data.of(clean)
     if clean is not None:

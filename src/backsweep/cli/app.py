@@ -28,6 +28,7 @@ from backsweep.cli.options import (
     Settings,
     Where,
     grouped,
+    named,
     tell,
 )
 from backsweep.cli.shadows import bank_app
@@ -51,10 +52,14 @@ app.add_typer(bank_app, name="bank")
 @app.command()
 @grouped
 def scan(
-    models: Models,
     data: Samples,
     reading: Reading,
     where: Where,
+    models: Models = None,
+    predict: Annotated[
+        str | None,
+        typer.Option(help="Address of a service that answers with class scores, instead of a model."),
+    ] = None,
     detector: Detectors = None,
     p: Settings = None,
     alpha: Alpha = 0.05,
@@ -77,16 +82,20 @@ def scan(
     from backsweep.scanning import scan
     from backsweep.scanning.detector import ModelDetector
 
+    names = named(models, predict)
     engine = where.open()
     given = [*(p or []), *([f"mntd.bank={bank}"] if bank is not None else [])]
-    detectors = configure(ModelDetector, detector or scan.DEFAULT_DETECTORS, given)
+    usual = scan.DEFAULT_DETECTORS
+    if predict is not None:
+        usual = (*scan.BLACK_BOX_DETECTORS, *(("mntd",) if bank is not None else ()))
+    detectors = configure(ModelDetector, detector or usual, given)
     told = reading.how()
-    if is_many(models, store, watch):
+    if is_many(names, store, watch):
         from backsweep.inventory.sweep import Scan
 
         one = Scan(data, detectors, alpha, seed, reading.device, reading.resize, reference, told)
-        raise typer.Exit(scan_many(models, one, store, engine, out, every if watch else None, all_versions))
-    loaded, clean = scan.open_both(models[0], data, resize=reading.resize, **told)
+        raise typer.Exit(scan_many(names, one, store, engine, out, every if watch else None, all_versions))
+    loaded, clean = scan.open_both(names[0], data, resize=reading.resize, **told)
     tell(loaded.notes)
     there = None
     if reference is not None:

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from backsweep.inventory.sweep import Outcome, Scan
 
 Models = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
+        show_default=False,
         help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, ONNX, TorchScript, or a folder; several, a "
-        "folder of models, mlflow:ADDRESS."
+        "folder of models, mlflow:ADDRESS.",
     ),
 ]
 StoreUrl = Annotated[

@@ -140,6 +140,19 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=none, annotation=annotation)
 
 
+def named(models: list[str] | None, predict: str | None) -> list[str]:
+    """The models that are to be scanned, the one behind an address among them.
+
+    Raises:
+        BadInput: none, or both files and an address.
+    """
+    if bool(models) == (predict is not None):
+        raise BadInput(
+            "name a model, or give the address of a service that answers (--predict), and not both"
+        )
+    return [f"predict:{predict}"] if predict is not None else list(models or [])
+
+
 def tell(notes: Iterable[str]) -> None:
     """What was done to read a model, for people."""
     from backsweep.cli.terminal import console

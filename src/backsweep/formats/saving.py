@@ -60,7 +60,7 @@ def save(model: Model, path: Path) -> Path:
             written; the source changed since it was loaded, or holds other weights than the
             network; a weight is not finite in the dtype of the file.
     """
-    path, source = Path(path), Path(model.source)
+    path, source = Path(path), Path(model.place or model.source)
     check(model, path)
     with _named(path):
         if not model.origin or _weights_alone(model, path):
@@ -104,7 +104,7 @@ def check(model: Model, path: Path) -> None:
     Raises:
         BadInput: the path is the source itself, something else is in the way there, or it cannot be written.
     """
-    path, source = Path(path), Path(model.source)
+    path, source = Path(path), Path(model.place or model.source)
     with _named(path):
         with contextlib.suppress(OSError, RuntimeError):  # neither need exist; links may go round
             place, old = path.resolve(), source.resolve()

@@ -56,6 +56,7 @@ class Model:
         resize: whether `load` found that images are to be resized to `shape` on their way in.
         arch: name of the factory that `load` was given, for the record.
         reference: an independent clean network of the same classes to compare with, if there is one.
+        place: path of its files.
         origin: digest of the file that it was loaded from; copies keep it.
         entry: of the file, that `load` was asked for.
         unknown: names of what the file holds beside tensors and plain data; untrusted text.
@@ -64,6 +65,7 @@ class Model:
 
     resize: bool = False
     arch: str | None = None
+    place: str = ""
     origin: str = ""
     entry: str | None = None
     unknown: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
 from backsweep.formats.opening import load
+from backsweep.formats.predicting import PREFIX
 from backsweep.inputs.samples import Data
 from backsweep.models.checks import (
     as_model,
@@ -210,7 +211,8 @@ def open_both(
         resize: resize images to the model's input; models that say so themselves need no asking.
         settings: of `load`.
     """
-    unknown = settings.get("arch") is not None and shape is None and not resize
+    bare = settings.get("arch") is not None or model.startswith(PREFIX)
+    unknown = bare and shape is None and not resize
     found = Data.open(data) if unknown else None
     data_shape = tuple(found.x.shape[1:]) if found is not None else None
     loaded = load(model, **settings, shape=shape, data_shape=data_shape)

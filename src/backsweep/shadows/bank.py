@@ -96,7 +96,7 @@ class Bank:
                 f"the bank is for inputs {tuple(about['shape'])} and {about['classes']} classes, "
                 f"the model takes {model.shape} and has {model.classes}"
             )
-        if model.layout not in about["layouts"]:
+        if model.gives and model.layout not in about["layouts"]:  # who only has answers vouches for the kind
             return f"the bank is for networks of the kind {', '.join(about['archs'])}, the model is another"
         return ""
 
