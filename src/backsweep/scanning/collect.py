@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from backsweep.core import documents
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder
 from backsweep.core.progress import Event, OnEvent
@@ -145,9 +146,9 @@ def _read_log(folder: Path, key: str, detector: str) -> dict[str, Evidence]:
         return found
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            raw = json.loads(line)
+            raw = documents.read("evidence", line)
             if raw.pop("key") == key and raw["detector"] == detector:
                 found[raw["unit"]] = read_evidence(raw, folder)
-        except (BadInput, ValueError, KeyError, TypeError, AttributeError):
+        except (BadInput, ValueError):
             continue
     return found
