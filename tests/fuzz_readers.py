@@ -352,8 +352,10 @@ def _banks(folder: Path) -> None:
         for variant in meta_classifier.VARIANTS
     )  # fmt: skip
     about = {
-        "archs": ["gap_cnn"], "layouts": ["0" * 16], "shape": list(SHAPE), "classes": 5, "seed": 0, "shadows": 8,
-        "held_out": 24, "data": {"source": "x.npz", "sha256": "0" * 64, "samples": 99}, "recipe": {"epochs": 3},
+        "archs": ["gap_cnn"], "layouts": ["0" * 16], "shape": list(SHAPE), "classes": 5, "seed": 0,
+        "shadows": 8,
+        "held_out": 24, "data": {"source": "x.npz", "sha256": "0" * 64, "samples": 99},
+        "recipe": {"epochs": 3},
         "accuracy": 0.9, "success": 0.8, "work": 1.0, "backsweep": "0.1.0", "torch": "2.13", "python": "3.11",
     }  # fmt: skip
     Bank(about, rand(*SHAPE), rand(*SHAPE), metas).save(folder / "small.bank")

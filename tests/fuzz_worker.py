@@ -29,14 +29,14 @@ AGAIN = 9  # exit status of a child that has to be started anew
 SPACE, MOST = 4 * 2**30, 2 * 2**30  # of address space beyond what the libraries take, and of memory in use
 
 RUNS = (
-    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.startfile", "pty.spawn",
+    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn",
     "subprocess.Popen", "socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname",
     "socket.sendto", "webbrowser.open", "urllib.Request", "pickle.find_class", "ctypes.dlopen",
     "cpython.run_command", "cpython.run_file", "cpython.run_module", "cpython.run_interactivehook",
 )  # fmt: skip
 CHANGES = (
-    "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink", "os.truncate",
-    "shutil.rmtree", "shutil.move", "shutil.copyfile",
+    "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink",
+    "os.truncate", "shutil.rmtree", "shutil.move", "shutil.copyfile",
 )  # fmt: skip
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 # Code that these make from text is theirs: named tuples and data classes of modules, templates of ours.
@@ -143,14 +143,15 @@ class Watch:
         while frame is not None and len(callers) < 6:
             callers.append(frame.f_code.co_filename)
             frame = frame.f_back  # type: ignore[assignment]
-        made = any(c.endswith(WRITERS) and c.startswith(self.trusted) for c in callers)
+        writers = (*WRITERS, "ast.py") if event == "compile" else WRITERS  # which parses and does not run
+        made = any(c.endswith(writers) and c.startswith(self.trusted) for c in callers)
         return "" if made else f"{event} of {name}"
 
 
 def main(seeds: Path, scratch: Path, seed: str, limit: float, only: tuple[str, ...]) -> None:
     """Answer numbers with results until there are no more.
 
-    This process reads the good files, then a child of it the bad ones; when that dies another is at hand at once.
+    This process reads the good files, and a child of it the bad ones; when that dies there is another.
     """
     answer = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
