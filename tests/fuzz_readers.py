@@ -154,6 +154,26 @@ def _exported(folder: Path) -> None:
         torch.export.save(torch.export.export(net(), (x,), dynamic_shapes=shapes), folder / "net.pt2")
 
 
+def _torchscript(folder: Path) -> None:
+    x = torch.rand((2, *SHAPE), generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(net(), x).save(str(folder / "traced.pt"))
+        torch.jit.script(net()).save(str(folder / "scripted.pt"))
+        torch.jit.freeze(torch.jit.script(net())).save(str(folder / "frozen.pt"))
+
+
+def _shards(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    state, place = net().state_dict(), folder / "net"
+    place.mkdir()
+    table = {name: f"{i % 2}.safetensors" for i, name in enumerate(state)}
+    for file in set(table.values()):
+        save_file({k: v for k, v in state.items() if table[k] == file}, place / file)
+    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
+
+
 def _onnx(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -433,6 +453,8 @@ READERS = (
     Reader("pickle with payload", _pickles, _weights, share=1),
     Reader("safetensors", _safetensors, _weights),
     Reader("torch.export (.pt2)", _exported, _model, share=3),
+    Reader("sharded safetensors", _shards, _weights, needs=("backsweep.formats.weights",), share=1),
+    Reader("TorchScript", _torchscript, _model, needs=("backsweep.formats.torchscript",), share=3),
     Reader("ONNX", _onnx, _model, needs=("onnx", "backsweep.formats.onnx"), share=3),
     Reader("Hugging Face", _hugging_face, _model, needs=("transformers",), share=2),
     Reader("npz", _arrays, _data),

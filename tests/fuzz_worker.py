@@ -70,13 +70,10 @@ class Watch:
 
     def __init__(self, scratch: Path) -> None:
         self.scratch, self.found, self.armed = str(scratch.resolve()), list[str](), False
-        paths = sysconfig.get_paths()
+        stdlib = sysconfig.get_paths()["stdlib"]
         source = str(Path(__file__).resolve().parents[1])
-        self.trusted = (
-            *(str(Path(paths[k]).resolve()) for k in ("stdlib", "purelib", "platlib")),
-            source,
-            "<frozen",
-        )
+        known = [str(Path(p).resolve()) for p in (stdlib, source, *sys.path) if p]
+        self.trusted = (*known, "<frozen")
         self.packages: set[str] = set()
 
     def arm(self) -> None:

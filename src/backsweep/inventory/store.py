@@ -98,7 +98,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """The record as strict JSON."""
-        return asdict(self)
+        return {**asdict(self), "targets": list(self.targets), "shape": list(self.shape)}
 
     @staticmethod
     def from_json(raw: Any) -> Record:
