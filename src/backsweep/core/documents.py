@@ -49,16 +49,17 @@ def parsed(text: str | bytes) -> Any:
     raise Misfit(f"it is nested deeper than {DEEPEST}")
 
 
-def check(kind: str, value: Any) -> None:
+def check(kind: str, value: Any, part: str = "") -> None:
     """Check what was parsed, or is about to be written, against a schema.
 
     Args:
         kind: name of the schema, as its file is called.
+        part: one of its definitions, to check such a record alone.
 
     Raises:
         Misfit: it does not fit; the first place where it does not.
     """
-    for error in _validator(kind).iter_errors(value):
+    for error in _validator(kind, part).iter_errors(value):
         raise Misfit(one_line(_said(error)))
 
 
@@ -129,7 +130,7 @@ def _parts(value: Any) -> Sequence[Any]:
 
 
 @cache
-def _validator(kind: str) -> Any:
+def _validator(kind: str, part: str) -> Any:
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
     from referencing import Registry, Resource
@@ -144,7 +145,8 @@ def _validator(kind: str) -> Any:
     for name in ("report",):
         found = schema(name)
         others = others.with_resource(found["$id"], Resource.from_contents(found))
-    return strict(schema(kind), registry=others)
+    whole = schema(kind)
+    return strict({"$ref": f"{whole['$id']}#/$defs/{part}"} if part else whole, registry=others)
 
 
 _TYPES = {

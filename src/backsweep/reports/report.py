@@ -357,7 +357,10 @@ def checked_findings(detector: str, findings: Iterable[Finding]) -> list[Finding
     for f in found:
         if not isinstance(f, Finding) or f.level not in (ERROR, WARNING, NOTE) or f.detector != detector:
             raise TypeError(f"it gave {f!r}"[:200] + ", which is no finding of its own with a level")
-        json.dumps(_plain(f))
+        try:
+            documents.check("report", finite(_plain(f)), "finding")
+        except documents.Misfit as e:
+            raise TypeError(f"it gave a finding that no report can hold: {e}") from e
     return found
 
 

@@ -108,7 +108,7 @@ def _probe(
     """A job: measure units that share a pass, and what that cost."""
     clock = time.process_time()
     found = detector.probe(model, data, units, seed, tick)
-    if (reason := _wrong(detector, units, found)) and not is_own(detector):
+    if not is_own(detector) and (reason := _wrong(detector, units, found)):
         raise TypeError(reason)
     cost = (time.process_time() - clock) / len(units)
     return [replace(e, cpu_seconds=round(cost, 3)) for e in found]
@@ -121,7 +121,14 @@ def _wrong(detector: ModelDetector, units: Sequence[Unit], found: Sequence[Evide
     if sorted(e.unit for e in found) != sorted(u.key for u in units):
         return "probe has to give one record of evidence for each unit that it is asked for"
     odd = [k for e in found for k, v in e.values.items() if not isinstance(v, int | float | str | None)]
-    return f"the value {odd[0]!r} of the evidence is no plain number, text or None" if odd else ""
+    if odd:
+        return f"the value {odd[0]!r} of the evidence is no plain number, text or None"
+    try:
+        for e in found:
+            documents.check("report", evidence_json(e), "evidence")
+    except documents.Misfit as e:
+        return f"no report can hold the evidence: {e}"
+    return ""
 
 
 def _untold(_share: float) -> None:

@@ -189,9 +189,9 @@ def saved_elsewhere(read: bool = True) -> Iterator[None]:
     except Exception as e:
         if isinstance(e, BadInput) or not read:
             raise
+        reason = one_line(f"{type(e).__name__}: {e}")[:200]
         raise BadInput(
-            f"the evidence of this report cannot be judged ({one_line(f'{type(e).__name__}: {e}')[:200]}); it is "
-            "damaged, or of another version"
+            f"the evidence of this report cannot be judged ({reason}); it is damaged, or of another version"
         ) from e
 
 
