@@ -48,8 +48,8 @@ FLOATS = [
 ]
 TEXTS = [
     "", "x", "../../../etc/passwd", "/etc/passwd", "\x00", "\ud800", "\u202egnp.exe", "a" * 5000, "nan",
-    "True", "<script>alert(1)</script>", "{{ 7*7 }}", "%s%n", "\n\r\x1b[31m", "os.system", "__class__", "image",
-    "cascade", "neural_cleanse", "0", "class-0", "banks:small",
+    "True", "<script>alert(1)</script>", "{{ 7*7 }}", "%s%n", "\n\r\x1b[31m", "os.system", "__class__",
+    "image", "cascade", "neural_cleanse", "0", "class-0", "banks:small",
 ]  # fmt: skip
 Value = Any
 

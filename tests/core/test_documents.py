@@ -22,8 +22,11 @@ FINDING = {
         ("[1e999]", "the number 1e999 is too large"), ("[-1e200]", "the number -1e200 is too large"),
         ("1" + 400 * "0", "is too large"), ("[18446744073709551616]", "18446744073709551616 is too large"),
         ("[-9223372036854775809]", "is too large"), ('{"a": 1, "b": 2, "a": 1}', "the key 'a' stands twice"),
-        ("[" * 33 + "]" * 33, f"nested deeper than {DEEPEST}"), ("[" * 100_000, f"nested deeper than {DEEPEST}"),
-        ('{"a":' * 40 + "1" + "}" * 40, f"nested deeper than {DEEPEST}"), ("", "no JSON"), ("{'a': 1}", "no JSON"),
+        ("[" * 33 + "]" * 33, f"nested deeper than {DEEPEST}"),
+        ("[" * 100_000, f"nested deeper than {DEEPEST}"),
+        ('{"a":' * 40 + "1" + "}" * 40, f"nested deeper than {DEEPEST}"),
+        ("", "no JSON"),
+        ("{'a': 1}", "no JSON"),
         ("[1, 2", "no JSON"), ('"a\nb"', "no JSON"), (b"\xff\xfe{}", "no JSON"),
     ],
 )  # fmt: skip
@@ -36,7 +39,8 @@ def test_what_is_no_strict_json_is_refused(text: str | bytes, words: str) -> Non
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("[" * 32 + "]" * 32, None), ("[18446744073709551615, -9223372036854775808]", [2**64 - 1, -(2**63)]),
+        ("[" * 32 + "]" * 32, None),
+        ("[18446744073709551615, -9223372036854775808]", [2**64 - 1, -(2**63)]),
         (f"[{LARGEST}, -{LARGEST}, 1e-320]", [LARGEST, -LARGEST, 1e-320]), ('{"a": {"a": 1}}', {"a": {"a": 1}}),
         (b'"\xc3\xa4"', "ä"), ("null", None),
     ],
@@ -79,7 +83,7 @@ def test_the_first_violation_is_named(changes: dict[str, Any], words: str) -> No
 
 def test_a_missing_entry_is_named_with_its_place() -> None:
     line = {"key": "k", "detector": "a", "unit": "class-0", "target": None, "source": None, "values": {}}
-    with pytest.raises(Misfit, match="^trigger is missing$"):
+    with pytest.raises(Misfit, match=r"^trigger is missing$"):
         documents.check("evidence", line)
     documents.check("evidence", {**line, "trigger": None, "cpu_seconds": 0.5})
     with pytest.raises(Misfit, match=r"^metas\[0\]\.seed is missing$"):

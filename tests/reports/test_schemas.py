@@ -1,4 +1,4 @@
-"""The published schemas: what this version and an older one wrote fits them, and damage is told in one line."""
+"""The published schemas: what this version and an older one wrote fits them; damage is told in one line."""
 
 from __future__ import annotations
 
@@ -154,7 +154,8 @@ def test_numbers_that_are_none_and_keys_that_stand_twice(tmp_path: Path) -> None
     text = report_json()
     for old, new, words in (
         ('"alpha": 0.05', '"alpha": NaN', "NaN is no number"), ('"seed": 0', '"seed": 1e400', "too large"),
-        ('"seed": 0', '"seed": 0, "seed": 1', "stands twice"), ('"seed": 0', f'"seed": {"[" * 99}{"]" * 99}', "nested"),
+        ('"seed": 0', '"seed": 0, "seed": 1', "stands twice"),
+        ('"seed": 0', f'"seed": {"[" * 99}{"]" * 99}', "nested"),
     ):  # fmt: skip
         assert old in text
         (tmp_path / "report.json").write_text(text.replace(old, new, 1))
@@ -317,12 +318,10 @@ def test_any_verdict_is_refused_or_says_what_it_said(seed: int) -> None:
 
 
 def test_a_row_whose_report_says_something_else(tmp_path: Path) -> None:
-    raw = said(OLD / "verdicts.json")
-    kept = next(v for v in raw if v["verdict"] == "backdoored")
-    with pytest.raises(
-        BadInput, match="verdict is 'clean', the report that is kept with it says 'backdoored'"
-    ):
-        Record.from_json({**kept, "verdict": "clean"})
+    kept = said(OLD / "verdicts.json")[0]
+    other = "backdoored" if kept["verdict"] == "clean" else "clean"
+    with pytest.raises(BadInput, match=f"verdict is '{other}', the report that is kept with it says"):
+        Record.from_json({**kept, "verdict": other})
     with Store(str(tmp_path / "store.db")) as store:
         assert store.put(Record.from_json(kept))
         assert store.records(reports=True)[0].to_json() == kept
