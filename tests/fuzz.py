@@ -23,8 +23,8 @@ from pathlib import Path
 from fuzz_worker import HANG, OUTCOMES, READ, REFUSED, Result, folder_of
 
 WORKER = Path(__file__).with_name("fuzz_worker.py")
-LIMIT, PATIENCE = 30.0, 10  # seconds of processor time for a file; how many times that by the clock
-START = 600.0  # seconds by the clock for a worker to read all good files
+LIMIT, PATIENCE = 30.0, 40  # seconds of processor time for a file; how many times that by the clock
+START = 3600.0  # seconds by the clock for a worker to read all good files
 
 
 class Worker:

@@ -340,7 +340,7 @@ def guarded() -> tuple[Model, Data]:
 
 def _guards(folder: Path) -> None:
     model, data = guarded()
-    for names in (["strip"], ["confused_expert", "washed_reference"], ["scale_up", "teco", "ibd_psc"]):
+    for names in (["strip", "scale_up", "teco"], ["confused_expert"]):
         guard(model, data, names, fpr=0.05).save(folder / names[0])
 
 

@@ -41,7 +41,8 @@ def test_what_is_no_strict_json_is_refused(text: str | bytes, words: str) -> Non
     [
         ("[" * 32 + "]" * 32, None),
         ("[18446744073709551615, -9223372036854775808]", [2**64 - 1, -(2**63)]),
-        (f"[{LARGEST}, -{LARGEST}, 1e-320]", [LARGEST, -LARGEST, 1e-320]), ('{"a": {"a": 1}}', {"a": {"a": 1}}),
+        (f"[{LARGEST}, -{LARGEST}, 1e-320]", [LARGEST, -LARGEST, 1e-320]),
+        ('{"a": {"a": 1}}', {"a": {"a": 1}}),
         (b'"\xc3\xa4"', "ä"), ("null", None),
     ],
 )  # fmt: skip
