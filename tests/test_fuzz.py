@@ -66,8 +66,8 @@ for r in readers:
 fuzz_worker.main(Path(sys.argv[1]), Path(sys.argv[2]), "0", float(sys.argv[3]), ())
 """
 EXPECTED = [
-    READ, READ, REFUSED, TRACEBACK, TRACEBACK, PAYLOAD, PAYLOAD, PAYLOAD, PAYLOAD, PAYLOAD, PAYLOAD, MEMORY, HANG,
-    TRACEBACK, READ,
+    READ, READ, REFUSED, TRACEBACK, TRACEBACK, PAYLOAD, PAYLOAD, PAYLOAD, PAYLOAD, PAYLOAD, PAYLOAD,
+    MEMORY, HANG, TRACEBACK, READ,
 ]  # fmt: skip
 
 
