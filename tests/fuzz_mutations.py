@@ -52,6 +52,7 @@ TEXTS = [
     "image", "cascade", "neural_cleanse", "0", "class-0", "banks:small",
 ]  # fmt: skip
 Value = Any
+Way = Callable[[bytes, random.Random, str], bytes]
 
 
 class Raw(str):
@@ -87,9 +88,10 @@ def mutated(name: str, blob: bytes, rng: random.Random, marker: str) -> bytes:
     return blob
 
 
-def _ways(name: str, blob: bytes) -> list[Callable[[bytes, random.Random, str], bytes]]:
+def _ways(name: str, blob: bytes) -> list[Way]:
     if name.endswith(JSON_SUFFIXES):
-        return [_json_lines if name.endswith("l") else _json] * 6 + [_bytes]
+        told: Way = _json_lines if name.endswith("l") else _json
+        return [told] * 6 + [_bytes]
     if blob[:2] == b"PK":
         return [_zip, _zip, _zip, _bytes, _lengths]
     if blob[:16] == b"SQLite format 3\x00":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import io
 import json
@@ -182,8 +183,7 @@ def _onnx(folder: Path) -> None:
 
 
 def _hugging_face(folder: Path) -> None:
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = transformers.ViTConfig(
         image_size=8, patch_size=4, id2label={0: "cat", 1: "dog", 2: "owl"}, **sizes
@@ -255,7 +255,8 @@ def _triggers() -> list[Trigger]:
     return [
         families.Patch.square(SHAPE, 2, 0, 3), families.Additive(1, None, image - 0.5),
         families.Warp(None, 2, torch.rand((2, 8, 8), generator=g)), families.Quantise(0, None, 4),
-        families.Recolour(2, None, torch.eye(3), torch.zeros(3)), families.Generated(1, 2, *nets, 2, image),
+        families.Recolour(2, None, torch.eye(3), torch.zeros(3)),
+        families.Generated(1, 2, nets[0], nets[1], 2, image),
         families.SampleWise(1, None, strip, strip / 9, image / 9),
     ]  # fmt: skip
 

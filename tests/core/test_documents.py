@@ -58,6 +58,9 @@ def test_what_is_strict_json_is_parsed(text: str | bytes, value: Any) -> None:
         ({"p_value": "0.1"}, "p_value is a string, a number or null is wanted"),
         ({"p_value": True}, "p_value is true, a number or null is wanted"),
         ({"p_value": 1.5}, "p_value is 1.5, at most 1 is wanted"),
+        ({"score": float("inf")}, "score is no finite number, a number or null is wanted"),
+        ({"score": float("nan")}, "score is no finite number, a number or null is wanted"),
+        ({"score": -1e200}, "score is too large, a number or null is wanted"),
         ({"target": "3"}, "target is a string, a whole number or null is wanted"),
         ({"target": 3.0}, "target is a number, a whole number or null is wanted"),
         ({"target": True}, "target is true, a whole number or null is wanted"),
@@ -83,7 +86,14 @@ def test_the_first_violation_is_named(changes: dict[str, Any], words: str) -> No
 
 
 def test_a_missing_entry_is_named_with_its_place() -> None:
-    line = {"key": "k", "detector": "a", "unit": "class-0", "target": None, "source": None, "values": {}}
+    line: dict[str, Any] = {
+        "key": "k",
+        "detector": "a",
+        "unit": "class-0",
+        "target": None,
+        "source": None,
+        "values": {},
+    }
     with pytest.raises(Misfit, match=r"^trigger is missing$"):
         documents.check("evidence", line)
     documents.check("evidence", {**line, "trigger": None, "cpu_seconds": 0.5})

@@ -138,15 +138,18 @@ def _validator(kind: str, part: str) -> Any:
     def whole(_: Any, value: object) -> bool:  # 3.0 is no index; True is no number
         return isinstance(value, int) and not isinstance(value, bool)
 
-    strict = extend(
-        Draft202012Validator, type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", whole)
-    )
+    def number(_: Any, value: object) -> bool:  # a database may hold what JSON cannot
+        return whole(_, value) or (isinstance(value, float) and abs(value) <= LARGEST)
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": whole, "number": number})
+    strict = extend(Draft202012Validator, type_checker=types)
     others: Any = Registry()  # fetches nothing: what a schema refers to is here
     for name in ("report",):
         found = schema(name)
         others = others.with_resource(found["$id"], Resource.from_contents(found))
-    whole = schema(kind)
-    return strict({"$ref": f"{whole['$id']}#/$defs/{part}"} if part else whole, registry=others)
+    published = schema(kind)
+    wanted = {"$ref": f"{published['$id']}#/$defs/{part}"} if part else published
+    return strict(wanted, registry=others)
 
 
 _TYPES = {
@@ -192,6 +195,8 @@ def _kind(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and not abs(value) <= LARGEST:
+        return "no finite number" if value != value or abs(value) == float("inf") else "too large"
     names = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "a table"}
     return names.get(type(value), f"a {type(value).__name__}")
 

@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from backsweep.core import documents
 from backsweep.core.errors import BadInput
 from backsweep.core.files import home, writable_folder, write_json
+from backsweep.core.text import one_line
 from backsweep.inventory.locks import AdvisoryClaims, Claims, FileClaims
 
 SCHEMA = 1
@@ -268,8 +269,8 @@ class Store:
         schema = self._schema()
         if schema != SCHEMA:
             raise BadInput(
-                f"the store {self.where} has schema {schema}; this version reads schema {SCHEMA}: "
-                "use the version that made it, or another store"
+                f"the store {self.where} has schema {one_line(str(schema))[:40]}; this version reads schema "
+                f"{SCHEMA}: use the version that made it, or another store"
             )
 
     def _schema(self) -> int | None:

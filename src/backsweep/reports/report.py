@@ -268,7 +268,11 @@ def _agrees(report: Report, raw: Mapping[str, Any]) -> None:
         ValueError: it does not.
     """
     classes = report.model.get("classes")
-    for what, records in (("findings", report.findings), ("evidence", report.evidence)):
+    about: dict[str, Sequence[Finding | Evidence]] = {
+        "findings": report.findings,
+        "evidence": report.evidence,
+    }
+    for what, records in about.items():
         for i, r in enumerate(records):
             most = max(-1 if r.target is None else r.target, -1 if r.source is None else r.source)
             if classes is not None and most >= classes:
