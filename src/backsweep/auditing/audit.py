@@ -32,7 +32,7 @@ from backsweep.models.training import Recipe, thawed, tuned
 from backsweep.models.washing import redraw
 from backsweep.reports.audit import MAP_ROWS, Audit, Examples, Retrained
 from backsweep.reports.report import ERROR, Evidence, Finding, Note, worst_first
-from backsweep.scanning.scan import checked_alpha, judged
+from backsweep.scanning.scan import checked_alpha, judged, saved_elsewhere
 
 DEFAULT_AUDITS = ("cross_confusion", "contamination_analyzer")
 HELD_OUT = 0.1  # of the kept samples, to measure a fresh network on where there are no clean ones
@@ -169,12 +169,13 @@ def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detecto
         by_detector.setdefault(e.detector, []).append(e)
     given = [detectors] if isinstance(detectors, SetDetector | SampleDetector) else detectors
     said = report.settings
-    again = [remade(KINDS, name, said["detectors"][name], said, given) for name in by_detector]
-    methods = [as_set_detector(m) for m in again]
-    said["detectors"] |= {m.name: m.settings() for m in methods}
-    findings: list[Finding] = []
-    for method in methods:
-        findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
+    with saved_elsewhere(not given):
+        again = [remade(KINDS, name, said["detectors"][name], said, given) for name in by_detector]
+        methods = [as_set_detector(m) for m in again]
+        said["detectors"] |= {m.name: m.settings() for m in methods}
+        findings: list[Finding] = []
+        for method in methods:
+            findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
     report.findings = worst_first(findings)
     return report
 

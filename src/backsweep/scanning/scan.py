@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from backsweep.core.method import Method
 from backsweep.core.progress import OnEvent
 from backsweep.core.provenance import chosen, failures, is_own, provenance, reason_of, remade
 from backsweep.core.seeds import derive_seed, run_key
+from backsweep.core.text import one_line
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
@@ -161,13 +163,37 @@ def judge(
         by_detector.setdefault(e.detector, []).append(e)
     given = [detectors] if isinstance(detectors, ModelDetector) else detectors
     said = report.settings
-    methods = [remade((ModelDetector,), name, said["detectors"][name], said, given) for name in by_detector]
-    said["detectors"] |= {m.name: m.settings() for m in methods}
-    findings: list[Finding] = []
-    for method in methods:
-        findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
+    with saved_elsewhere(not given):
+        methods = [
+            remade((ModelDetector,), name, said["detectors"][name], said, given) for name in by_detector
+        ]
+        said["detectors"] |= {m.name: m.settings() for m in methods}
+        findings: list[Finding] = []
+        for method in methods:
+            findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
     report.findings = worst_first(findings)
     return report
+
+
+@contextlib.contextmanager
+def saved_elsewhere(read: bool = True) -> Iterator[None]:
+    """What goes wrong while the evidence of a report is judged that was read: the report is damaged.
+
+    Args:
+        read: False where the evidence was just measured; then it is a defect of ours.
+
+    Raises:
+        BadInput: anything went wrong.
+    """
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, BadInput) or not read:
+            raise
+        reason = one_line(f"{type(e).__name__}: {e}")[:200]
+        raise BadInput(
+            f"the evidence of this report cannot be judged ({reason}); it is damaged, or of another version"
+        ) from e
 
 
 def judged(
