@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_map
 
 LARGE = 2**28  # bytes as float32; a smaller set is a plain tensor
 _OPERATORS = (
-    "add radd sub rsub mul rmul truediv rtruediv pow neg abs matmul lt le gt ge eq ne bool float int"
-).split()
+    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "neg", "abs", "matmul",
+    "lt", "le", "gt", "ge", "eq", "ne", "bool", "float", "int",
+)  # fmt: skip
 
 
 class Held:

@@ -57,7 +57,7 @@ class Data:
             raise BadInput(f"x or y is not made of numbers ({e}); give tensors or arrays") from e
         x = x if isinstance(x, Held) else modality.kept(x.detach())
         self.x: Tensor = laid(x, modality.values)
-        self.y = checked_labels(known, len(x))
+        self.y: Any = checked_labels(known, len(x))
         self.labelled = y is not None
         self.names = tuple(str(n) for n in names) if names else None
         self.source = source
@@ -158,8 +158,8 @@ class Data:
         if not self._digest:
             h = hashlib.sha256(str(tuple(self.x.shape)).encode())
             for part in self.x.split(part_of(self.x.shape)):
-                h.update(part.contiguous().numpy())
-            h.update(self.y.contiguous().numpy())
+                h.update(part.contiguous().numpy().data)
+            h.update(self.y.contiguous().numpy().data)
             self._digest = h.hexdigest()
         return self._digest
 
@@ -173,7 +173,7 @@ class Data:
 
     def noted(self, note: str) -> Data:
         """The same samples with one more note."""
-        return self._with(notes=(*self.notes, note))
+        return self if note in self.notes else self._with(notes=(*self.notes, note))
 
     def _with(self, **changed: Any) -> Data:
         other = copy.copy(self)

@@ -37,7 +37,11 @@ def read(path: Path, wanted: Wanted) -> Found:
             raise BadInput("there is no such file or folder; check the path")
         if suffix == ".wav":
             raise BadInput(f"sounds are not readable yet; give {WANTED}")
-        for kind, suffixes in ((tables, (".csv", ".tsv")), (arrow, (".parquet", ".arrow")), (shards, (".tar",))):
+        for kind, suffixes in (
+            (tables, (".csv", ".tsv")),
+            (arrow, (".parquet", ".arrow")),
+            (shards, (".tar",)),
+        ):
             if suffix in suffixes:
                 return gathered(kind.listing(path, wanted), wanted)
         if path.name.lower().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")):

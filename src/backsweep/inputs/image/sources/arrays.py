@@ -46,9 +46,10 @@ def read(path: Path, wanted: Wanted) -> Found:
         if wanted.labels is None:
             labels, names, said = _labels(archive, infos[y], wanted)
             notes.append(said)
-        images, said = _images(archive, infos[x], labels, wanted)
-        notes.append(said[1])
-        labels = None if labels is None or said[0] is None else labels[said[0]]
+        images, rows, said = _images(archive, infos[x], labels, wanted)
+        notes.append(said)
+        if labels is not None and rows is not None:
+            labels = labels[rows]
         return Found(images, labels, names, tuple(filter(None, notes)))
 
 
@@ -109,12 +110,12 @@ def _labels(archive: zipfile.ZipFile, info: zipfile.ZipInfo, wanted: Wanted) -> 
 
 def _images(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, y: Tensor | None, wanted: Wanted
-) -> tuple[Tensor, tuple[list[int] | None, str]]:
+) -> tuple[Tensor, list[int] | None, str]:
     """Images (N, C, H, W), which rows they are (None: all), and a note if it is not all."""
     with archive.open(info) as f:
         header = _header(f, info)
         if len(header.shape) < 2 or header.fortran:
-            return _turned(array(archive, info), wanted), (None, "")
+            return _turned(array(archive, info), wanted), None, ""
         count, per = header.shape[0], math.prod(header.shape[1:])
         if count * per * header.dtype.itemsize > info.file_size:
             raise BadInput(f"{info.filename} holds fewer bytes than its header says")
@@ -124,7 +125,7 @@ def _images(
         if not rows:
             raise BadInput("there are no samples in this data")
         images = _streamed(f, header, rows, lambda part: _turned(part, wanted))
-    return images, (rows if len(rows) < count else None, note)
+    return images, rows if len(rows) < count else None, note
 
 
 def _streamed(
@@ -143,8 +144,7 @@ def _streamed(
             held = torch.empty((len(rows), *part.shape[1:]), dtype=part.dtype)
         held[taken : taken + len(part)] = part
         taken += len(part)
-    assert held is not None
-    return held
+    return torch.empty(0) if held is None else held
 
 
 def _chunks(f: IO[bytes], header: _Header) -> Iterator[tuple[int, Any]]:

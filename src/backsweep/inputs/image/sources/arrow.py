@@ -74,17 +74,20 @@ def listing(path: Path, wanted: Wanted) -> Listing:
     y, names, said = None, None, ""
     if columns.label is not None:
         y, names, said = numbered(labels, wanted.names, columns.names)
-        said = said or ("" if columns.label in ("label", "class") else f"labels are those of {columns.label!r}")
+        said = said or (
+            "" if columns.label in ("label", "class") else f"labels are those of {columns.label!r}"
+        )
     notes = tuple(filter(None, (note, said)))
     return Listing(starts[-1], _opened(folder, files, starts, columns.image), y, names, notes)
 
 
 def _files(folder: Path) -> list[Path]:
     found = [
-        p for pattern in ("*", "*/*") for p in folder.glob(pattern)
-        if p.suffix.lower() in (".parquet", ".arrow") and p.is_file() and not p.name.startswith(("cache-", "."))
-        and not p.parent.name.startswith(".")
-    ]  # fmt: skip
+        p
+        for p in [*folder.glob("*"), *folder.glob("*/*")]
+        if p.suffix.lower() in (".parquet", ".arrow") and p.is_file()
+        if not p.name.startswith(("cache-", ".")) and not p.parent.name.startswith(".")
+    ]
     top = folder.resolve()
     if lost := [p.name for p in found if not p.resolve().is_relative_to(top)]:
         raise BadInput(f"{some(lost)} is a link out of the folder; copy the file there")
@@ -106,7 +109,9 @@ def _columns(schema: Any, wanted: Wanted) -> _Columns:
     features = _features(schema)
     images = [n for n in schema.names if features.get(n, {}).get("_type") == "Image"]
     image = first(images or schema.names, _IMAGES) or (images[0] if images else None)
-    named = {n: features[n].get("names") for n in schema.names if features.get(n, {}).get("_type") == "ClassLabel"}
+    named = {
+        n: features[n].get("names") for n in schema.names if features.get(n, {}).get("_type") == "ClassLabel"
+    }
     label = first(named or schema.names, LABELS) or next(iter(named), None)
     if image is None or (label is None and wanted.labels is None):
         raise BadInput(
@@ -115,7 +120,9 @@ def _columns(schema: Any, wanted: Wanted) -> _Columns:
         )
     kind = str(schema.field(image).type)
     if not kind.startswith(("struct<", "binary", "large_binary")):
-        raise BadInput(f"column {image!r} holds {kind[:80]}, not encoded images; cast it to Image and save it")
+        raise BadInput(
+            f"column {image!r} holds {kind[:80]}, not encoded images; cast it to Image and save it"
+        )
     names = named.get(label) if label is not None else None
     good = isinstance(names, list) and names and all(isinstance(n, str) for n in names)
     return _Columns(image, label if wanted.labels is None else None, tuple(names) if good and names else None)

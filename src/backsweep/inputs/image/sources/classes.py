@@ -108,7 +108,9 @@ def chosen(splits: Mapping[str, T], asked: str | None) -> tuple[T, str]:
     name = next((n for n in ("test", "val", "") if n in splits), next(iter(splits)))
     if len(splits) == 1:
         return splits[name], ""
-    return splits[name], f"of the splits {', '.join(sorted(called))}, {name or '(none)'} was read (--split NAME)"
+    return splits[
+        name
+    ], f"of the splits {', '.join(sorted(called))}, {name or '(none)'} was read (--split NAME)"
 
 
 def split_of(text: str) -> str | None:

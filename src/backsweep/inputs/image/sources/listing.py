@@ -107,7 +107,7 @@ class _Stack:
     damaged: list[str] = field(default_factory=list)
     grey: int = 0
     apart: int = 0
-    held: Tensor | None = None
+    held: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
         if self.wanted.shape is not None:
@@ -143,7 +143,6 @@ class _Stack:
 
     def x(self) -> Tensor:
         """The images that could be read."""
-        assert self.held is not None
         x = self.held[: len(self.rows)]
         mixed = self.wanted.shape is None and x.shape[1] == 3 and self.apart <= GREY
         if mixed and 2 * self.grey >= len(self.rows):

@@ -27,10 +27,12 @@ _BRACES = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 
 @dataclass
 class _Sample:
-    """An image and its label, in a shard."""
+    """An image and its label, in a shard: the image's first byte and its bytes, -1 where there is none."""
 
     name: str
-    place: tuple[Path, int, int] | None = None  # shard, first byte, bytes
+    shard: Path
+    start: int = -1
+    size: int = 0
     label: str | int | None = None
 
 
@@ -59,7 +61,7 @@ def listing(path: Path, wanted: Wanted) -> Listing:
     count = 0
     for shard in shards:
         found, members = _indexed(shard, wanted.labels is None)
-        samples += [s for s in found if s.place is not None]
+        samples += [s for s in found if s.start >= 0]
         count += members
         if count > MOST_MEMBERS:
             raise BadInput(f"the shards hold more than {MOST_MEMBERS:,} files; give some of the shards")
@@ -78,11 +80,10 @@ def listing(path: Path, wanted: Wanted) -> Listing:
 
     def opened(rows: Sequence[int]) -> Iterator[Row]:
         for row in rows:
-            place = samples[row].place
-            assert place is not None
-            with place[0].open("rb") as f:
-                f.seek(place[1])
-                yield samples[row].name, io.BytesIO(f.read(place[2]))
+            sample = samples[row]
+            with sample.shard.open("rb") as f:
+                f.seek(sample.start)
+                yield sample.name, io.BytesIO(f.read(sample.size))
 
     return Listing(len(samples), opened, y, names, tuple(filter(None, (note, said))))
 
@@ -97,10 +98,9 @@ def _tars(folder: Path) -> list[Path]:
 def _shards(path: Path) -> list[Path]:
     if path.is_dir():
         return _tars(path)
-    if not is_pattern(path):
-        return [path]
     match = _BRACES.search(path.name)
-    assert match is not None
+    if match is None or path.exists():
+        return [path]
     low, high = int(match[1]), int(match[2])
     if not low <= high < low + MOST_SHARDS:
         raise BadInput(f"{match[0]} names no shards, or more than {MOST_SHARDS:,}")
@@ -112,7 +112,7 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _indexed(shard: Path, labelled: bool) -> tuple[list[_Sample], int]:
-    """Where the images of a shard are, with their labels, and how many files it holds. Nothing is unpacked."""
+    """Where the images of a shard are, with their labels, and how many files it holds."""
     samples: dict[str, _Sample] = {}
     count = 0
     try:
@@ -132,19 +132,18 @@ def _indexed(shard: Path, labelled: bool) -> tuple[list[_Sample], int]:
                 name, _, kind = path.name.partition(".")
                 if not name:  # hidden
                     continue
-                sample = samples.setdefault(str(path.parent / name), _Sample(str(path.parent / path.name)))
+                sample = samples.setdefault(str(path.parent / name), _Sample(str(path), shard))
                 kind = f".{kind.lower()}"
-                if kind.endswith(SUFFIXES) and sample.place is None:
+                if kind.endswith(SUFFIXES) and sample.start < 0:
                     if member.size > MOST_FILE:
                         raise BadInput(f"{member.name!r} has {member.size:,} bytes, too many; take it out")
                     sample.name = str(path)
-                    sample.place = (shard, member.offset_data, member.size)
+                    sample.start, sample.size = member.offset_data, member.size
                 elif labelled and kind.endswith((".cls", ".json")) and sample.label is None:
                     if member.size > MOST_LABEL:
                         raise BadInput(f"{member.name!r} has {member.size:,} bytes, too many for a label")
                     body = tar.extractfile(member)
-                    assert body is not None
-                    sample.label = _label(body.read(), kind)
+                    sample.label = _label(body.read(), kind) if body is not None else None
     except tarfile.TarError as e:
         raise BadInput(f"{shard.name} is not readable as a .tar file ({e}); pack it again") from e
     return list(samples.values()), count

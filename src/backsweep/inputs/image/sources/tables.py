@@ -99,14 +99,14 @@ def opened(folder: Path, names: Sequence[str]) -> Callable[[Sequence[int]], Iter
     for name in names:
         parts = PureWindowsPath(name)  # which knows both kinds of slashes, and drives
         if not name or "\0" in name or parts.anchor or ".." in parts.parts:
-            raise BadInput(f"{name!r} leads out of the manifest's folder; give paths relative to it, inside it")
+            raise BadInput(f"{name!r} leads out of the manifest's folder; give paths below it")
     top = folder.resolve()
 
     def found(rows: Sequence[int]) -> Iterator[Row]:
         for row in rows:
             file = (folder / names[row]).resolve()
             if not file.is_relative_to(top):
-                raise BadInput(f"{names[row]!r} is a link out of the manifest's folder; copy the images there")
+                raise BadInput(f"{names[row]!r} is a link out of the manifest's folder; copy it there")
             yield names[row], file if file.is_file() else None
 
     return found
