@@ -22,9 +22,9 @@ _ORIENTATION = 0x0112
 
 # what is done to images, as notes count it
 DEEP, TURNED, INKS = (
-    "of 16 bits a channel scaled to 8",
-    "turned as its EXIF data say",
-    "converted from CMYK",
+    "scaled from 16 bits a channel to 8",
+    "turned as the EXIF data say",
+    "converted from CMYK to RGB",
 )
 
 
@@ -100,12 +100,19 @@ def _converted(found: Image.Image, shown: str, channels: int | None) -> Decoded:
         return Decoded(tensor(grey), True, 0, tuple(done))
     colour = turned.convert("RGB")
     pixels = tensor(colour)
-    apart = int((pixels.amax(0) - pixels.amin(0)).max()) if pixels.numel() else 0
+    apart = _apart(pixels) if channels != 3 else 0
     if channels == 1:
         if apart > GREY:
             raise BadInput(f"{shown} is in colour, the model takes grey; convert the images to grey")
         pixels = tensor(colour.convert("L"))
     return Decoded(pixels, False, apart, tuple(done))
+
+
+def _apart(pixels: Tensor) -> int:
+    """How many levels the channels of bytes (3, H, W) lie apart at most."""
+    r, g, b = pixels.numpy()
+    high, low = np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
+    return int((high - low).max(initial=0))
 
 
 def _orientation(found: Image.Image) -> int:

@@ -98,7 +98,7 @@ def chosen(splits: Mapping[str, T], asked: str | None) -> tuple[T, str]:
     Raises:
         BadInput: there is no such split.
     """
-    called = [name or "(none)" for name in splits]
+    called = [name or "without a name" for name in splits]
     if asked is not None:
         if (name := SPLITS.get(asked.lower(), asked)) in splits:
             return splits[name], ""
@@ -108,9 +108,8 @@ def chosen(splits: Mapping[str, T], asked: str | None) -> tuple[T, str]:
     name = next((n for n in ("test", "val", "") if n in splits), next(iter(splits)))
     if len(splits) == 1:
         return splits[name], ""
-    return splits[
-        name
-    ], f"of the splits {', '.join(sorted(called))}, {name or '(none)'} was read (--split NAME)"
+    others = ", ".join(sorted(c for c, n in zip(called, splits, strict=True) if n != name))
+    return splits[name], f"the split {name or 'without a name'} was read, not {others} (--split NAME)"
 
 
 def split_of(text: str) -> str | None:

@@ -146,14 +146,16 @@ class _Stack:
         x = self.held[: len(self.rows)]
         mixed = self.wanted.shape is None and x.shape[1] == 3 and self.apart <= GREY
         if mixed and 2 * self.grey >= len(self.rows):
-            self.done["in a format of colours read as the grey that they are"] += len(self.rows) - self.grey
+            self.done["read as grey, all that there is in them, from a format of colours"] += (
+                len(self.rows) - self.grey
+            )
             x = x[:, 1:2].contiguous()
         return x
 
     def notes(self) -> Iterator[str]:
         """What was done, in lines; `x` comes first."""
         for what, count in self.done.items():
-            yield f"{count:,} image{'s' if count > 1 else ''} {what}"
+            yield f"{count:,} {'images were' if count > 1 else 'image was'} {what}"
         if self.damaged:
             kind = "images that are damaged were" if len(self.damaged) > 1 else "image that is damaged was"
             yield f"{len(self.damaged):,} {kind} left out: {some(self.damaged)}"
