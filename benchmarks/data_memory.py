@@ -4,7 +4,7 @@
 
 Made-up JPEG images of three classes are written to a folder (or as bytes to an .npz file, or to a tar shard)
 and scanned by a small network: the pass that measures accuracy, and Neural Cleanse with two updates a class.
-The images are made in a process of their own; what is measured is the peak of the resident memory of this one.
+The images are made in a process of their own; what is measured is the peak of the resident memory here.
 """
 
 from __future__ import annotations

@@ -101,8 +101,8 @@ class Held:
             raise AttributeError(name)
         return getattr(self.whole(), name)
 
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        return np.array(self.whole(), *args, **kwargs)
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self.whole().numpy().astype(dtype or np.float32, copy=bool(copy))
 
     @classmethod
     def __torch_function__(
