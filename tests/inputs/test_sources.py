@@ -132,7 +132,12 @@ def test_too_many_images_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(listing, "SAMPLE_BYTES", 35 * 40)
     opened: list[str] = []
     decoded = decoding.decoded
-    monkeypatch.setattr(listing, "decoded", lambda *a: opened.append(a[1]) or decoded(*a))
+
+    def counted(*args: Any) -> decoding.Decoded:
+        opened.append(args[1])
+        return decoded(*args)
+
+    monkeypatch.setattr(listing, "decoded", counted)
     data = Data.open(folder, shape=(1, 5, 7))
     assert data.y.bincount().tolist() == [10] * 4
     assert len(opened) == 40, "what is not drawn is not decoded"
