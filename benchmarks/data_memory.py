@@ -95,7 +95,7 @@ def measure(where: Path, side: int) -> None:
     from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
     from backsweep.scanning.scan import scan
 
-    mix, head = nn.Conv2d(3, CLASSES, 1), nn.Linear(3, CLASSES)
+    mix, head = nn.Conv2d(3, CLASSES, 1, bias=False), nn.Linear(3, CLASSES, bias=False)
     with torch.no_grad():
         mix.weight.copy_(torch.eye(CLASSES)[..., None, None])
         head.weight.copy_(20 * torch.eye(CLASSES))

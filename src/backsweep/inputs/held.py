@@ -137,5 +137,13 @@ def laid(kept: Tensor | Held, values: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def part_of(shape: Sequence[int], multiple: int = 1) -> int:
-    """How many samples of a shape are a part that may be unpacked at once, a multiple of some number."""
-    return max(1, LARGE // (4 * max(1, math.prod(shape[1:]))) // multiple) * multiple
+    """How many samples of a tensor of this shape are unpacked at once: all that make a small set.
+
+    Args:
+        shape: of all samples, (N, *shape).
+        multiple: parts of a large set have a multiple of so many samples.
+    """
+    width = 4 * max(1, math.prod(shape[1:]))
+    if width * shape[0] <= LARGE:
+        return max(1, shape[0])
+    return max(1, LARGE // 4 // width // multiple) * multiple
