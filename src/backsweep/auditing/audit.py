@@ -26,7 +26,7 @@ from backsweep.core.versions import versions
 from backsweep.formats.opening import named
 from backsweep.guarding.detector import SampleDetector
 from backsweep.inputs.samples import Data
-from backsweep.models.checks import as_model, check_fit, describe_model, doubtful_accuracy, pick_device
+from backsweep.models.checks import describe_model, doubtful_accuracy, fitted, pick_device
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, thawed, tuned
 from backsweep.models.washing import redraw
@@ -80,14 +80,10 @@ def audit(
     """
     checked_alpha(alpha)
     clock = time.perf_counter(), time.process_time()
-    data = Data.of(data)
-    model = as_model(model, data)
+    model, data = fitted(model, data, whole=True, needs_labels=True)
     if not model.gives:
         raise BadInput("a black box only answers, and audits need its layers; load the network itself")
-    check_fit(model, data)
-    clean = None if clean is None else Data.of(clean)
-    if clean is not None:
-        check_fit(model, clean)
+    clean = None if clean is None else fitted(model, clean, needs_labels=True)[1]
     methods = choose(detectors)
     work = model.copy(pick_device(device))
     if features is not None:
@@ -106,6 +102,7 @@ def audit(
             "source": data.source, "is_path": Path(data.source).exists(), "sha256": data.digest,
             "samples": len(data), "classes_present": int(data.y.unique().numel()),
             "training_accuracy": accuracy, "clean": None if clean is None else clean.source,
+            **({"notes": list(data.notes)} if data.notes else {}),
         },
         settings={"alpha": alpha, "seed": seed, "device": str(work.device),
                   "detectors": {m.name: m.settings() for m in methods}, **provenance(methods)},

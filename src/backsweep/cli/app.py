@@ -93,10 +93,13 @@ def scan(
     if is_many(names, store, watch):
         from backsweep.inventory.sweep import Scan
 
-        one = Scan(data, detectors, alpha, seed, reading.device, reading.resize, reference, told)
+        one = Scan(
+            data, detectors, alpha, seed, reading.device, reading.resize, reference, told, reading.split,
+            reading.labels,
+        )  # fmt: skip
         raise typer.Exit(scan_many(names, one, store, engine, out, every if watch else None, all_versions))
-    loaded, clean = scan.open_both(names[0], data, resize=reading.resize, **told)
-    tell(loaded.notes)
+    loaded, clean = scan.open_both(names[0], data, **reading.data(), **told)
+    tell((*loaded.notes, *clean.notes))
     there = None
     if reference is not None:
         there = load(reference, **{**told, "shape": loaded.shape, "classes": loaded.classes, "weights": None})
@@ -112,7 +115,7 @@ def scan(
 @app.command()
 @grouped
 def audit(
-    data: Annotated[str, typer.Option(help="The training set: a folder per class, or .npz with x and y.")],
+    data: Annotated[str, typer.Option(help="The training set: a folder per class, .npz, .csv, .tar, ...")],
     reading: Reading,
     model: Annotated[
         str | None, typer.Argument(help="The network that was trained on it; or --train.")
@@ -143,12 +146,16 @@ def audit(
     told = reading.how()
     with Progress() as on_event:
         if model is not None:
-            loaded, samples = scan.open_both(model, data, resize=reading.resize, **told)
-            tell(loaded.notes)
+            loaded, samples = scan.open_both(model, data, whole=True, **reading.data(), **told)
+            tell((*loaded.notes, *samples.notes))
         else:
-            samples = Data.open(data, shape=told["shape"], resize=reading.resize)
+            samples = Data.open(data, shape=told["shape"], whole=True, **reading.data())
+            tell(samples.notes)
             loaded = audit.trained(train or "", samples, seed, reading.device, on_event)
-        known = Data.open(clean, shape=loaded.shape, resize=reading.resize) if clean is not None else None
+        known = None
+        if clean is not None:
+            known = Data.open(clean, shape=loaded.shape, names=loaded.labels, resize=reading.resize)
+            tell(known.notes)
         report = audit.audit(
             loaded, samples, detectors, alpha=alpha, seed=seed, device=reading.device, clean=known,
             verify=verify, on_event=on_event, out=out,
@@ -188,8 +195,8 @@ def repair(
     methods = configure(Repair, method or [repair.DEFAULT_REPAIR], p or [])
     before = Report.load(report)
     told = reading.how()
-    loaded, clean = scan.open_both(model, data, resize=reading.resize, **told)
-    tell(loaded.notes)
+    loaded, clean = scan.open_both(model, data, **reading.data(), **told)
+    tell((*loaded.notes, *clean.notes))
     check(loaded, out)
     if loaded.unknown:
         tell([f"{out} will hold the weights alone; what else the file holds stays behind"])

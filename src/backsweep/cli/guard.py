@@ -69,8 +69,8 @@ def guard_fit(
     from backsweep.scanning import scan
 
     methods = configure(SampleDetector, detector or guard.DEFAULT_GUARDS, p or [])
-    loaded, clean = scan.open_both(model, data, resize=reading.resize, **reading.how())
-    tell(loaded.notes)
+    loaded, clean = scan.open_both(model, data, **reading.data(), **reading.how())
+    tell((*loaded.notes, *clean.notes))
     loaded.resize = loaded.resize or reading.resize  # what is checked later is made to fit in the same way
     triggers = _triggers(report, loaded.digest) if report is not None else []
     with Progress() as on_event:

@@ -27,13 +27,14 @@ from backsweep.formats.opening import load
 from backsweep.formats.predicting import PREFIX
 from backsweep.inputs.samples import Data
 from backsweep.models.checks import (
-    as_model,
+    answered,
     as_reference,
-    check_fit,
     describe_model,
     doubtful_accuracy,
+    fitted,
     lacking,
     pick_device,
+    too_few,
 )
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence, Finding, Note, Report, checked_findings, worst_first
@@ -63,7 +64,8 @@ def scan(
     Args:
         model: a `Model`, or any module over inputs in [0, 1] (its classes are then read from its
             output).
-        data: clean samples: a `Data`, an (x, y) pair or a torch `Dataset`.
+        data: clean samples: a `Data`, an (x, y) pair, a torch `Dataset`, or a path, which is read as the
+            model wants its inputs. Without labels the model's own answers take their place.
         detectors: names or instances, of classes that may stand anywhere; None takes the default ones.
         alpha: false-alarm rate that is accepted.
         seed: of everything that is drawn.
@@ -82,14 +84,13 @@ def scan(
     checked_alpha(alpha)
     engine = Engine.of(engine)
     clock = time.perf_counter(), time.process_time()
-    data = Data.of(data)
-    model = as_model(model, data)
-    check_fit(model, data)
+    model, data = fitted(model, data)
     methods = choose(detectors if detectors is not None or model.gives else BLACK_BOX_DETECTORS)
     device = pick_device(device)
     work = model.copy(device)
+    data = answered(work, data)
     work.reference = None if reference is None else as_reference(reference, model, data).copy(device)
-    accuracy = work.accuracy(data.x, data.y)
+    accuracy = work.accuracy(data.x, data.y) if data.labelled else None
     examples = data.sample(EXAMPLES, derive_seed(seed, "examples"))
     report = Report(
         model=describe_model(model),
@@ -98,6 +99,7 @@ def scan(
             "sha256": data.digest, "samples": len(data),
             "classes_present": int(data.y.unique().numel()), "clean_accuracy": accuracy,
             "example_labels": examples.y.tolist(),
+            **({"notes": list(data.notes)} if data.notes else {}),
         },
         settings={
             "alpha": alpha, "seed": seed, "device": str(device),
@@ -109,8 +111,10 @@ def scan(
         examples=examples.x,
     )  # fmt: skip
     folder = Path(out) if out is not None else None
-    doubt = doubtful_accuracy(accuracy, data, model)
+    doubt = too_few(data)
     if doubt:
+        report.errors.append(Note("clean samples", doubt))
+    elif accuracy is not None and (doubt := doubtful_accuracy(accuracy, data, model)):
         report.errors.append(Note("clean accuracy", doubt))
     for method in [] if doubt else methods:
         reason = lacking(method, work) or method.applies(work, data)
@@ -224,8 +228,9 @@ def checked_alpha(alpha: float) -> float:
 
 
 def open_both(
-    model: str, data: str, *, shape: Sequence[int] | None = None, resize: bool = False, **settings: Any
-) -> tuple[Model, Data]:
+    model: str, data: str, *, shape: Sequence[int] | None = None, resize: bool = False,
+    split: str | None = None, labels: str | None = None, whole: bool = False, **settings: Any,
+) -> tuple[Model, Data]:  # fmt: skip
     """Load a model file and open clean data for it.
 
     A file that says its own input shape decides how the data is read; a plain state dict takes the
@@ -235,16 +240,20 @@ def open_both(
         model, data: paths.
         shape: of one input, if it is to be forced.
         resize: resize images to the model's input; models that say so themselves need no asking.
+        split, labels, whole: of `Data.open`.
         settings: of `load`.
     """
+    how: dict[str, Any] = {"split": split, "labels": labels, "whole": whole}
     bare = settings.get("arch") is not None or model.startswith(PREFIX)
     unknown = bare and shape is None and not resize
-    found = Data.open(data) if unknown else None
+    found = Data.open(data, **how) if unknown else None
     data_shape = tuple(found.x.shape[1:]) if found is not None else None
     loaded = load(model, **settings, shape=shape, data_shape=data_shape)
-    if found is not None and loaded.shape == data_shape and loaded.labels is None:
-        return loaded, found
-    return loaded, Data.open(data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize)
+    if found is None or loaded.shape != data_shape or loaded.labels is not None:
+        found = Data.open(
+            data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize, **how
+        )  # fmt: skip
+    return fitted(loaded, found, whole=whole)
 
 
 def choose(detectors: Sequence[str | ModelDetector] | str | ModelDetector | None) -> list[ModelDetector]:
