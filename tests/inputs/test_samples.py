@@ -433,3 +433,11 @@ def test_rows_of_tensors(model: Model) -> None:
     assert sorted(half.y.tolist()) == sorted(other.y.tolist()) == [0, 1, 2]
     assert sorted(data.sample(3, 0).y.tolist()) == [0, 1, 2]
     assert data.digest != half.digest
+
+
+def test_a_rare_class_is_in_both_halves() -> None:
+    data = Data(torch.linspace(0, 1, 27).reshape(27, 1, 1, 1), [0] * 25 + [1] * 2)
+    for seed in range(20):
+        half, other = data.split(seed)
+        assert set(half.y.tolist()) == set(other.y.tolist()) == {0, 1}, seed
+        assert sorted([*half.x.flatten().tolist(), *other.x.flatten().tolist()]) == data.x.flatten().tolist()

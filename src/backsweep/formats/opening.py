@@ -25,9 +25,12 @@ from torch import nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
-from backsweep.formats import exported, huggingface, predicting
+from backsweep.formats import exported, predicting
 from backsweep.formats.archives import WAY_OUT, members
+from backsweep.formats.hugging_face import files as folders
 from backsweep.formats.hugging_face import hub
+from backsweep.formats.hugging_face import reading as hugging_face
+from backsweep.formats.hugging_face.preprocessing import numbers
 from backsweep.formats.onnx import reading as onnx_reading
 from backsweep.formats.onnx import tensors as onnx_tensors
 from backsweep.formats.pickles.checkpoints import open_checkpoint
@@ -169,7 +172,7 @@ def digest(path: str | os.PathLike[str]) -> str:
                 return sharded.digest(index)
         if path.is_dir():
             with _damage("a Hugging Face folder"):
-                return huggingface.digest(path)
+                return folders.digest(path)
         found = hashlib.sha256()
         with path.open("rb") as file:
             if _is_onnx(file.read(3)):
@@ -209,7 +212,7 @@ def _folder(path: Path, arch: Any, wanted: str | None) -> tuple[_Found, str]:
     if (path / "saved_model.pb").exists():
         raise BadInput(_NOT_YET["TensorFlow"])
     with _damage("a Hugging Face folder"):
-        net, said, digest = huggingface.read(path)
+        net, said, digest = hugging_face.read(path)
     return _Found(net, resize=True, **said), digest
 
 
@@ -327,7 +330,7 @@ def _said(blob: bytes) -> dict[str, Any]:
     said = json.loads(header.get("__metadata__", {}).get("backsweep.model", "{}"))
     kinds: dict[str, Callable[[Any], Any]] = {
         "shape": lambda sizes: tuple(int(n) for n in sizes), "classes": int, "layer": str,
-        "mean": huggingface.numbers, "std": huggingface.numbers, "pixel_range": float, "layout": str,
+        "mean": numbers, "std": numbers, "pixel_range": float, "layout": str,
         "labels": lambda names: tuple(str(n) for n in names),
     }  # fmt: skip
     return {name: read(said[name]) for name, read in kinds.items() if said.get(name) is not None}

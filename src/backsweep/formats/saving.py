@@ -25,6 +25,7 @@ from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_bytes
 from backsweep.core.text import one_line, some
 from backsweep.formats import exported, programs, saving_folders
+from backsweep.formats.hugging_face import writing as hugging_face_writing
 from backsweep.formats.onnx import tensors as onnx_tensors
 from backsweep.formats.onnx import writing as onnx_writing
 from backsweep.formats.opening import kind_of
@@ -68,7 +69,7 @@ def save(model: Model, path: Path) -> Path:
         elif (index := _index(source)) is not None:
             saving_folders.write_folder(path, index.parent, *saving_folders.shards(model, index))
         elif source.is_dir():
-            saving_folders.write_folder(path, source, *saving_folders.hugging_face(model, source))
+            saving_folders.write_folder(path, source, *hugging_face_writing.rewritten(model, source))
         else:
             write_bytes(path, _file(model, source))
     return path

@@ -15,3 +15,18 @@ def balanced(y: Tensor, seed: int) -> Tensor:
         rows = order[y[order] == c]
         rank[rows] = torch.arange(len(rows))
     return order[torch.argsort(rank[order], stable=True)]
+
+
+def half(y: Tensor, seed: int) -> Tensor:
+    """Which rows (N,) are of the first of two halves that hold the classes in equal numbers.
+
+    Every other row of the balanced order is, but that a class with more than one row is in both halves.
+    """
+    order = balanced(y, seed)
+    first = torch.zeros(len(y), dtype=torch.bool)
+    first[order[0::2]] = True
+    for c in y.unique():
+        rows = order[y[order] == c]
+        if len(rows) > 1 and bool((first[rows] == first[rows[0]]).all()):
+            first[rows[-1]] = ~first[rows[-1]]
+    return first

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
-from backsweep.inputs.balance import balanced
+from backsweep.inputs.balance import balanced, half
 from backsweep.inputs.batches import gathered
 from backsweep.inputs.held import Held, laid, part_of
 from backsweep.inputs.image import readers
@@ -196,9 +196,9 @@ class Data:
         return self[order[:count].sort().values], self[order[count:].sort().values]
 
     def split(self, seed: int) -> tuple[Data, Data]:
-        """Two disjoint halves with the same share of every class."""
-        order = balanced(self.y, seed)
-        return self[order[0::2].sort().values], self[order[1::2].sort().values]
+        """Two disjoint halves with the same share of every class; one of two samples or more is in both."""
+        first = half(self.y, seed)
+        return self[first], self[~first]
 
 
 def checked_labels(y: Tensor, count: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line, some
-from backsweep.formats import huggingface
+from backsweep.formats.hugging_face import files
 
 PREFIX = "hf://"
 MOST_BYTES = 2**35  # of weights
@@ -88,7 +88,7 @@ def _fetched(hub: Any, repo: str, revision: str) -> Fetched:
             raise BadInput(f"{name} is not as the hub said; try again later")
         folder = place.parent
         if name == wanted[0]:  # what will be refused need not be fetched
-            huggingface.configs(huggingface.Folder(folder))
+            files.configs(files.Folder(folder))
     if folder is None:
         raise BadInput("there is nothing to fetch")
     return Fetched(folder, f"{PREFIX}{repo}@{commit}")
@@ -107,16 +107,16 @@ def _wanted(sizes: dict[str, Any]) -> list[str]:
     weights = ["model.safetensors"]
     if weights[0] not in sizes:
         weights = sorted(n for n in sizes if _SHARD.fullmatch(n))
-        if huggingface.INDEX not in sizes or not weights:
+        if files.INDEX not in sizes or not weights:
             raise BadInput(
                 "it has no weights as safetensors, and pickles are not fetched; ask its owner for them, or "
                 "download it and name the folder"
             )
-        weights.append(huggingface.INDEX)
+        weights.append(files.INDEX)
     total = sum(int(sizes[n] or 0) for n in weights)
     if total > MOST_BYTES:
         raise BadInput(f"its weights have {total:,} bytes, more than {MOST_BYTES:,}; download it yourself")
-    return [*(n for n in huggingface.CONFIGS if n in sizes), *weights]
+    return [*(n for n in files.CONFIGS if n in sizes), *weights]
 
 
 def _checked(hub: Any, repo: str, name: str, commit: str, endpoint: str | None, most: int) -> int:
@@ -157,7 +157,7 @@ def _cached(hub: Any, repo: str, revision: str, error: Exception) -> Fetched | N
         return None
     try:
         folder = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
-        huggingface.digest(folder)
+        files.digest(folder)
     except Exception:
         return None
     return Fetched(folder, f"{PREFIX}{repo}@{folder.name}") if _COMMIT.fullmatch(folder.name) else None
