@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 JSON_SUFFIXES = (".json", ".jsonl")
+TABLE_SUFFIXES = (".csv", ".tsv")
 BIG = [
     2**31 - 1,
     2**31,
@@ -92,6 +93,8 @@ def _ways(name: str, blob: bytes) -> list[Way]:
     if name.endswith(JSON_SUFFIXES):
         told: Way = _json_lines if name.endswith("l") else _json
         return [told] * 6 + [_bytes]
+    if name.endswith(TABLE_SUFFIXES):
+        return [_cells, _cells, _cells, _bytes]
     if blob[:2] == b"PK":
         return [_zip, _zip, _zip, _bytes, _lengths]
     if blob[:16] == b"SQLite format 3\x00":
@@ -227,6 +230,22 @@ def _json_lines(blob: bytes, rng: random.Random, marker: str) -> bytes:
     at = rng.randrange(len(lines))
     lines[at] = _json(lines[at], rng, marker)
     return b"\n".join(lines) + b"\n"
+
+
+def _cells(blob: bytes, rng: random.Random, marker: str) -> bytes:
+    """A table with another cell, or one more or fewer, or a row twice."""
+    comma = b"\t" if b"\t" in blob else b","
+    rows = [line.split(comma) for line in blob.splitlines()]
+    row = rng.choice(rows)
+    at, way = rng.randrange(len(row)), rng.randrange(4)
+    if way == 0:
+        del row[at]
+    elif way == 1:
+        rows.insert(rng.randrange(len(rows)), list(rng.choice(rows)))
+    else:
+        new = rng.choice([*TEXTS, "0", '"', "C:\\x.png", f"${marker}"]).encode("utf-8", "surrogatepass")
+        row[at : at + way - 2] = [new]
+    return b"\n".join(comma.join(row) for row in rows)
 
 
 # ---------------------------------------------------------------------- files with a structure
@@ -381,7 +400,7 @@ def spoil(path: Path, rng: random.Random, marker: str) -> None:
         path.write_bytes(mutated(path.name, path.read_bytes(), rng, marker))
         return
     every = sorted(p for p in path.rglob("*") if p.is_file())
-    told = [p for p in every if p.suffix in JSON_SUFFIXES]
+    told = [p for p in every if p.suffix in JSON_SUFFIXES + TABLE_SUFFIXES]
     file = rng.choice(told) if told and rng.random() < 0.6 else rng.choice(every)
     way = rng.random()
     if way < 0.03:

@@ -13,6 +13,7 @@ import io
 import json
 import random
 import shutil
+import tarfile
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,12 +24,14 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backsweep.auditing import audit as audits
 from backsweep.cli.inventory import _read_records
 from backsweep.core.errors import BadInput
 from backsweep.formats.opening import load
+from backsweep.formats.timm import mobilenet
 from backsweep.guarding.guard import Guard, guard
 from backsweep.guarding.record import RECORD, TENSORS, read_record
 from backsweep.inputs.image import triggers as families
@@ -68,6 +71,7 @@ class Reader:
         read: reads one as a user's command would, and uses what it got; raises BadInput where it is bad.
         needs: modules without which the reader is not there.
         share: how many of the files are for this one, in parts.
+        good: whether what `make` writes can be read before it is changed.
         mend: makes what was changed agree with itself again, so that the damage is met further in.
     """
 
@@ -76,6 +80,7 @@ class Reader:
     read: Callable[[Path], object]
     needs: tuple[str, ...] = ()
     share: int = 2
+    good: bool = True
     mend: Callable[[Path], None] = lambda _: None
 
     @property
@@ -138,8 +143,6 @@ def _pickles(folder: Path) -> None:
 
 
 def _safetensors(folder: Path) -> None:
-    from safetensors.torch import save_file
-
     said = json.dumps(
         {"shape": SHAPE, "classes": 5, "labels": list("abcde"), "mean": [0.5] * 3, "std": [0.2] * 3}
     )
@@ -165,8 +168,6 @@ def _torchscript(folder: Path) -> None:
 
 
 def _shards(folder: Path) -> None:
-    from safetensors.torch import save_file
-
     state, place = net().state_dict(), folder / "net"
     place.mkdir()
     table = {name: f"{i % 2}.safetensors" for i, name in enumerate(state)}
@@ -197,6 +198,24 @@ def _hugging_face(folder: Path) -> None:
         torch.manual_seed(0)
         transformers.ViTForImageClassification(config).save_pretrained(folder / "vit")
     (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(prep))
+    pickled = folder / "pickled"
+    shutil.copytree(folder / "vit", pickled)
+    _saved(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    _timm(folder / "timm")
+
+
+def _timm(folder: Path) -> None:
+    config = {
+        "architecture": "mobilenetv2_050", "num_classes": 3, "label_names": ["cat", "dog", "owl"],
+        "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3},
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = mobilenet.mobilenet_v2(3, 3, 0.5)
+    save_file(made.state_dict(), folder / "model.safetensors")
 
 
 def _used(model: Model) -> Tensor:
@@ -223,6 +242,15 @@ def _arrays(folder: Path) -> None:
     x, y = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8), np.arange(24) % 3
     np.savez(folder / "bytes.npz", x=x, y=y)
     np.savez_compressed(folder / "floats.npz", x=(x / 255).astype(np.float32), y=y)
+    np.savez(
+        folder / "medmnist.npz",
+        train_images=x,
+        train_labels=y[:, None],
+        test_images=x,
+        test_labels=y[:, None],
+    )
+    np.savez(folder / "words.npz", images=x, labels=np.array(["cat", "dog", "owl"])[y])
+    np.savez(folder / "one-hot.npz", x_train=x, y_train=np.eye(3)[y], x_test=x, y_test=np.eye(3)[y])
 
 
 def _pictures(folder: Path) -> None:
@@ -236,8 +264,68 @@ def _pictures(folder: Path) -> None:
                 Image.fromarray(pixels).save(place / f"{i}{n}.{suffix}")
 
 
+def _png(i: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _manifests(folder: Path) -> None:
+    for suffix, comma in ((".csv", ","), (".tsv", "\t")):
+        place = folder / suffix[1:]
+        place.mkdir()
+        lines = [["path", "label", "split"]]
+        for i in range(8):
+            (place / f"{i}.png").write_bytes(_png(i))
+            lines.append([f"{i}.png", "cat" if i % 2 else "dog", "train" if i < 4 else "test"])
+        (place / f"images{suffix}").write_text("\n".join(comma.join(line) for line in lines))
+
+
+def _tars(folder: Path) -> None:
+    for kind in ("cls", "json"):
+        place = folder / kind
+        place.mkdir()
+        for shard in range(2):
+            with tarfile.open(place / f"train-{shard:03d}.tar", "w") as tar:
+                for i in range(4):
+                    label = json.dumps({"label": i % 2}) if kind == "json" else str(i % 2)
+                    for name, body in ((f"{i}.png", _png(i)), (f"{i}.{kind}", label.encode())):
+                        member = tarfile.TarInfo(name)
+                        member.size = len(body)
+                        tar.addfile(member, io.BytesIO(body))
+
+
+def _tables(folder: Path) -> None:
+    """As the library datasets keeps images, on the hub and on the disk, and a manifest."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
+    said = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    rows = {
+        "image": [{"bytes": _png(i), "path": f"{i}.png"} for i in range(8)],
+        "label": [i % 2 for i in range(8)],
+    }
+    table = pa.table({k: pa.array(v) for k, v in rows.items()}).replace_schema_metadata(said)
+    for name in ("hub", "disk", "manifest"):
+        (folder / name).mkdir()
+    for kind, packing in (("train", "snappy"), ("test", "none")):
+        pq.write_table(table, folder / "hub" / f"{kind}-00000-of-00001.parquet", compression=packing)
+    for kind, writer in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        path = folder / "disk" / f"data-{kind}.arrow"
+        with pa.OSFile(str(path), "wb") as f, writer(f, table.schema) as writing:
+            writing.write_table(table, max_chunksize=5)
+    for i in range(8):
+        (folder / "manifest" / f"{i}.png").write_bytes(_png(i))
+    paths = pa.table({"path": [f"{i}.png" for i in range(8)], "label": [f"class {i % 2}" for i in range(8)]})
+    pq.write_table(paths, folder / "manifest" / "images.parquet")
+
+
 def _data(path: Path) -> object:
-    data = Data.open(path)
+    """A set of samples; of a folder with a manifest, what that names."""
+    listed = [p for p in sorted(path.glob("images.*")) if path.is_dir()]
+    data = Data.open(listed[0] if listed else path)
     return data.digest, data.sample(10, 0), repr(data)
 
 
@@ -451,15 +539,18 @@ def _log(path: Path) -> object:
 READERS = (
     Reader("checkpoint (zip)", lambda p: _checkpoints(p, True), _weights, share=3),
     Reader("checkpoint (legacy)", lambda p: _checkpoints(p, False), _weights, share=3),
-    Reader("pickle with payload", _pickles, _weights, share=1),
+    Reader("pickle with payload", _pickles, _weights, share=1, good=False),
     Reader("safetensors", _safetensors, _weights),
     Reader("torch.export (.pt2)", _exported, _model, share=3),
     Reader("sharded safetensors", _shards, _weights, needs=("backsweep.formats.weights",), share=1),
     Reader("TorchScript", _torchscript, _model, needs=("backsweep.formats.torchscript",), share=3),
     Reader("ONNX", _onnx, _model, needs=("onnx", "backsweep.formats.onnx"), share=3),
-    Reader("Hugging Face", _hugging_face, _model, needs=("transformers",), share=2),
+    Reader("Hugging Face", _hugging_face, _model, needs=("transformers",), share=3),
     Reader("npz", _arrays, _data),
     Reader("image folder", _pictures, _data),
+    Reader("manifest", _manifests, _data),
+    Reader("tar shards", _tars, _data),
+    Reader("Parquet and Arrow", _tables, _data, needs=("pyarrow",)),
     Reader("trigger", _trigger_files, _trigger),
     Reader("report", _reports, _report, share=3, mend=_consistent),
     Reader("audit", _audits, _audit, share=3, mend=_consistent),

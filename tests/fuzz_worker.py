@@ -155,18 +155,22 @@ def main(seeds: Path, scratch: Path, seed: str, limit: float, only: tuple[str, .
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     import torch
+    from PIL import Image
 
     import fuzz_readers
 
     torch.set_num_threads(1)
+    Image.init()  # which imports what it knows when it meets a file that it does not know
     scratch.mkdir(parents=True, exist_ok=True)
     os.environ["HOME"] = os.environ["BACKSWEEP_HOME"] = os.environ["TMPDIR"] = str(scratch)
     for reader in fuzz_readers.READERS:  # what libraries import late is imported here
         if reader.there and (not only or reader.name in only):
             for good in sorted((seeds / folder_of(reader.name)).iterdir()):
                 outcome, detail = _read(reader, _copied(good, scratch), None)
-                if outcome == TRACEBACK:
-                    raise SystemExit(f"{good.name} for {reader.name} is good and cannot be read: {detail}")
+                if outcome != (READ if reader.good else REFUSED):
+                    raise SystemExit(
+                        f"{good.name} for {reader.name} is {outcome}, which it is not to be: {detail}"
+                    )
     watch = Watch(scratch)
     watch.arm()
     os.write(answer, b"ready\n")

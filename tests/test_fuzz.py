@@ -46,7 +46,7 @@ acts = [
 ]
 
 class Reader:
-    there, mend = True, staticmethod(lambda p: None)
+    there, good, mend = True, True, staticmethod(lambda p: None)
     def __init__(self, name, act):
         self.name, self.act, self.calls = name, act, 0
     def read(self, path):

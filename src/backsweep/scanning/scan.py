@@ -23,7 +23,7 @@ from backsweep.core.text import one_line
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
-from backsweep.formats.opening import load
+from backsweep.formats.opening import kind_of, load
 from backsweep.formats.predicting import PREFIX
 from backsweep.inputs.samples import Data
 from backsweep.models.checks import (
@@ -233,7 +233,7 @@ def open_both(
 ) -> tuple[Model, Data]:  # fmt: skip
     """Load a model file and open clean data for it.
 
-    A file that says its own input shape decides how the data is read; a plain state dict takes the
+    A file that says its own input shape decides how the data is read; one that does not takes the
     shape of the data.
 
     Args:
@@ -244,8 +244,7 @@ def open_both(
         settings: of `load`.
     """
     how: dict[str, Any] = {"split": split, "labels": labels, "whole": whole}
-    bare = settings.get("arch") is not None or model.startswith(PREFIX)
-    unknown = bare and shape is None and not resize
+    unknown = shape is None and not resize and (settings.get("arch") is not None or _sizeless(model))
     found = Data.open(data, **how) if unknown else None
     data_shape = tuple(found.x.shape[1:]) if found is not None else None
     loaded = load(model, **settings, shape=shape, data_shape=data_shape)
@@ -254,6 +253,17 @@ def open_both(
             data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize, **how
         )  # fmt: skip
     return fitted(loaded, found, whole=whole)
+
+
+def _sizeless(model: str) -> bool:
+    """Whether a model may leave the shape of its inputs to the samples: a service, a program of any size."""
+    if model.startswith(PREFIX):
+        return True
+    path = Path(model)
+    try:
+        return path.is_file() and kind_of(path.read_bytes()) in ("ONNX", "TorchScript")
+    except (OSError, BadInput):  # which reading it says better
+        return False
 
 
 def choose(detectors: Sequence[str | ModelDetector] | str | ModelDetector | None) -> list[ModelDetector]:
