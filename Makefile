@@ -6,7 +6,7 @@ ZOO := $(or $(BACKSWEEP_HOME),$(HOME)/.cache/backsweep)/zoo
 export BACKSWEEP_DATA ?= $(abspath ../shared/data)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint results mntd clean
+.PHONY: demo test lint fuzz results mntd clean
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
@@ -25,6 +25,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.dev   ## 20,000 bad files over all readers; what is not refused in one line or read fails
+	$(BIN)/python tests/fuzz.py --count 20000
 
 results: $(VENV)/.dev   ## train the standard zoo, scan it, remake docs/results (many hours; can be stopped at any time)
 	$(BIN)/backsweep zoo build plans/calibration.toml --workers 2

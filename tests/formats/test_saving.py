@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.formats import exported as pt2
-from backsweep.formats import huggingface
+from backsweep.formats.hugging_face import reading as hugging_face
 from backsweep.formats.opening import load
 from backsweep.formats.saving import _pickled, check, save
 from backsweep.inputs.samples import Data
@@ -603,7 +603,7 @@ def unsharded(vit: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Pa
 @pytest.mark.parametrize("exact", [2**24, 64])
 def test_sharded_folder(vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: int) -> None:
     """`exact`: also when there are more places than float32 can count."""
-    monkeypatch.setattr("backsweep.formats.saving_folders._EXACT", exact)
+    monkeypatch.setattr("backsweep.formats.hugging_face.writing._EXACT", exact)
     before = contents(vit)
     assert len([n for n in before if n.endswith(".safetensors")]) > 1
     model = changed(load(vit))
@@ -659,12 +659,12 @@ def test_weights_that_transformers_cuts_and_turns(vit: Path, tmp_path: Path, mon
     """Names, cuts and turns of the reader are undone, whatever they are."""
     folder = unsharded(vit, tmp_path / "old")
     blob = (folder / "model.safetensors").read_bytes()
-    weights, original = safetensors.torch.load(blob), huggingface._network
+    weights, original = safetensors.torch.load(blob), hugging_face._network
     names = [f"vit.encoder.layer.0.attention.attention.{n}.weight" for n in ("query", "key", "value")]
     joined = torch.cat([weights.pop(n) for n in names]).T.contiguous()
     (folder / "model.safetensors").write_bytes(safetensors.torch.save({**weights, "qkv": joined}))
 
-    def reading(scale: float) -> Any:
+    def scaled(scale: float) -> Any:
         def network(config: Any, stored: dict[str, Tensor]) -> nn.Module:
             parts = (stored["qkv"].T * scale).contiguous().chunk(3)
             rest = {k: v for k, v in stored.items() if k != "qkv"}
@@ -672,11 +672,11 @@ def test_weights_that_transformers_cuts_and_turns(vit: Path, tmp_path: Path, mon
 
         return network
 
-    monkeypatch.setattr(huggingface, "_network", reading(1.0))
+    monkeypatch.setattr(hugging_face, "_network", scaled(1.0))
     model = changed(load(folder))
     same(model, load(save(model, tmp_path / "new")))
     model = changed(load(folder))
-    monkeypatch.setattr(huggingface, "_network", reading(0.5))
+    monkeypatch.setattr(hugging_face, "_network", scaled(0.5))
     assert "cannot be written back" in refusal(model, tmp_path / "other")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -57,6 +58,18 @@ def test_modules_answer_as_the_original_does(name: str, form: str) -> None:
     torch.testing.assert_close(script(x), original(x), rtol=1e-4, atol=1e-5)
     mine, theirs = (torch.autograd.grad(out[:, 1].sum(), x)[0] for out in (script(x), original(x)))
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_copies_answer_as_the_original_does(tmp_path: Path, form: str) -> None:
+    """A scan works on a copy, and sends it to other processes."""
+    (tmp_path / "m.pt").write_bytes(blob_of("cnn", form))
+    model = load(tmp_path / "m.pt", shape=SHAPE)
+    for twin in (model.copy(), cloudpickle.loads(cloudpickle.dumps(model.copy()))):
+        torch.testing.assert_close(twin.logits(X), net("cnn")(X), rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            next(twin.net.parameters()).zero_()
+        assert not torch.allclose(twin.logits(X), model.logits(X)), "its weights are its own"
 
 
 @pytest.mark.parametrize("form", FORMS)

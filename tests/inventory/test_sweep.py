@@ -23,7 +23,8 @@ from backsweep.core.errors import BadInput
 from backsweep.core.progress import Event
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
-from backsweep.formats import huggingface, opening
+from backsweep.formats import opening
+from backsweep.formats.hugging_face.files import Folder
 from backsweep.inventory import sources, sweep
 from backsweep.inventory.source import models_in
 from backsweep.inventory.store import Record, Store
@@ -238,7 +239,7 @@ def test_a_digest_is_known_without_loading(tmp_path: Path) -> None:
         (folder / "config.json").write_text('{"model_type": "vit"}')
     save_file(load_file(path), folder / "model.safetensors")
     (folder / "preprocessor_config.json").write_text("{}")
-    read = huggingface.Folder(folder)
+    read = Folder(folder)
     for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
         read.read(name)
     assert opening.digest(folder) == read.digest

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from backsweep.inputs.family import EPS
 from backsweep.inputs.image.families import PatchFamily
-from backsweep.inversion.loop import Job, PaperControl, SmoothControl, invert
+from backsweep.inversion.loop import Job, PaperControl, SmoothControl, batches, invert
 from conftest import Twins
 
 
@@ -105,3 +106,8 @@ def test_a_trigger_that_never_works_is_said_so(twins: Twins) -> None:
     job = Job(3, torch.nonzero(data.y != 3).flatten(), seed=0)
     found = invert(model, data.x, [job], PatchFamily(), SmoothControl(1), updates=1, batch=5)[0]
     assert not found.reached
+
+
+def test_without_rows_there_are_no_batches() -> None:
+    with pytest.raises(ValueError, match="no samples are left"):
+        next(batches(torch.empty(0, dtype=torch.long), 0, 4))

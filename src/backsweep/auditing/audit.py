@@ -26,13 +26,13 @@ from backsweep.core.versions import versions
 from backsweep.formats.opening import named
 from backsweep.guarding.detector import SampleDetector
 from backsweep.inputs.samples import Data
-from backsweep.models.checks import as_model, check_fit, describe_model, doubtful_accuracy, pick_device
+from backsweep.models.checks import describe_model, doubtful_accuracy, fitted, pick_device
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, thawed, tuned
 from backsweep.models.washing import redraw
 from backsweep.reports.audit import MAP_ROWS, Audit, Examples, Retrained
 from backsweep.reports.report import ERROR, Evidence, Finding, Note, worst_first
-from backsweep.scanning.scan import checked_alpha, judged
+from backsweep.scanning.scan import checked_alpha, judged, saved_elsewhere
 
 DEFAULT_AUDITS = ("cross_confusion", "contamination_analyzer")
 HELD_OUT = 0.1  # of the kept samples, to measure a fresh network on where there are no clean ones
@@ -80,12 +80,10 @@ def audit(
     """
     checked_alpha(alpha)
     clock = time.perf_counter(), time.process_time()
-    data = Data.of(data)
-    model = as_model(model, data)
-    check_fit(model, data)
-    clean = None if clean is None else Data.of(clean)
-    if clean is not None:
-        check_fit(model, clean)
+    model, data = fitted(model, data, whole=True, needs_labels=True)
+    if not model.gives:
+        raise BadInput("a black box only answers, and audits need its layers; load the network itself")
+    clean = None if clean is None else fitted(model, clean, needs_labels=True)[1]
     methods = choose(detectors)
     work = model.copy(pick_device(device))
     if features is not None:
@@ -104,6 +102,7 @@ def audit(
             "source": data.source, "is_path": Path(data.source).exists(), "sha256": data.digest,
             "samples": len(data), "classes_present": int(data.y.unique().numel()),
             "training_accuracy": accuracy, "clean": None if clean is None else clean.source,
+            **({"notes": list(data.notes)} if data.notes else {}),
         },
         settings={"alpha": alpha, "seed": seed, "device": str(work.device),
                   "detectors": {m.name: m.settings() for m in methods}, **provenance(methods)},
@@ -167,12 +166,13 @@ def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detecto
         by_detector.setdefault(e.detector, []).append(e)
     given = [detectors] if isinstance(detectors, SetDetector | SampleDetector) else detectors
     said = report.settings
-    again = [remade(KINDS, name, said["detectors"][name], said, given) for name in by_detector]
-    methods = [as_set_detector(m) for m in again]
-    said["detectors"] |= {m.name: m.settings() for m in methods}
-    findings: list[Finding] = []
-    for method in methods:
-        findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
+    with saved_elsewhere(not given):
+        again = [remade(KINDS, name, said["detectors"][name], said, given) for name in by_detector]
+        methods = [as_set_detector(m) for m in again]
+        said["detectors"] |= {m.name: m.settings() for m in methods}
+        findings: list[Finding] = []
+        for method in methods:
+            findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
     report.findings = worst_first(findings)
     return report
 

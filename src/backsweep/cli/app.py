@@ -28,6 +28,7 @@ from backsweep.cli.options import (
     Settings,
     Where,
     grouped,
+    named,
     tell,
 )
 from backsweep.cli.shadows import bank_app
@@ -51,10 +52,14 @@ app.add_typer(bank_app, name="bank")
 @app.command()
 @grouped
 def scan(
-    models: Models,
     data: Samples,
     reading: Reading,
     where: Where,
+    models: Models = None,
+    predict: Annotated[
+        str | None,
+        typer.Option(help="Address of a service that answers with class scores, instead of a model."),
+    ] = None,
     detector: Detectors = None,
     p: Settings = None,
     alpha: Alpha = 0.05,
@@ -77,17 +82,24 @@ def scan(
     from backsweep.scanning import scan
     from backsweep.scanning.detector import ModelDetector
 
+    names = named(models, predict)
     given = [*(p or []), *([f"mntd.bank={bank}"] if bank is not None else [])]
-    detectors = configure(ModelDetector, detector or scan.DEFAULT_DETECTORS, given)
+    usual = scan.DEFAULT_DETECTORS
+    if predict is not None:
+        usual = (*scan.BLACK_BOX_DETECTORS, *(("mntd",) if bank is not None else ()))
+    detectors = configure(ModelDetector, detector or usual, given)
     told = reading.how()
-    if is_many(models, store, watch):
+    if is_many(names, store, watch):
         from backsweep.inventory.sweep import Scan
 
-        one = Scan(data, detectors, alpha, seed, reading.device, reading.resize, reference, told)
+        one = Scan(
+            data, detectors, alpha, seed, reading.device, reading.resize, reference, told, reading.split,
+            reading.labels,
+        )  # fmt: skip
         engine = where.open()
-        raise typer.Exit(scan_many(models, one, store, engine, out, every if watch else None, all_versions))
-    loaded, clean = scan.open_both(models[0], data, resize=reading.resize, **told)
-    tell(loaded.notes)
+        raise typer.Exit(scan_many(names, one, store, engine, out, every if watch else None, all_versions))
+    loaded, clean = scan.open_both(names[0], data, **reading.data(), **told)
+    tell((*loaded.notes, *clean.notes))
     there = None
     if reference is not None:
         there = load(reference, **{**told, "shape": loaded.shape, "classes": loaded.classes, "weights": None})
@@ -103,7 +115,7 @@ def scan(
 @app.command()
 @grouped
 def audit(
-    data: Annotated[str, typer.Option(help="The training set: a folder per class, or .npz with x and y.")],
+    data: Annotated[str, typer.Option(help="The training set: a folder per class, .npz, .csv, .tar, ...")],
     reading: Reading,
     model: Annotated[
         str | None, typer.Argument(help="The network that was trained on it; or --train.")
@@ -134,12 +146,16 @@ def audit(
     told = reading.how()
     with Progress() as on_event:
         if model is not None:
-            loaded, samples = scan.open_both(model, data, resize=reading.resize, **told)
-            tell(loaded.notes)
+            loaded, samples = scan.open_both(model, data, whole=True, **reading.data(), **told)
+            tell((*loaded.notes, *samples.notes))
         else:
-            samples = Data.open(data, shape=told["shape"], resize=reading.resize)
+            samples = Data.open(data, shape=told["shape"], whole=True, **reading.data())
+            tell(samples.notes)
             loaded = audit.trained(train or "", samples, seed, reading.device, on_event)
-        known = Data.open(clean, shape=loaded.shape, resize=reading.resize) if clean is not None else None
+        known = None
+        if clean is not None:
+            known = Data.open(clean, shape=loaded.shape, names=loaded.labels, resize=reading.resize)
+            tell(known.notes)
         report = audit.audit(
             loaded, samples, detectors, alpha=alpha, seed=seed, device=reading.device, clean=known,
             verify=verify, on_event=on_event, out=out,
@@ -179,8 +195,8 @@ def repair(
     methods = configure(Repair, method or [repair.DEFAULT_REPAIR], p or [])
     before = Report.load(report)
     told = reading.how()
-    loaded, clean = scan.open_both(model, data, resize=reading.resize, **told)
-    tell(loaded.notes)
+    loaded, clean = scan.open_both(model, data, **reading.data(), **told)
+    tell((*loaded.notes, *clean.notes))
     check(loaded, out)
     if loaded.unknown:
         tell([f"{out} will hold the weights alone; what else the file holds stays behind"])

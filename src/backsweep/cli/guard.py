@@ -69,8 +69,8 @@ def guard_fit(
     from backsweep.scanning import scan
 
     methods = configure(SampleDetector, detector or guard.DEFAULT_GUARDS, p or [])
-    loaded, clean = scan.open_both(model, data, resize=reading.resize, **reading.how())
-    tell(loaded.notes)
+    loaded, clean = scan.open_both(model, data, **reading.data(), **reading.how())
+    tell((*loaded.notes, *clean.notes))
     loaded.resize = loaded.resize or reading.resize  # what is checked later is made to fit in the same way
     triggers = _triggers(report, loaded.digest) if report is not None else []
     with Progress() as on_event:
@@ -153,12 +153,13 @@ def guard_serve(
 def _restored(folder: Path, model: str | None, arch: str | None, device: str | None) -> Guard:
     """The guard in a folder, with its model loaded in the way that it was fitted."""
     from backsweep.formats.opening import load
+    from backsweep.formats.predicting import is_remote
     from backsweep.guarding.guard import Guard
     from backsweep.guarding.record import read_record
     from backsweep.render.view import clean
 
     said = read_record(folder)["model"]
-    if model is None and not said.get("is_path"):
+    if model is None and (not said.get("is_path") or is_remote(str(said.get("source")))):
         raise BadInput(f"the model of {folder} was no file when it was fitted; say where it is (--model)")
     kept = ("shape", "classes", "mean", "std", "layer", "labels", "weights", "pixel_range")
     told = {**{k: said.get(k) for k in kept}, "layout": said.get("input_layout")}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backsweep.cli.terminal import Progress, console
+from backsweep.core import documents
 from backsweep.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from backsweep.inventory.sweep import Outcome, Scan
 
 Models = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
+        show_default=False,
         help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, ONNX, TorchScript, or a folder; several, a "
-        "folder of models, mlflow:ADDRESS."
+        "folder of models, mlflow:ADDRESS.",
     ),
 ]
 StoreUrl = Annotated[
@@ -252,8 +254,8 @@ def _read_records(path: Path) -> list[Record]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return documents.parsed(path.read_bytes())
     except OSError as e:
         raise BadInput(f"cannot read {path}: {e.strerror}; check the path") from e
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise BadInput(f"{path} is not JSON, or is damaged ({e})") from e

@@ -32,7 +32,9 @@ Model = Annotated[
         help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, ONNX, TorchScript, or a folder."
     ),
 ]
-Samples = Annotated[str, typer.Option(help="Clean samples: a folder per class, or .npz with x and y.")]
+Samples = Annotated[
+    str, typer.Option(help="Clean samples: a folder per class, .npz, .csv, .tsv, .parquet, .tar, ...")
+]
 Arch = Annotated[str | None, typer.Option(help="package.module:factory of your own code.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if any.")]
@@ -60,6 +62,16 @@ class Reading:
     ] = None
     layout: Annotated[str | None, typer.Option(help="NHWC for a network that takes channels last.")] = None
     resize: Resize = False
+    split: Annotated[
+        str | None, typer.Option(help="Of the samples, where there are several. Default: test.")
+    ] = None
+    labels: Annotated[
+        str | None, typer.Option(help="model: there are none, the model's own answers take their place.")
+    ] = None
+
+    def data(self) -> dict[str, Any]:
+        """How the samples are read."""
+        return {"resize": self.resize, "split": self.split, "labels": self.labels}
 
     def how(self) -> dict[str, Any]:
         """What `load` is told of the model.
@@ -151,6 +163,19 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     """A parameter by its name alone, so that those without a default may stand anywhere."""
     none = inspect.Parameter.empty if default is MISSING else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=none, annotation=annotation)
+
+
+def named(models: list[str] | None, predict: str | None) -> list[str]:
+    """The models that are to be scanned, the one behind an address among them.
+
+    Raises:
+        BadInput: none, or both files and an address.
+    """
+    if bool(models) == (predict is not None):
+        raise BadInput(
+            "name a model, or give the address of a service that answers (--predict), and not both"
+        )
+    return [f"predict:{predict}"] if predict is not None else list(models or [])
 
 
 def tell(notes: Iterable[str]) -> None:

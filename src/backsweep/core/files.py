@@ -76,7 +76,16 @@ def save_tensor(path: Path, x: Any) -> None:
 
 
 def load_tensor(path: Path) -> Any:
-    """The tensor that `save_tensor` wrote; None when there is no such file."""
+    """The tensor that `save_tensor` wrote; None when there is no such file.
+
+    Raises:
+        ValueError: it is another file.
+    """
     from safetensors.torch import load_file
 
-    return load_file(path)["x"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    tensors = load_file(path)
+    if set(tensors) != {"x"}:
+        raise ValueError(f"{path.name} holds other tensors than one")
+    return tensors["x"]

@@ -67,10 +67,12 @@ NULL_SPREAD = 2.0
 def _null(classes: int, floored: bool) -> Array:
     """Sorted largest index of clean models with normal values, by simulation (fixed seed)."""
     draws = int(min(400_000, max(20_000, 20_000_000 // classes)))
+    if classes > 10_000:  # as many as take a few seconds
+        draws = max(200, 200_000_000 // classes)
     rng = np.random.default_rng(20_190_520)
-    parts = []
-    for start in range(0, draws, 20_000):
-        v = rng.standard_normal((min(20_000, draws - start), classes))
+    parts, most = [], max(1, min(20_000, 20_000_000 // classes))  # draws at once; the numbers stay the same
+    for start in range(0, draws, most):
+        v = rng.standard_normal((min(most, draws - start), classes))
         parts.append(_index(v, 1 / NULL_SPREAD if floored else 0.0).max(axis=1))
     return np.sort(np.concatenate(parts))
 

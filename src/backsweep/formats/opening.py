@@ -25,8 +25,12 @@ from torch import nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
-from backsweep.formats import exported, huggingface
+from backsweep.formats import exported, predicting
 from backsweep.formats.archives import WAY_OUT, members
+from backsweep.formats.hugging_face import files as folders
+from backsweep.formats.hugging_face import hub
+from backsweep.formats.hugging_face import reading as hugging_face
+from backsweep.formats.hugging_face.preprocessing import numbers
 from backsweep.formats.onnx import reading as onnx_reading
 from backsweep.formats.onnx import tensors as onnx_tensors
 from backsweep.formats.pickles.checkpoints import open_checkpoint
@@ -89,10 +93,11 @@ def load(
     Readable are weights together with `arch` (safetensors, also in shards with an index; checkpoints of
     torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), ONNX models,
     TorchScript modules, and folders of Hugging Face image classifiers. What was done to make weights fit
-    stands in `Model.notes`.
+    stands in `Model.notes`. No host is asked unless one is named.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; hf://owner/name@revision of the Hugging Face hub; predict:ADDRESS of a
+            service that answers with scores.
         arch: the code that builds the network for weights, "package.module:factory", imported with
             the current folder on the path and called without arguments; or the factory itself.
         shape: shape of one input, (channels, height, width). None: as the file or the network says.
@@ -105,7 +110,13 @@ def load(
         BadInput: the file is missing, damaged, of an unknown kind, would run code when read, or
             does not fit `arch`, `shape` or `classes`.
     """
-    path = Path(path)
+    name = str(path)
+    if name.startswith(predicting.PREFIX):
+        told = {"mean": mean, "std": std, "labels": labels, "pixel_range": pixel_range, "layout": layout}
+        size = shape if shape is not None else data_shape
+        return predicting.model(name, size, classes, given=(arch, weights, layer), **told)
+    fetched = hub.fetch(name) if name.startswith(hub.PREFIX) else None
+    path, name = (fetched.folder, fetched.name) if fetched is not None else (Path(path), name)
     try:
         if path.is_dir():
             found, digest = _folder(path, arch, weights)
@@ -131,12 +142,13 @@ def load(
             labels=labels if labels is not None else found.labels,
             pixel_range=pixel_range if pixel_range is not None else found.pixel_range,
             layout=layout if layout is not None else found.layout,
-            source=str(path),
+            source=name,
             digest=digest,
         )
     except BadInput as e:
-        raise BadInput(one_line(f"{path}: {e}")) from e
+        raise BadInput(one_line(f"{name}: {e}")) from e
     model.resize = found.resize
+    model.place = str(path)
     model.origin = digest
     model.arch = arch if isinstance(arch, str) else None
     model.entry = weights
@@ -160,7 +172,7 @@ def digest(path: str | os.PathLike[str]) -> str:
                 return sharded.digest(index)
         if path.is_dir():
             with _damage("a Hugging Face folder"):
-                return huggingface.digest(path)
+                return folders.digest(path)
         found = hashlib.sha256()
         with path.open("rb") as file:
             if _is_onnx(file.read(3)):
@@ -200,7 +212,7 @@ def _folder(path: Path, arch: Any, wanted: str | None) -> tuple[_Found, str]:
     if (path / "saved_model.pb").exists():
         raise BadInput(_NOT_YET["TensorFlow"])
     with _damage("a Hugging Face folder"):
-        net, said, digest = huggingface.read(path)
+        net, said, digest = hugging_face.read(path)
     return _Found(net, resize=True, **said), digest
 
 
@@ -318,7 +330,7 @@ def _said(blob: bytes) -> dict[str, Any]:
     said = json.loads(header.get("__metadata__", {}).get("backsweep.model", "{}"))
     kinds: dict[str, Callable[[Any], Any]] = {
         "shape": lambda sizes: tuple(int(n) for n in sizes), "classes": int, "layer": str,
-        "mean": huggingface.numbers, "std": huggingface.numbers, "pixel_range": float, "layout": str,
+        "mean": numbers, "std": numbers, "pixel_range": float, "layout": str,
         "labels": lambda names: tuple(str(n) for n in names),
     }  # fmt: skip
     return {name: read(said[name]) for name, read in kinds.items() if said.get(name) is not None}

@@ -25,6 +25,7 @@ from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_bytes
 from backsweep.core.text import one_line, some
 from backsweep.formats import exported, programs, saving_folders
+from backsweep.formats.hugging_face import writing as hugging_face_writing
 from backsweep.formats.onnx import tensors as onnx_tensors
 from backsweep.formats.onnx import writing as onnx_writing
 from backsweep.formats.opening import kind_of
@@ -60,7 +61,7 @@ def save(model: Model, path: Path) -> Path:
             written; the source changed since it was loaded, or holds other weights than the
             network; a weight is not finite in the dtype of the file.
     """
-    path, source = Path(path), Path(model.source)
+    path, source = Path(path), Path(model.place or model.source)
     check(model, path)
     with _named(path):
         if not model.origin or _weights_alone(model, path):
@@ -68,7 +69,7 @@ def save(model: Model, path: Path) -> Path:
         elif (index := _index(source)) is not None:
             saving_folders.write_folder(path, index.parent, *saving_folders.shards(model, index))
         elif source.is_dir():
-            saving_folders.write_folder(path, source, *saving_folders.hugging_face(model, source))
+            saving_folders.write_folder(path, source, *hugging_face_writing.rewritten(model, source))
         else:
             write_bytes(path, _file(model, source))
     return path
@@ -104,7 +105,7 @@ def check(model: Model, path: Path) -> None:
     Raises:
         BadInput: the path is the source itself, something else is in the way there, or it cannot be written.
     """
-    path, source = Path(path), Path(model.source)
+    path, source = Path(path), Path(model.place or model.source)
     with _named(path):
         with contextlib.suppress(OSError, RuntimeError):  # neither need exist; links may go round
             place, old = path.resolve(), source.resolve()

@@ -36,12 +36,13 @@ from backsweep.inputs.modality import modality_named
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.checks import (
-    as_model,
-    check_fit,
+    answered,
     describe_model,
     doubtful_accuracy,
+    fitted,
     lacking,
     pick_device,
+    too_few,
 )
 from backsweep.models.model import READING, Model
 from backsweep.reports.report import Note
@@ -265,18 +266,19 @@ def guard(
     """
     if not 0 < fpr < 1:
         raise BadInput(f"fpr {fpr} is not between 0 and 1")
-    data = Data.of(clean_data)
-    model = as_model(model, data)
-    check_fit(model, data)
+    model, data = fitted(model, clean_data)
+    work = model.copy(pick_device(device))
+    data = answered(work, data)
+    if doubt := too_few(data):
+        raise BadInput(f"{data.source}: {doubt}")
     methods = choose(detectors if detectors is not None or model.gives else BLACK_BOX_GUARDS)
     begin = time.monotonic()
     calibration, rest = thirds(data, seed)
     if not math.isfinite(threshold(torch.zeros(len(calibration)), fpr)):
         need = PARTS * (math.ceil((1 - fpr) / fpr - 1e-9) - 1) + 1
         raise BadInput(f"fpr {fpr:g} needs at least {need} clean samples, there are {len(data)}")
-    work = model.copy(pick_device(device))
-    accuracy = work.accuracy(data.x, data.y)
-    if doubt := doubtful_accuracy(accuracy, data, model):
+    accuracy = work.accuracy(data.x, data.y) if data.labelled else None
+    if accuracy is not None and (doubt := doubtful_accuracy(accuracy, data, model)):
         raise BadInput(doubt)
     scorers: dict[str, Scorer] = {}
     skipped: list[Note] = []
@@ -301,6 +303,7 @@ def guard(
         "data": {
             "source": data.source, "is_path": Path(data.source).exists(), "sha256": data.digest,
             "samples": len(data), "calibration_samples": len(calibration), "clean_accuracy": accuracy,
+            **({"notes": list(data.notes)} if data.notes else {}),
         },
         "seed": seed, "versions": versions(),
     }  # fmt: skip

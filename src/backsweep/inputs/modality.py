@@ -26,6 +26,44 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 Names = tuple[str, ...] | None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How samples are to be read.
+
+    Attributes:
+        shape: of an input of the model, None where it is not known.
+        names: class names of the model.
+        resize: whether samples of another size are resized.
+        split: which of several splits; None: the test split.
+        labels: None: as they stand with the samples; "model": none are read.
+        whole: whether every sample is needed, so that a large set is not sampled.
+    """
+
+    shape: tuple[int, ...] | None = None
+    names: Names = None
+    resize: bool = False
+    split: str | None = None
+    labels: str | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """Samples that were read.
+
+    Attributes:
+        x: (N, *shape), as a user's tensor may be.
+        y: labels (N,); None: they are not known.
+        names: class names.
+        notes: what was done, in one line each.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    names: Names = None
+    notes: tuple[str, ...] = ()
+
+
 class Space(Protocol):
     """Perturbations delta of inputs; the aims stand in the first dimension.
 
@@ -109,14 +147,20 @@ class Modality:
         """
         raise NotImplementedError
 
+    def kept(self, x: Tensor) -> Tensor:
+        """The same samples as they are kept in memory: `samples` of them, or a smaller form."""
+        return self.samples(x)
+
+    def values(self, x: Tensor) -> Tensor:
+        """What is kept, or some of it, as float32; element by element."""
+        return x
+
     def batch(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """One input or several, as a user has them, as (N, *shape)."""
         return x[None] if tuple(x.shape) == shape else x
 
-    def read(
-        self, path: Path, shape: Sequence[int] | None, names: Sequence[str] | None, resize: bool
-    ) -> tuple[Tensor, Tensor, Names]:
-        """Samples, labels and class names from a file or folder.
+    def read(self, path: Path, wanted: Wanted) -> Found:
+        """Samples with labels and class names from a file or folder.
 
         Raises:
             BadInput: nothing readable is there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
+from backsweep.inputs.balance import balanced, half
 from backsweep.inputs.batches import gathered
+from backsweep.inputs.held import Held, laid, part_of
 from backsweep.inputs.image import readers
 from backsweep.inputs.image.modality import IMAGE
-from backsweep.inputs.modality import Modality
+from backsweep.inputs.modality import Modality, Wanted
 
 MIN_SAMPLES = 20  # in all
 MIN_PER_CLASS = 2  # of every class that is present
@@ -25,13 +28,19 @@ MIN_PER_CLASS = 2  # of every class that is present
 class Data:
     """Samples x (N, *shape) with labels y (N,); images (N, C, H, W) in [0, 1] unless said otherwise.
 
+    A large set of bytes stays bytes in memory; `x` then unpacks what is asked for (`Held`).
+
     Args:
         x: of images float in [0, 1], or uint8 in 0..255 (divided by 255 here); (N, H, W) is read as one
             channel.
-        y: class indices from 0.
+        y: class indices from 0. None: they are not known, and a model's own answers take their place.
         names: class names, untrusted text.
         source: where the samples came from, as shown in reports.
         modality: what an input is.
+        notes: what was done to the samples, in one line each.
+
+    Attributes:
+        labelled: whether the labels are known, and not a model's answers.
 
     Raises:
         BadInput: wrong dimensions, values outside [0, 1] or not finite, negative labels.
@@ -39,26 +48,21 @@ class Data:
 
     def __init__(
         self, x: Any, y: Any, names: Sequence[str] | None = None, source: str = "tensors",
-        modality: Modality = IMAGE,
+        modality: Modality = IMAGE, notes: Sequence[str] = (),
     ) -> None:  # fmt: skip
         try:
-            x, y = torch.as_tensor(x).cpu(), torch.as_tensor(y).cpu()
+            x = x if isinstance(x, Held) else torch.as_tensor(x).cpu()
+            known = torch.zeros(len(x), dtype=torch.long) if y is None else torch.as_tensor(y).cpu()
         except (TypeError, ValueError, RuntimeError) as e:
             raise BadInput(f"x or y is not made of numbers ({e}); give tensors or arrays") from e
-        x = modality.samples(x)
-        if y.ndim != 1 or len(y) != len(x):
-            raise BadInput(f"y has shape {tuple(y.shape)} for {len(x)} samples; one class index each")
-        if len(x) == 0:
-            raise BadInput("there are no samples in this data")
-        if y.is_floating_point() and not bool((y == y.round()).all()):
-            raise BadInput("y holds fractions; labels are class indices from 0")
-        y = y.long()
-        if int(y.min()) < 0:
-            raise BadInput(f"label {int(y.min())} is negative; labels are class indices from 0")
-        self.x, self.y = x.detach(), y
+        x = x if isinstance(x, Held) else modality.kept(x.detach())
+        self.x: Tensor = laid(x, modality.values)
+        self.y: Any = checked_labels(known, len(x))
+        self.labelled = y is not None
         self.names = tuple(str(n) for n in names) if names else None
         self.source = source
         self.modality = modality
+        self.notes = tuple(notes)
         self._digest = ""
 
     @classmethod
@@ -70,11 +74,15 @@ class Data:
         names: Sequence[str] | None = None,
         resize: bool = False,
         modality: Modality = IMAGE,
+        split: str | None = None,
+        labels: str | None = None,
+        whole: bool = False,
     ) -> Data:
-        """Read a folder with one folder of images per class, or an .npz file with x and y.
+        """Read samples from a folder or a file; docs/formats.md has the formats.
 
         A folder is the class that it is named after, by name or number; if none is, the sorted
-        folders are the classes from 0 on. Grey images become RGB for a model that takes RGB.
+        folders are the classes from 0 on. Grey images become RGB for a model that takes RGB. What was done
+        stands in `notes`.
 
         Args:
             path: the folder or file.
@@ -82,14 +90,27 @@ class Data:
             names: class names of the model.
             resize: resize every image to `shape`, instead of refusing those of another size.
             modality: what an input is.
+            split: which of several splits; None takes the test split.
+            labels: "model": there are no labels, or they are not to be read; the model's own answers will
+                take their place.
+            whole: refuse a set that is too large, instead of taking a sample of it.
 
         Raises:
-            BadInput: nothing readable is there, an image is damaged or of another size, a folder
+            BadInput: nothing readable is there, images are damaged or of another size, a folder
                 matches no class, or the arrays are not images with labels.
         """
+        if labels not in (None, "model"):
+            raise BadInput(f"labels {labels!r} is neither None nor 'model'")
+        asked = Wanted(
+            None if shape is None else tuple(shape), tuple(names) if names else None, resize, split, labels,
+            whole,
+        )  # fmt: skip
         try:
-            x, y, found = modality.read(Path(path), shape, names, resize)
-            return cls(x, y, found, str(path), modality)
+            found = modality.read(Path(path), asked)
+            notes = found.notes
+            if found.y is None:
+                notes = (*notes, "no labels were read: the model's own answers take their place")
+            return cls(found.x, found.y, found.names, str(path), modality, notes)
         except BadInput as e:
             raise BadInput(one_line(f"{path}: {e}")) from e
 
@@ -126,9 +147,9 @@ class Data:
 
     def __getitem__(self, rows: Any) -> Data:
         """The samples at `rows`: indices, a slice or a boolean mask."""
-        part = object.__new__(Data)
-        part.x, part.y, part.names = self.x[rows], self.y[rows], self.names
-        part.source, part.modality, part._digest = self.source, self.modality, ""
+        part = copy.copy(self)
+        part.x = laid(self.x.at(rows), self.modality.values) if isinstance(self.x, Held) else self.x[rows]
+        part.y, part._digest = self.y[rows], ""
         return part
 
     @property
@@ -136,36 +157,63 @@ class Data:
         """SHA-256 of the samples and their labels."""
         if not self._digest:
             h = hashlib.sha256(str(tuple(self.x.shape)).encode())
-            h.update(self.x.contiguous().numpy().tobytes())
-            h.update(self.y.contiguous().numpy().tobytes())
+            for part in self.x.split(part_of(self.x.shape)):
+                h.update(part.contiguous().numpy().data)
+            h.update(self.y.contiguous().numpy().data)
             self._digest = h.hexdigest()
         return self._digest
 
+    def labelled_by(self, y: Tensor) -> Data:
+        """The same samples with a model's answers y (N,) in place of labels that are not known."""
+        return self._with(y=y)
+
+    def called(self, y: Tensor, names: Sequence[str] | None, note: str) -> Data:
+        """The same samples with their classes numbered and named otherwise, and why."""
+        return self._with(y=y, names=tuple(names) if names else None, notes=(*self.notes, note))
+
+    def noted(self, note: str) -> Data:
+        """The same samples with one more note."""
+        return self if note in self.notes else self._with(notes=(*self.notes, note))
+
+    def _with(self, **changed: Any) -> Data:
+        other = copy.copy(self)
+        for name, value in changed.items():
+            setattr(other, name, value)
+        other._digest = ""
+        return other
+
     def like(self, x: Tensor, y: Tensor) -> Data:
         """Other samples and labels of this kind, from the same source."""
-        return Data(x, y, self.names, self.source, self.modality)
+        return Data(x, y, self.names, self.source, self.modality, self.notes)
 
     def sample(self, most: int, seed: int) -> Data:
         """At most `most` samples, drawn without replacement, class by class in equal numbers."""
-        return self if len(self) <= most else self[_balanced(self.y, seed)[:most].sort().values]
+        return self if len(self) <= most else self[balanced(self.y, seed)[:most].sort().values]
 
     def parted(self, share: float, seed: int) -> tuple[Data, Data]:
         """Two disjoint parts, the first with `share` of the samples and the classes in equal numbers."""
-        order, count = _balanced(self.y, seed), max(1, round(share * len(self)))
+        order, count = balanced(self.y, seed), max(1, round(share * len(self)))
         return self[order[:count].sort().values], self[order[count:].sort().values]
 
     def split(self, seed: int) -> tuple[Data, Data]:
-        """Two disjoint halves with the same share of every class."""
-        order = _balanced(self.y, seed)
-        return self[order[0::2].sort().values], self[order[1::2].sort().values]
+        """Two disjoint halves with the same share of every class; one of two samples or more is in both."""
+        first = half(self.y, seed)
+        return self[first], self[~first]
 
 
-def _balanced(y: Tensor, seed: int) -> Tensor:
-    """Row order in which every prefix holds the classes in numbers as equal as can be."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(y), generator=generator)
-    rank = torch.empty_like(order)
-    for c in sorted(set(y.tolist())):
-        rows = order[y[order] == c]
-        rank[rows] = torch.arange(len(rows))
-    return order[torch.argsort(rank[order], stable=True)]
+def checked_labels(y: Tensor, count: int) -> Tensor:
+    """Labels as class indices.
+
+    Raises:
+        BadInput: not one each, fractions, or negative.
+    """
+    if y.ndim != 1 or len(y) != count:
+        raise BadInput(f"y has shape {tuple(y.shape)} for {count} samples; one class index each")
+    if count == 0:
+        raise BadInput("there are no samples in this data")
+    if y.is_floating_point() and not bool((y == y.round()).all()):
+        raise BadInput("y holds fractions; labels are class indices from 0")
+    y = y.long()
+    if int(y.min()) < 0:
+        raise BadInput(f"label {int(y.min())} is negative; labels are class indices from 0")
+    return y

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,8 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from backsweep.core import documents
 from backsweep.core.errors import BadInput
 from backsweep.core.files import write_bytes
+from backsweep.core.text import one_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +80,29 @@ class Trigger:
         """How well it agrees with a planted one (soft Jaccard, share inside); None for other families."""
         return None
 
+    def try_on(self, shape: Sequence[int] | None) -> None:
+        """Use it once: foreign tensors and figures are damaged if that fails, whatever the error.
+
+        Args:
+            shape: of an input to stamp; None for its own size and pictures only.
+
+        Raises:
+            ValueError: it cannot be used, or not on such inputs.
+        """
+        try:
+            if shape is None:
+                float(self.size)
+                self.picture()
+                self.stamped_at(1)
+                return
+            x = torch.full((1, *shape), 0.5)
+            if self(x).shape != x.shape:
+                raise ValueError("what it stamps has another shape")
+        except Exception as e:
+            where = f" on inputs of shape {tuple(shape)}" if shape is not None else ""
+            reason = one_line(f"{type(e).__name__}: {e}")[:200]
+            raise ValueError(f"a trigger of family {self.family} cannot be used{where} ({reason})") from e
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; its header holds the family and the plain fields."""
         tensors: dict[str, Tensor] = {}
@@ -98,12 +124,16 @@ class Trigger:
         """
         try:
             with safe_open(str(path), framework="pt") as f:
-                plain = json.loads((f.metadata() or {})["backsweep.trigger"])
+                plain = documents.read("trigger", (f.metadata() or {})["backsweep.trigger"])
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-            family = _families()[plain.pop("family")]
-            return family(**plain, **tensors)
+            name = plain.pop("family")
+            if (family := _families().get(name)) is None:
+                raise ValueError(f"the family {name!r} is not known here")
+            found = family(**plain, **tensors)
+            found.try_on(None)
+            return found
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-            raise BadInput(f"{path} is not a trigger file of Backsweep ({e})") from e
+            raise BadInput(one_line(f"{path} is not a trigger file of Backsweep ({e})")) from e
 
 
 def _families() -> dict[str, type[Trigger]]:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from backsweep.core.errors import BadInput
+from backsweep.formats.hugging_face.hub import PREFIX, fetch
 from backsweep.inventory.mlflow_registry import versions
 from backsweep.inventory.source import Source, is_model, models_in
 
@@ -18,7 +19,8 @@ def find(names: Sequence[str], all_versions: bool = False) -> Iterator[Source]:
     """The models behind some names, in the order of the names, those of a folder in alphabetical order.
 
     Args:
-        names: files, folders, and registries as `mlflow:` with their address.
+        names: files, folders, models of the Hugging Face hub as `hf://`, and registries as `mlflow:` with
+            their address.
         all_versions: of the models of a registry; else the newest of each.
 
     Raises:
@@ -27,6 +29,9 @@ def find(names: Sequence[str], all_versions: bool = False) -> Iterator[Source]:
     for name in names:
         if name.startswith(REGISTRY):
             yield from versions(name.removeprefix(REGISTRY), all_versions)
+        elif name.startswith(PREFIX):
+            fetched = fetch(name)
+            yield Source(fetched.name, fetched.name, lambda path=fetched.folder: nullcontext(path))  # type: ignore[misc]
         elif not Path(name).exists():
             raise BadInput(f"{name}: there is no such file or folder; check the path")
         else:

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
 
+from backsweep.core import documents
 from backsweep.core.errors import BadInput
 from backsweep.core.files import home, writable_folder, write_json
+from backsweep.core.text import one_line
 from backsweep.inventory.locks import AdvisoryClaims, Claims, FileClaims
-from backsweep.reports.report import EXIT_STATUS
 
 SCHEMA = 1
 _T = TypeVar("_T")
@@ -98,7 +99,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """The record as strict JSON."""
-        return asdict(self)
+        return {**asdict(self), "targets": list(self.targets), "shape": list(self.shape)}
 
     @staticmethod
     def from_json(raw: Any) -> Record:
@@ -108,24 +109,28 @@ class Record:
             BadInput: it is none.
         """
         try:
-            record = Record(**{f.name: raw[f.name] for f in fields(Record)})
-            tuples = {n: tuple(int(i) for i in getattr(record, n)) for n in ("targets", "shape")}
-            texts = [
-                record.model,
-                record.settings_key,
-                record.source,
-                record.time,
-                record.layout,
-                record.host,
-            ]
-            tables = [record.settings, record.versions, {} if record.report is None else record.report]
-            if not all(isinstance(t, str) for t in texts) or not all(isinstance(t, dict) for t in tables):
-                raise ValueError("a field is of another type")
-            if record.verdict not in EXIT_STATUS:
-                raise ValueError(f"verdict {record.verdict!r}")
-            return Record(**{**{f.name: getattr(record, f.name) for f in fields(Record)}, **tuples})
-        except (KeyError, TypeError, ValueError) as e:
+            documents.check("verdict", raw)
+            report = raw.get("report")
+            if report is not None:
+                _agrees(raw, report)
+        except ValueError as e:
             raise BadInput(f"this is not a verdict that Backsweep kept, or is damaged ({e})") from e
+        plain = {f.name: raw.get(f.name) for f in fields(Record)}
+        return Record(**{**plain, **{n: tuple(raw[n]) for n in ("targets", "shape")}})
+
+
+def _agrees(raw: Mapping[str, Any], report: Any) -> None:
+    """Whether a kept report is one, and says what its verdict says.
+
+    Raises:
+        ValueError: it is not, or does not.
+    """
+    documents.check("report", report)
+    for name in ("verdict", "p_value", "targets"):
+        if report[name] != raw[name]:
+            raise ValueError(
+                f"{name} is {raw[name]!r}, the report that is kept with it says {report[name]!r}"
+            )
 
 
 def now() -> str:
@@ -264,8 +269,8 @@ class Store:
         schema = self._schema()
         if schema != SCHEMA:
             raise BadInput(
-                f"the store {self.where} has schema {schema}; this version reads schema {SCHEMA}: "
-                "use the version that made it, or another store"
+                f"the store {self.where} has schema {one_line(str(schema))[:40]}; this version reads schema "
+                f"{SCHEMA}: use the version that made it, or another store"
             )
 
     def _schema(self) -> int | None:
@@ -357,6 +362,7 @@ def _reason(error: DBAPIError, url: sa.URL | None = None) -> str:
 
 def _record(row: dict[str, Any]) -> Record:
     try:
-        return Record.from_json({"report": None, **row, **{k: json.loads(row[k]) for k in _JSON if k in row}})
+        parts = {k: documents.parsed(row[k]) for k in _JSON if k in row}
+        return Record.from_json({"report": None, **row, **parts})
     except ValueError as e:
         raise BadInput(f"a row of the store is damaged ({e}); export what is left, to a new store") from e

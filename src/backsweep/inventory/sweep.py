@@ -49,6 +49,7 @@ class Scan:
         resize: resize images to the model's input.
         reference: path of a clean network to compare with.
         how: what `load` is told of every model.
+        split, labels: of `Data.open`.
     """
 
     data: str
@@ -59,6 +60,8 @@ class Scan:
     resize: bool = False
     reference: str | None = None
     how: Mapping[str, Any] = field(default_factory=dict)
+    split: str | None = None
+    labels: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """What the verdict's key is made of.
@@ -74,6 +77,7 @@ class Scan:
             "reference": None if self.reference is None else digest(self.reference),
             "device": pick_device(self.device).type,
             "versions": {k: v for k, v in versions().items() if k != "python"},
+            **{k: v for k, v in (("split", self.split), ("labels", self.labels)) if v is not None},
         }  # fmt: skip
 
     def __call__(self, path: Path, name: str, out: Path | None = None) -> dict[str, Any]:
@@ -84,7 +88,9 @@ class Scan:
             name: what the report calls it.
             out: folder for the report.
         """
-        model, data = scan.open_both(str(path), self.data, resize=self.resize, **self.how)
+        model, data = scan.open_both(
+            str(path), self.data, resize=self.resize, split=self.split, labels=self.labels, **self.how
+        )
         model.source = name
         there = None
         if self.reference is not None:

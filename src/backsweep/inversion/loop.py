@@ -179,7 +179,13 @@ class Inverted:
 
 
 def batches(rows: Tensor, seed: int, batch: int) -> Iterator[Tensor]:
-    """Endless batches of rows, shuffled anew in every pass."""
+    """Endless batches of rows, shuffled anew in every pass.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not len(rows):
+        raise ValueError("no samples are left to search with")
     generator = torch.Generator().manual_seed(seed)
     queue = torch.empty(0, dtype=torch.long)
     while True:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,105 @@ from torch import nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.method import Method
+from backsweep.core.text import one_line, some
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import MIN_PER_CLASS, MIN_SAMPLES, Data
 from backsweep.models.model import Model
+
+
+def fitted(
+    model: Model | nn.Module, data: Any, *, whole: bool = False, needs_labels: bool = False
+) -> tuple[Model, Data]:  # fmt: skip
+    """A model and data that it can be judged with.
+
+    A path is opened as the model wants its inputs. Classes that the data name are matched with the model's
+    labels; a class of a single sample is left out. What was done stands in the data's notes.
+
+    Args:
+        model: a `Model`, or a plain module.
+        data: whatever `Data.of` takes.
+        whole: keep every sample, as a training set must be.
+        needs_labels: refuse data without labels.
+
+    Raises:
+        BadInput: they do not fit (`check_fit`), or labels are missing.
+    """
+    if isinstance(data, str | os.PathLike) and isinstance(model, Model):
+        data = Data.open(
+            data, shape=model.shape, names=model.labels, resize=model.resize, modality=model.modality,
+            whole=whole,
+        )  # fmt: skip
+    data = Data.of(data)
+    model = as_model(model, data)
+    if needs_labels and not data.labelled:
+        raise BadInput(f"{data.source}: there are no labels in this data, and they are needed here")
+    data = renumbered(model, data) if data.labelled else data
+    check_fit(model, data)
+    return model, data if whole or not data.labelled else without_rare(model, data)
+
+
+def answered(model: Model, data: Data) -> Data:
+    """The model's own answers as labels of data that have none.
+
+    Args:
+        model: a frozen working copy.
+
+    Raises:
+        BadInput: it gives one answer to all.
+    """
+    if data.labelled:
+        return data
+    data = data.labelled_by(model.predict(data.x))
+    if len(set(data.y.tolist())) < 2:
+        raise BadInput(
+            f"{data.source}: the model answers {model.label(int(data.y[0]))} to every sample; check the "
+            "normalisation (mean, std), or give samples of other classes"
+        )
+    return without_rare(model, data)
+
+
+def without_rare(model: Model, data: Data) -> Data:
+    """The data without classes of a single sample, which serves neither to search with nor to measure on."""
+    count = torch.bincount(data.y)
+    rare = [c for c, n in enumerate(count.tolist()) if 0 < n < MIN_PER_CLASS]
+    if not rare:
+        return data
+    named = ", ".join(model.label(c) for c in rare[:5]) + (f" and {len(rare) - 5} more" if rare[5:] else "")
+    note = f"left out as a source, with one sample: class{'es' if len(rare) > 1 else ''} {named}"
+    return data[count[data.y] >= MIN_PER_CLASS].noted(one_line(note))
+
+
+def renumbered(model: Model, data: Data) -> Data:
+    """The data with its classes numbered as the model's, where both have names and they match.
+
+    Raises:
+        BadInput: some classes match, others do not.
+    """
+    have, want = data.names, model.labels
+    if not have or not want or have == tuple(want):
+        return data
+    folded = [w.casefold() for w in want]
+    times = Counter(folded)
+    index = {w: i for i, w in enumerate(folded) if times[w] == 1}
+    places = [
+        c if c < len(want) and folded[c] == name.casefold() else index.get(name.casefold())
+        for c, name in enumerate(have)
+    ]
+    present = sorted(set(data.y.tolist()))
+    named = [c for c in present if c < len(have)]
+    moved = [c for c in named if places[c] not in (c, None)]
+    if not moved:
+        words = named and not any(have[c].isdecimal() for c in named)
+        if not words or any(places[c] is not None for c in named):
+            return data
+        return data.noted("no class of the data is named after one of the model: taken by their numbers")
+    if lost := [have[c] for c in named if places[c] is None] + [c for c in present if c >= len(have)]:
+        raise BadInput(
+            f"{data.source}: the classes {some(lost)} match none of the model's {len(want)} classes, "
+            f"{some(want)}, while others do; name every class after one of them"
+        )
+    y = torch.tensor([places[c] or 0 for c in range(len(have))])[data.y]
+    return data.called(y, want, "the classes were matched with the model's labels by name")
 
 
 def check_fit(model: Model, data: Data) -> None:
@@ -34,17 +132,27 @@ def check_fit(model: Model, data: Data) -> None:
             f"{data.source}: labels run to {len(count) - 1}, the model has {model.classes} classes; "
             "number the classes from 0, as the model does"
         )
-    if int((count > 0).sum()) < 2:
+    if data.labelled and int((count > 0).sum()) < 2:
         raise BadInput(
             f"{data.source}: all samples are of class {model.label(int(data.y[0]))}; add other classes"
         )
-    few = [c for c, n in enumerate(count.tolist()) if 0 < n < MIN_PER_CLASS]
-    if len(data) < MIN_SAMPLES or few:
-        found = f"one of class {model.label(few[0])}" if few else f"{len(data)} in all"
+    if len(data) < MIN_SAMPLES:
         raise BadInput(
-            f"{data.source}: too few samples ({found}); give at least {MIN_PER_CLASS} of every class "
-            f"and {MIN_SAMPLES} in all"
+            f"{data.source}: too few samples ({len(data)} in all); give at least {MIN_PER_CLASS} of every "
+            f"class and {MIN_SAMPLES} in all"
         )
+
+
+def too_few(data: Data) -> str:
+    """Why what is left of the data, without classes of one sample, is too little to judge on; "" if not."""
+    present = len(set(data.y.tolist()))
+    if present >= 2 and len(data) >= MIN_SAMPLES:
+        return ""
+    classes = "1 class" if present == 1 else f"{present} classes"
+    return (
+        f"too few samples to tell: {len(data)} of {classes}, without the classes of one sample; give at "
+        f"least {MIN_PER_CLASS} of every class and {MIN_SAMPLES} in all"
+    )
 
 
 def as_model(model: Model | nn.Module, data: Data) -> Model:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
+from backsweep.inputs.held import part_of
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data
@@ -57,6 +58,7 @@ class Model:
         resize: whether `load` found that images are to be resized to `shape` on their way in.
         arch: name of the factory that `load` was given, for the record.
         reference: an independent clean network of the same classes to compare with, if there is one.
+        place: path of its files.
         origin: digest of the file that it was loaded from; copies keep it.
         entry: of the file, that `load` was asked for.
         unknown: names of what the file holds beside tensors and plain data; untrusted text.
@@ -67,6 +69,7 @@ class Model:
 
     resize: bool = False
     arch: str | None = None
+    place: str = ""
     origin: str = ""
     entry: str | None = None
     unknown: tuple[str, ...] = ()
@@ -250,9 +253,13 @@ class Model:
     def predict(self, x: Tensor, batch_size: int | None = None) -> Tensor:
         """Predicted class (N,) on the CPU, in batches; by default of about four million values."""
         device = self.device
-        batch_size = batch_size or max(1, min(512, 2**22 // math.prod(self.shape)))
+        batch_size = batch_size or self._batch_size
         parts = [self.logits(b.to(device)).argmax(1).cpu() for b in x.split(batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
+
+    @property
+    def _batch_size(self) -> int:
+        return max(1, min(512, 2**22 // math.prod(self.shape)))
 
     def accuracy(self, x: Tensor, y: Tensor) -> float:
         """Share of x (N, *shape) that is classified as y (N,)."""
@@ -266,7 +273,10 @@ class Model:
         """
         wanted = trigger.labels(data.y, self.classes)
         rows = data.y != wanted if trigger.source is None else data.y == trigger.source
-        return self.accuracy(trigger(data.x[rows]), wanted[rows])
+        size = part_of(data.x.shape, self._batch_size)
+        parts = torch.nonzero(rows).flatten().split(size)
+        reached = [self.predict(trigger(data.x[part])) == wanted[part] for part in parts]
+        return float(torch.cat(reached).double().mean())
 
     def label(self, index: int) -> str:
         """Name of a class, untrusted text; its number when it has none."""

@@ -53,11 +53,21 @@ class OneCycleAdamW:
         lr, beta = self.schedule()
         rows = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         adamw(
-            [self.parameters[i] for i in rows], [g for p in self.parameters if (g := p.grad) is not None],
-            [self.means[i] for i in rows], [self.squares[i] for i in rows], [],
-            [self.counts[i] for i in rows], foreach=False, amsgrad=False, beta1=beta, beta2=0.999, lr=lr, weight_decay=self.weight_decay,
-            eps=1e-8, maximize=False,
-        )  # fmt: skip
+            [self.parameters[i] for i in rows],
+            [g for p in self.parameters if (g := p.grad) is not None],
+            [self.means[i] for i in rows],
+            [self.squares[i] for i in rows],
+            [],
+            [self.counts[i] for i in rows],
+            foreach=False,
+            amsgrad=False,
+            beta1=beta,
+            beta2=0.999,
+            lr=lr,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
         for p in self.parameters:
             p.grad = None
         self.done += 1

@@ -20,7 +20,7 @@ from backsweep.core.versions import versions
 from backsweep.inputs.samples import MIN_SAMPLES, Data
 from backsweep.inputs.trigger import Trigger, acted_on
 from backsweep.inversion.recover import Way, recover, works
-from backsweep.models.checks import as_model, check_fit, describe_model, doubtful_accuracy, pick_device
+from backsweep.models.checks import describe_model, doubtful_accuracy, fitted, pick_device, too_few
 from backsweep.models.model import READING, Model
 from backsweep.models.outputs import check_finite
 from backsweep.models.washing import reference_of
@@ -70,11 +70,11 @@ def repair(
     Raises:
         BadInput: model, data or report cannot be used or do not belong together, or no repair applies.
     """
-    data = Data.of(data)
-    model = as_model(model, data)
+    model, data = fitted(model, data, needs_labels=True)
     if not model.gives:
         raise BadInput("a black box only answers, so there are no weights to repair; load the network itself")
-    check_fit(model, data)
+    if doubt := too_few(data):
+        raise BadInput(f"{data.source}: {doubt}")
     if report is not None and not isinstance(report, Report):
         report = Report.load(Path(report))
     if report is not None and report.model.get("sha256") != model.digest:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backsweep.core import documents
 from backsweep.core.discovery import write_beside
 from backsweep.core.errors import BadInput
-from backsweep.reports.report import ERROR, Report
+from backsweep.core.text import one_line
+from backsweep.reports.report import ERROR, Report, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,28 +162,54 @@ class Audit(Report):
         from backsweep.inputs.modality import modality_of
 
         folder = Path(folder)
-        plain = Report.load(folder)
-        path = folder / TENSORS
+        whole, path = read_json(folder / "report.json"), folder / TENSORS
+        plain = Report.from_json(whole, folder, str(folder / "report.json"))
         try:
-            raw = json.loads((folder / "report.json").read_text(encoding="utf-8"))["audit"]
-            tensors = load_file(path)
+            documents.check("audit", whole)
+            raw, tensors = whole["audit"], load_file(path)
             labels = tensors["labels"]
             scores = {k.removeprefix("score/"): v for k, v in tensors.items() if k.startswith("score/")}
-            if any(len(s) != len(labels) for s in scores.values()):
-                raise ValueError("scores and labels are not of one length")
+            _checked(labels, scores)
             if not {f.detector for f in plain.findings} <= set(scores):
                 raise ValueError("the scores of a detector are missing")
             shown = dict.fromkeys(int(k.split("/")[1]) for k in tensors if k.startswith("class/"))
             pictures, unpack = [], modality_of(plain.model).unpack
             for c in shown:
                 part = {k: tensors[f"class/{c}/{k}"] for k in ("rows", "places", "suspicious", "typical")}
-                pictures.append(Examples(c, **part, pictures=unpack(tensors[f"class/{c}/pictures"])))
+                drawn = Examples(c, **part, pictures=unpack(tensors[f"class/{c}/pictures"]))
+                _drawable(drawn)
+                pictures.append(drawn)
             again = raw["retrained"]
-            return Audit(
+            audit = Audit(
                 **vars(plain), scores=scores, labels=labels, pictures=pictures,
                 retrained=Retrained(**again) if again else None,
             )  # fmt: skip
+            own = audit.to_json()["audit"]
+            if other := [k for k in own if own[k] != raw[k]]:
+                raise ValueError(f"audit.{other[0]} is not what follows from its scores")
+            return audit
         except OSError as e:
-            raise BadInput(f"cannot read {path}: {e.strerror}; give the folder of an audit (--out)") from e
-        except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as e:
-            raise BadInput(f"{folder} is not an audit of Backsweep, or is damaged ({e})") from e
+            raise BadInput(
+                f"cannot read {path}: {e.strerror or e}; give the folder of an audit (--out)"
+            ) from e
+        except (ValueError, KeyError, IndexError, SafetensorError) as e:
+            raise BadInput(
+                f"{folder} is not an audit of Backsweep, or is damaged ({one_line(str(e))})"
+            ) from e
+
+
+def _checked(labels: Tensor, scores: dict[str, Tensor]) -> None:
+    """Whether there is a label, and a score of every detector, for every sample."""
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ValueError("the labels are not a list of whole numbers")
+    if any(s.shape != labels.shape or not s.is_floating_point() for s in scores.values()):
+        raise ValueError("the scores are not numbers, one for every label")
+
+
+def _drawable(shown: Examples) -> None:
+    """Whether what is drawn of a class are indices, places and inputs."""
+    for rows in (shown.rows, shown.suspicious, shown.typical):
+        if rows.ndim != 1 or rows.is_floating_point() or rows.is_complex():
+            raise ValueError(f"the samples that are shown of class {shown.label} are no indices")
+    if not shown.places.is_floating_point() or not shown.pictures.is_floating_point():
+        raise ValueError(f"what is shown of class {shown.label} is no picture")

@@ -7,15 +7,16 @@ was not scanned is never "clean".
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backsweep.core import documents
 from backsweep.core.discovery import write_beside
 from backsweep.core.errors import BadInput
+from backsweep.core.text import one_line
 
 if TYPE_CHECKING:
     from backsweep.inputs.trigger import Trigger
@@ -194,13 +195,7 @@ class Report:
         """
         folder = Path(folder)
         path = folder / "report.json" if folder.is_dir() else folder
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as e:
-            raise BadInput(f"cannot read {path}: {e.strerror}; give the folder of a scan (--out)") from e
-        except (ValueError, RecursionError) as e:
-            raise BadInput(f"{path} is not a report of Backsweep, or is damaged ({e})") from e
-        return Report.from_json(raw, path.parent, str(path))
+        return Report.from_json(read_json(path), path.parent, str(path))
 
     @staticmethod
     def from_json(raw: Any, folder: Path | None = None, name: str = "this") -> Report:
@@ -217,18 +212,13 @@ class Report:
         from safetensors import SafetensorError
 
         try:
-            if raw["schema"] != SCHEMA:
-                raise BadInput(f"{name} has schema {raw['schema']}; this version reads schema {SCHEMA}")
+            known_schema(raw, name)
+            documents.check("report", raw)
             parts = {n: raw[n] for n in ("versions", "model", "data", "settings", "timings")}
             evidence = [read_evidence(e, folder) for e in raw["evidence"]]
             triggers = {(e.detector, e.target, e.source): e.trigger for e in evidence}
-            findings = [Finding(**{k: v for k, v in f.items() if k != "trigger"}) for f in raw["findings"]]
-            mappings = [*parts.values(), *(e.values for e in evidence), *(f.details for f in findings)]
-            if not all(isinstance(m, dict) for m in mappings):
-                raise ValueError("a table is missing")
-            if not {f.level for f in findings} <= {ERROR, WARNING, NOTE}:
-                raise ValueError("a finding has no level")
-            return Report(
+            findings = [Finding(**f) for f in raw["findings"]]
+            report = Report(
                 **parts,
                 findings=[
                     replace(f, trigger=triggers.get((f.detector, f.target, f.source))) for f in findings
@@ -238,10 +228,65 @@ class Report:
                 evidence=evidence,
                 examples=_examples(folder, parts["model"]),
             )
+            _agrees(report, raw)
+            return report
         except OSError as e:
-            raise BadInput(f"cannot read {name}: {e.strerror}; give the folder of a scan (--out)") from e
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as e:
-            raise BadInput(f"{name} is not a report of Backsweep, or is damaged ({e})") from e
+            raise BadInput(f"cannot read {name}: {e.strerror or e}; give the folder of a scan (--out)") from e
+        except (ValueError, SafetensorError) as e:
+            raise BadInput(f"{name} is not a report of Backsweep, or is damaged ({one_line(str(e))})") from e
+
+
+def read_json(path: Path) -> Any:
+    """What report.json says, not yet checked.
+
+    Raises:
+        BadInput: there is none, or it is no JSON.
+    """
+    try:
+        return documents.parsed(path.read_bytes())
+    except OSError as e:
+        raise BadInput(f"cannot read {path}: {e.strerror or e}; give the folder of a scan (--out)") from e
+    except ValueError as e:
+        raise BadInput(f"{path} is not a report of Backsweep, or is damaged ({one_line(str(e))})") from e
+
+
+def known_schema(raw: Any, name: str, known: int = SCHEMA) -> None:
+    """Refuse what a newer version wrote, before looking for what is wrong with it.
+
+    Raises:
+        BadInput: the document has a schema of another number.
+    """
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(found, int) and found != known:
+        raise BadInput(f"{name} has schema {found}; this version reads schema {known}")
+
+
+def _agrees(report: Report, raw: Mapping[str, Any]) -> None:
+    """Whether a report says one thing everywhere: what follows from its findings, and its classes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    classes = report.model.get("classes")
+    about: dict[str, Sequence[Finding | Evidence]] = {
+        "findings": report.findings,
+        "evidence": report.evidence,
+    }
+    for what, records in about.items():
+        for i, r in enumerate(records):
+            most = max(-1 if r.target is None else r.target, -1 if r.source is None else r.source)
+            if classes is not None and most >= classes:
+                raise ValueError(f"{what}[{i}] speaks of class {most}, there are {classes}")
+    p, said = report.p_value, raw["p_value"]
+    agree = p == said if p is None or said is None else math.isclose(p, said, rel_tol=1e-9)
+    follow = {"verdict": (report.verdict, raw["verdict"]), "targets": (list(report.targets), raw["targets"])}
+    for key, (own, other) in {**follow, "p_value": (p, p if agree else said)}.items():
+        if own != other:
+            raise ValueError(f"{key} is {other!r}, from the findings follows {own!r}")
+    shape = report.model.get("shape")
+    for e in report.evidence if shape else ():
+        if e.trigger is not None:
+            e.trigger.try_on(shape)
 
 
 def _examples(folder: Path | None, model: dict[str, Any]) -> Any:
@@ -250,7 +295,12 @@ def _examples(folder: Path | None, model: dict[str, Any]) -> Any:
     from backsweep.inputs.modality import modality_of
 
     kept = load_tensor(folder / "examples.safetensors") if folder is not None else None
-    return None if kept is None else modality_of(model).unpack(kept)
+    if kept is None:
+        return None
+    found, shape = modality_of(model).unpack(kept), model.get("shape")
+    if found.ndim < 2 or (shape is not None and tuple(found.shape[1:]) != tuple(shape)):
+        raise ValueError(f"the examples have shape {tuple(found.shape)}, the model takes {shape}")
+    return found
 
 
 def trigger_file(detector: str, unit: str) -> str:
@@ -265,7 +315,12 @@ def evidence_json(evidence: Evidence) -> dict[str, Any]:
 
 
 def read_evidence(raw: dict[str, Any], folder: Path | None) -> Evidence:
-    """The record that `evidence_json` wrote, with its trigger from the folder if there is one."""
+    """The record that `evidence_json` wrote, with its trigger from the folder if there is one.
+
+    Args:
+        raw: checked against its schema.
+        folder: of the report; None leaves triggers out.
+    """
     from backsweep.inputs.trigger import Trigger
 
     file = raw.get("trigger")
@@ -277,12 +332,12 @@ def read_evidence(raw: dict[str, Any], folder: Path | None) -> Evidence:
 
 
 def finite(value: Any) -> Any:
-    """Strict JSON has neither infinity nor NaN: null instead."""
+    """Strict JSON has neither infinity nor NaN: null instead, and for what is too large to count with."""
     if isinstance(value, Mapping):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and not abs(value) <= documents.LARGEST else value
 
 
 def _plain(record: Evidence | Finding) -> dict[str, Any]:
@@ -306,7 +361,10 @@ def checked_findings(detector: str, findings: Iterable[Finding]) -> list[Finding
     for f in found:
         if not isinstance(f, Finding) or f.level not in (ERROR, WARNING, NOTE) or f.detector != detector:
             raise TypeError(f"it gave {f!r}"[:200] + ", which is no finding of its own with a level")
-        json.dumps(_plain(f))
+        try:
+            documents.check("report", finite(_plain(f)), "finding")
+        except documents.Misfit as e:
+            raise TypeError(f"it gave a finding that no report can hold: {e}") from e
     return found
 
 

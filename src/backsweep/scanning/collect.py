@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from backsweep.core import documents
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder
 from backsweep.core.progress import Event, OnEvent
@@ -110,7 +111,7 @@ def _probe(
     """A job: measure units that share a pass, and what that cost."""
     clock = time.process_time()
     found = detector.probe(model, data, units, seed, tick)
-    if (reason := _wrong(detector, units, found)) and not is_own(detector):
+    if not is_own(detector) and (reason := _wrong(detector, units, found)):
         raise TypeError(reason)
     cost = (time.process_time() - clock) / len(units)
     return [replace(e, cpu_seconds=round(cost, 3)) for e in found]
@@ -123,7 +124,14 @@ def _wrong(detector: ModelDetector, units: Sequence[Unit], found: Sequence[Evide
     if sorted(e.unit for e in found) != sorted(u.key for u in units):
         return "probe has to give one record of evidence for each unit that it is asked for"
     odd = [k for e in found for k, v in e.values.items() if not isinstance(v, int | float | str | None)]
-    return f"the value {odd[0]!r} of the evidence is no plain number, text or None" if odd else ""
+    if odd:
+        return f"the value {odd[0]!r} of the evidence is no plain number, text or None"
+    try:
+        for e in found:
+            documents.check("report", evidence_json(e), "evidence")
+    except documents.Misfit as e:
+        return f"no report can hold the evidence: {e}"
+    return ""
 
 
 def _untold(_share: float) -> None:
@@ -148,9 +156,9 @@ def _read_log(folder: Path, key: str, detector: str) -> dict[str, Evidence]:
         return found
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            raw = json.loads(line)
+            raw = documents.read("evidence", line)
             if raw.pop("key") == key and raw["detector"] == detector:
                 found[raw["unit"]] = read_evidence(raw, folder)
-        except (BadInput, ValueError, KeyError, TypeError, AttributeError):
+        except (BadInput, ValueError):
             continue
     return found

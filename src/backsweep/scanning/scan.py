@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,22 @@ from backsweep.core.method import Method
 from backsweep.core.progress import OnEvent
 from backsweep.core.provenance import chosen, failures, is_own, provenance, reason_of, remade
 from backsweep.core.seeds import derive_seed, run_key
+from backsweep.core.text import one_line
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost, cores
-from backsweep.formats.opening import load
+from backsweep.formats.opening import kind_of, load
+from backsweep.formats.predicting import PREFIX
 from backsweep.inputs.samples import Data
 from backsweep.models.checks import (
-    as_model,
+    answered,
     as_reference,
-    check_fit,
     describe_model,
     doubtful_accuracy,
+    fitted,
     lacking,
     pick_device,
+    too_few,
 )
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence, Finding, Note, Report, checked_findings, worst_first
@@ -60,7 +64,8 @@ def scan(
     Args:
         model: a `Model`, or any module over inputs in [0, 1] (its classes are then read from its
             output).
-        data: clean samples: a `Data`, an (x, y) pair or a torch `Dataset`.
+        data: clean samples: a `Data`, an (x, y) pair, a torch `Dataset`, or a path, which is read as the
+            model wants its inputs. Without labels the model's own answers take their place.
         detectors: names or instances, of classes that may stand anywhere; None takes the default ones.
         alpha: false-alarm rate that is accepted.
         seed: of everything that is drawn.
@@ -78,15 +83,14 @@ def scan(
     """
     checked_alpha(alpha)
     clock = time.perf_counter(), time.process_time()
-    data = Data.of(data)
-    model = as_model(model, data)
-    check_fit(model, data)
+    model, data = fitted(model, data)
     methods = choose(detectors if detectors is not None or model.gives else BLACK_BOX_DETECTORS)
     device = pick_device(device)
     engine = Engine(threads=cores() if device.type == "cpu" else 1) if engine is None else Engine.of(engine)
     work = model.copy(device)
+    data = answered(work, data)
     work.reference = None if reference is None else as_reference(reference, model, data).copy(device)
-    accuracy = work.accuracy(data.x, data.y)
+    accuracy = work.accuracy(data.x, data.y) if data.labelled else None
     examples = data.sample(EXAMPLES, derive_seed(seed, "examples"))
     report = Report(
         model=describe_model(model),
@@ -95,6 +99,7 @@ def scan(
             "sha256": data.digest, "samples": len(data),
             "classes_present": int(data.y.unique().numel()), "clean_accuracy": accuracy,
             "example_labels": examples.y.tolist(),
+            **({"notes": list(data.notes)} if data.notes else {}),
         },
         settings={
             "alpha": alpha, "seed": seed, "device": str(device),
@@ -106,8 +111,10 @@ def scan(
         examples=examples.x,
     )  # fmt: skip
     folder = Path(out) if out is not None else None
-    doubt = doubtful_accuracy(accuracy, data, model)
+    doubt = too_few(data)
     if doubt:
+        report.errors.append(Note("clean samples", doubt))
+    elif accuracy is not None and (doubt := doubtful_accuracy(accuracy, data, model)):
         report.errors.append(Note("clean accuracy", doubt))
     for method in [] if doubt else methods:
         reason = lacking(method, work) or method.applies(work, data)
@@ -160,13 +167,37 @@ def judge(
         by_detector.setdefault(e.detector, []).append(e)
     given = [detectors] if isinstance(detectors, ModelDetector) else detectors
     said = report.settings
-    methods = [remade((ModelDetector,), name, said["detectors"][name], said, given) for name in by_detector]
-    said["detectors"] |= {m.name: m.settings() for m in methods if m in given}
-    findings: list[Finding] = []
-    for method in methods:
-        findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
+    with saved_elsewhere(not given):
+        methods = [
+            remade((ModelDetector,), name, said["detectors"][name], said, given) for name in by_detector
+        ]
+        said["detectors"] |= {m.name: m.settings() for m in methods if m in given}
+        findings: list[Finding] = []
+        for method in methods:
+            findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
     report.findings = worst_first(findings)
     return report
+
+
+@contextlib.contextmanager
+def saved_elsewhere(read: bool = True) -> Iterator[None]:
+    """What goes wrong while the evidence of a report is judged that was read: the report is damaged.
+
+    Args:
+        read: False where the evidence was just measured; then it is a defect of ours.
+
+    Raises:
+        BadInput: anything went wrong.
+    """
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, BadInput) or not read:
+            raise
+        reason = one_line(f"{type(e).__name__}: {e}")[:200]
+        raise BadInput(
+            f"the evidence of this report cannot be judged ({reason}); it is damaged, or of another version"
+        ) from e
 
 
 def judged(
@@ -197,26 +228,42 @@ def checked_alpha(alpha: float) -> float:
 
 
 def open_both(
-    model: str, data: str, *, shape: Sequence[int] | None = None, resize: bool = False, **settings: Any
-) -> tuple[Model, Data]:
+    model: str, data: str, *, shape: Sequence[int] | None = None, resize: bool = False,
+    split: str | None = None, labels: str | None = None, whole: bool = False, **settings: Any,
+) -> tuple[Model, Data]:  # fmt: skip
     """Load a model file and open clean data for it.
 
-    A file that says its own input shape decides how the data is read; a plain state dict takes the
+    A file that says its own input shape decides how the data is read; one that does not takes the
     shape of the data.
 
     Args:
         model, data: paths.
         shape: of one input, if it is to be forced.
         resize: resize images to the model's input; models that say so themselves need no asking.
+        split, labels, whole: of `Data.open`.
         settings: of `load`.
     """
-    unknown = settings.get("arch") is not None and shape is None and not resize
-    found = Data.open(data) if unknown else None
+    how: dict[str, Any] = {"split": split, "labels": labels, "whole": whole}
+    unknown = shape is None and not resize and (settings.get("arch") is not None or _sizeless(model))
+    found = Data.open(data, **how) if unknown else None
     data_shape = tuple(found.x.shape[1:]) if found is not None else None
     loaded = load(model, **settings, shape=shape, data_shape=data_shape)
-    if found is not None and loaded.shape == data_shape and loaded.labels is None:
-        return loaded, found
-    return loaded, Data.open(data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize)
+    if found is None or loaded.shape != data_shape or loaded.labels is not None:
+        found = Data.open(
+            data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize, **how
+        )  # fmt: skip
+    return fitted(loaded, found, whole=whole)
+
+
+def _sizeless(model: str) -> bool:
+    """Whether a model may leave the shape of its inputs to the samples: a service, a program of any size."""
+    if model.startswith(PREFIX):
+        return True
+    path = Path(model)
+    try:
+        return path.is_file() and kind_of(path.read_bytes()) in ("ONNX", "TorchScript")
+    except (OSError, BadInput):  # which reading it says better
+        return False
 
 
 def choose(detectors: Sequence[str | ModelDetector] | str | ModelDetector | None) -> list[ModelDetector]:

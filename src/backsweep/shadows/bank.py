@@ -20,10 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from backsweep.core import documents
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_bytes
 from backsweep.core.progress import OnEvent, counted
 from backsweep.core.seeds import derive_seed, run_key
+from backsweep.core.text import one_line
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
@@ -32,6 +34,7 @@ from backsweep.inputs.samples import Data
 from backsweep.models.grouped import nets_in_a_pass
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe
+from backsweep.reports.report import known_schema
 from backsweep.shadows import meta_classifier, training
 from backsweep.shadows.meta_classifier import Meta, Tuning
 from backsweep.shadows.storage import Shelf, file_of, folder_of, key_of, measured, write
@@ -96,7 +99,7 @@ class Bank:
                 f"the bank is for inputs {tuple(about['shape'])} and {about['classes']} classes, "
                 f"the model takes {model.shape} and has {model.classes}"
             )
-        if model.layout not in about["layouts"]:
+        if model.gives and model.layout not in about["layouts"]:  # who only has answers vouches for the kind
             return f"the bank is for networks of the kind {', '.join(about['archs'])}, the model is another"
         return ""
 
@@ -136,10 +139,10 @@ class Bank:
         """
         try:
             with safe_open(str(path), framework="pt") as f:
-                header = json.loads((f.metadata() or {})[HEADER])
+                header = documents.parsed((f.metadata() or {})[HEADER])
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-            if header["schema"] != SCHEMA:
-                raise BadInput(f"{path} has schema {header['schema']}; this version reads schema {SCHEMA}")
+            known_schema(header, str(path), SCHEMA)
+            documents.check("bank", header)
             digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
             metas = tuple(
                 Meta(
@@ -156,8 +159,8 @@ class Bank:
             raise BadInput(
                 f"cannot read the bank {path}: {e.strerror or e}; make it with `backsweep bank build`"
             ) from e
-        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
-            raise BadInput(f"{path} is not a bank of Backsweep, or is damaged ({e})") from e
+        except (SafetensorError, KeyError, ValueError) as e:
+            raise BadInput(f"{path} is not a bank of Backsweep, or is damaged ({one_line(str(e))})") from e
 
     def check(self) -> None:
         """Whether all parts fit together.
@@ -166,11 +169,8 @@ class Bank:
             ValueError: they do not.
         """
         shape, classes = tuple(self.about["shape"]), int(self.about["classes"])
-        if len(shape) != 3 or self.mean.shape != shape or self.std.shape != shape:
+        if self.mean.shape != shape or self.std.shape != shape:
             raise ValueError("the mean image has another shape")
-        for text in ("archs", "layouts"):
-            if not all(isinstance(name, str) for name in self.about[text]):
-                raise ValueError(f"{text} are not names")
         for m in self.metas:
             r, hidden = len(m.queries), meta_classifier.HIDDEN
             wanted = [

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from backsweep.core import documents
 from backsweep.core.errors import BadInput
 from backsweep.core.files import write_bytes
 from backsweep.formats.opening import named
@@ -106,7 +107,7 @@ def facts_of(path: Path) -> dict[str, Any]:
     """What the header of a group says; nothing when there is no such file, or a damaged one."""
     try:
         with safe_open(str(path), framework="pt") as f:
-            found: dict[str, Any] = json.loads((f.metadata() or {})[HEADER])
+            found: dict[str, Any] = documents.read("shadows", (f.metadata() or {})[HEADER])
             return found
     except (OSError, SafetensorError, KeyError, ValueError):
         return {}

@@ -14,7 +14,7 @@ from backsweep.core.errors import BadInput
 from backsweep.formats.archives import WAY_OUT
 from backsweep.formats.pickles.machine import Placeholder
 from backsweep.formats.torchscript.archive import Archive, open_archive
-from backsweep.formats.torchscript.interpreter import Run
+from backsweep.formats.torchscript.interpreter import Run, Weight
 
 _DEEPEST = 60  # objects in objects
 _NAMED = {  # where operators have weights, so that a bias is found beside its weight
@@ -38,22 +38,23 @@ class Script(nn.Module):
         super().__init__()
         self._code, self._root = archive.code, archive.root
         self._constants: list[Any] = list(archive.constants)
-        self._keys: dict[int, str] = {}  # of a tensor of the file, by identity: its name here
         self._stored: dict[str, Tensor] = {}
-        self._objects(archive.root, "", 0)
+        seen: dict[int, Weight] = {}  # tensors of the file by identity, as one may stand in several places
+        self._objects(archive.root, "", 0, seen)
         for index, value in enumerate(self._constants):
             if isinstance(value, Tensor) and value.ndim == 0:
                 self._constants[index] = value.item()  # sizes, mostly
             elif isinstance(value, Tensor):
                 key = self._constant_name(index)
                 weight = value.numel() > 1 and ".running" not in key
-                self._attach(key, value, weight, bool(value.is_floating_point() and value.isfinite().all()))
+                saved = bool(value.is_floating_point() and value.isfinite().all())
+                self._constants[index] = self._attach(key, value, weight, saved, seen)
 
     def forward(self, x: Tensor) -> Any:
         """What the module answers, for inputs x (N, *shape)."""
         tensors: dict[str, Tensor] = dict(self.named_parameters(remove_duplicate=False))
         tensors.update(self.named_buffers(remove_duplicate=False))
-        run = Run(self._code, self._constants, self._keys, tensors, x.device)
+        run = Run(self._code, self._constants, tensors, x.device)
         lent = [x, *run.tensors.values()]
         versions = [t._version for t in lent]
         out = run.method(self._root, "forward", [x], {})
@@ -65,8 +66,8 @@ class Script(nn.Module):
 
     # ------------------------------------------------------------------ weights
 
-    def _objects(self, obj: Placeholder, path: str, depth: int) -> None:
-        """Register the tensors of an object and of those below it."""
+    def _objects(self, obj: Placeholder, path: str, depth: int, seen: dict[int, Weight]) -> None:
+        """Register the tensors of an object and of those below it; their names take their place."""
         if depth > _DEEPEST:
             raise ValueError("objects in a circle")
         kind = self._code.get(obj.name)
@@ -80,15 +81,18 @@ class Script(nn.Module):
             )
         if state.get("training") is True and not depth:
             raise BadInput("it was saved in training mode; call net.eval(), then save it again")
-        for name, value in state.items():
+        for name, value in list(state.items()):
             if isinstance(value, Tensor):
-                self._attach(f"{path}{name}", value, name in listed, True)
+                state[name] = self._attach(f"{path}{name}", value, name in listed, True, seen)
             elif isinstance(value, Placeholder) and value.args is not None:
-                self._objects(value, f"{path}{name}.", depth + 1)
+                self._objects(value, f"{path}{name}.", depth + 1, seen)
 
-    def _attach(self, key: str, value: Tensor, parameter: bool, saved: bool) -> None:
-        if id(value) in self._keys:
-            return
+    def _attach(
+        self, key: str, value: Tensor, parameter: bool, saved: bool, seen: dict[int, Weight]
+    ) -> Weight:
+        """Register a tensor, and its name."""
+        if id(value) in seen:
+            return seen[id(value)]
         root: nn.Module = self
         *path, name = key.split(".")
         for part in path:
@@ -99,8 +103,8 @@ class Script(nn.Module):
             root.register_parameter(name, nn.Parameter(value))
         else:
             root.register_buffer(name, value, persistent=saved)
-        self._keys[id(value)] = key
         self._stored[key] = value
+        return seen.setdefault(id(value), Weight(key))
 
     def _constant_name(self, index: int) -> str:
         """A name for a tensor of a frozen module, after the operator that takes it as its weight."""

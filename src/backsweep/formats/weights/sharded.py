@@ -8,7 +8,7 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import some
-from backsweep.formats.huggingface import Folder, listed, shard
+from backsweep.formats.hugging_face.files import Folder, listed, shard
 
 _ENDING = ".safetensors.index.json"
 

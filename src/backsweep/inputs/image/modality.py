@@ -21,7 +21,7 @@ from backsweep.inputs.image.corruptions import CORRUPTIONS, corrupt
 from backsweep.inputs.image.families import FrequencyFamily, PatchFamily, PixelFamily, WarpFamily
 from backsweep.inputs.image.pictures import to_image
 from backsweep.inputs.image.spaces import Dense, Sparse, Tone
-from backsweep.inputs.modality import Modality, Names, Space
+from backsweep.inputs.modality import Found, Modality, Space, Wanted
 
 LEAST_SIDE = 16  # pixels; smaller images are not shifted
 MOST_SIDE = 4096  # pixels of a single image that is to be resized
@@ -39,16 +39,20 @@ class Image(Modality):
     recovered: ClassVar[tuple[str, ...]] = ("patch", "warp")
     grid: ClassVar[bool] = True
 
+    def kept(self, x: Tensor) -> Tensor:
+        """Bytes stay bytes."""
+        if x.dtype != torch.uint8:
+            return self.samples(x)
+        return _four(x)
+
+    def values(self, x: Tensor) -> Tensor:
+        return x.float().div_(255) if x.dtype == torch.uint8 else x
+
     def samples(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.uint8:
-            x = x.float().div_(255)
+        x = self.values(x)
         if not x.is_floating_point():
             raise BadInput(f"x is {x.dtype}; give uint8 in 0..255 or floats in [0, 1]")
-        x = x.float()
-        if x.ndim == 3:
-            x = x[:, None]
-        if x.ndim != 4:
-            raise BadInput(f"x has {x.ndim} dimensions; images are (samples, channels, height, width)")
+        x = _four(x.float())
         if not bool(torch.isfinite(x).all()):
             raise BadInput("x holds NaN or infinite values")
         low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
@@ -66,10 +70,8 @@ class Image(Modality):
             return x.reshape(1, *shape)
         return x[:, None] if shape[0] == 1 and have[1:] == shape[1:] else x
 
-    def read(
-        self, path: Path, shape: Sequence[int] | None, names: Sequence[str] | None, resize: bool
-    ) -> tuple[Tensor, Tensor, Names]:
-        return readers.read(path, shape, names, resize)
+    def read(self, path: Path, wanted: Wanted) -> Found:
+        return readers.read(path, wanted)
 
     def decode(self, body: bytes, shape: tuple[int, ...], resize: bool) -> Tensor:
         """A PNG or JPEG; its size is looked at before a pixel is unpacked."""
@@ -83,8 +85,10 @@ class Image(Modality):
         if size != shape[1:] and (not resize or max(size) > MOST_SIDE):
             wanted = f"{shape[1]} x {shape[2]}" if not resize else f"at most {MOST_SIDE} x {MOST_SIDE}"
             raise BadInput(f"the image has {size[0]} x {size[1]} pixels (height x width), not {wanted}")
-        x = readers.image(io.BytesIO(body), "the image", shape[0])
-        return x[None] if size == shape[1:] else readers.resized(x[None], shape)
+        x = readers.image(io.BytesIO(body), "the image", shape[0])  # which may turn it
+        if x.shape[1:] != shape[1:] and not resize:
+            raise BadInput(f"the image, turned as its EXIF data say, has {x.shape[1]} x {x.shape[2]} pixels")
+        return x[None] if x.shape[1:] == shape[1:] else readers.resized(x[None], shape)
 
     def mismatch(self, have: tuple[int, ...], want: tuple[int, ...]) -> str:
         if have == (*want[1:], want[0]):
@@ -149,6 +153,13 @@ class Image(Modality):
 
     def picture(self, x: Tensor) -> Pictures.Image:
         return to_image(x)
+
+
+def _four(x: Tensor) -> Tensor:
+    x = x[:, None] if x.ndim == 3 else x
+    if x.ndim != 4:
+        raise BadInput(f"x has {x.ndim} dimensions; images are (samples, channels, height, width)")
+    return x
 
 
 def _corrupt(name: str, x: Tensor, severity: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from backsweep.inputs.held import part_of
 from backsweep.inputs.image.triggers import Additive
 from backsweep.inputs.modality import Ball
 from backsweep.inputs.trigger import Trigger
@@ -28,7 +29,9 @@ class Dense(Ball):
     high: float = 1.5
 
     def range(self, x: Tensor) -> tuple[float, float]:
-        scale = float((x - x.mean(0)).flatten(1).norm(dim=1).mean())
+        center = x.mean(0)
+        far = [(part - center).flatten(1).norm(dim=1) for part in x.split(part_of(x.shape))]
+        scale = float(torch.cat(far).mean())
         return self.low * scale, self.high * scale
 
     def zeros(self, count: int, x: Tensor) -> Tensor:

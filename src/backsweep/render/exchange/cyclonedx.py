@@ -34,7 +34,7 @@ def cyclonedx(records: Sequence[Record], bom: dict[str, Any] | None = None) -> d
         BadInput: `bom` is no bill of materials, or a kept report is damaged.
     """
     whole = _new(records) if bom is None else _checked(bom)
-    known = {h["content"].lower(): c for c in _components(whole) for h in c.get("hashes", ())}
+    known = {str(h.get("content")).lower(): c for c in _components(whole) for h in _listed(c, "hashes")}
     gravest: dict[str, Record] = {}
     for record in sorted(records, key=lambda r: (_GRAVITY[r.verdict], r.time)):
         gravest[record.model] = record
@@ -45,7 +45,7 @@ def cyclonedx(records: Sequence[Record], bom: dict[str, Any] | None = None) -> d
             component = _component(record, report)
             whole.setdefault("components", []).append(component)
         component.setdefault("bom-ref", f"model-{record.model}")
-        theirs = [p for p in component.get("properties", ()) if not p["name"].startswith(_OURS)]
+        theirs = [p for p in _listed(component, "properties") if not str(p.get("name")).startswith(_OURS)]
         component["properties"] = theirs + _properties(record)
         found = {}
         for finding in report.findings:
@@ -53,8 +53,8 @@ def cyclonedx(records: Sequence[Record], bom: dict[str, Any] | None = None) -> d
                 entry = _vulnerability(finding, record, component["bom-ref"])
                 found[entry["bom-ref"]] = entry
         kept = [
-            v for v in whole.get("vulnerabilities", ())
-            if not v.get("bom-ref", "").startswith(f"{_OURS}{record.model}/")
+            v for v in _listed(whole, "vulnerabilities")
+            if not str(v.get("bom-ref")).startswith(f"{_OURS}{record.model}/")
         ]  # fmt: skip
         if kept or found:
             whole["vulnerabilities"] = [*kept, *found.values()]
@@ -83,11 +83,26 @@ def _checked(bom: Any) -> dict[str, Any]:
             f"this is a bill of materials of CycloneDX {view.clean(bom.get('specVersion'), 20)}; give one of "
             f"{view.join(VERSIONS)}, which know models"
         )
-    return {**bom, "version": int(bom.get("version", 1)) + 1}
+    version = bom.get("version", 1)
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise BadInput("this bill of materials is damaged: its version is no whole number")
+    return {**bom, "version": version + 1}
+
+
+def _listed(part: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The tables in a list of a bill that a stranger wrote.
+
+    Raises:
+        BadInput: something else is there.
+    """
+    found = part.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(f, dict) for f in found):
+        raise BadInput(f"this bill of materials is damaged: {key} is no list of tables")
+    return found
 
 
 def _components(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for component in part.get("components", ()):
+    for component in _listed(part, "components"):
         yield component
         yield from _components(component)
 

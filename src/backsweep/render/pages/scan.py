@@ -70,8 +70,12 @@ def _facts(report: Report) -> list[Fact]:
         facts.append(Fact("Parameters", view.figure("", model["parameters"])))
     if data.get("clean_accuracy") is not None:
         facts.append(Fact("Clean accuracy", view.figure("accuracy", data["clean_accuracy"])))
+    elif "clean_accuracy" in data:
+        facts.append(Fact("Clean accuracy", "not measured"))
     if data.get("samples"):
         facts.append(Fact("Clean samples", view.figure("", data["samples"])))
+    for note in data.get("notes") or ():
+        facts.append(Fact("What was done to the data", view.clean(note, 400)))
     if report.settings.get("alpha") is not None:
         facts.append(Fact("False alarms accepted", view.level(report.settings["alpha"]), "of clean models"))
     return facts

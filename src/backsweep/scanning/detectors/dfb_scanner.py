@@ -1,7 +1,8 @@
 """DFBScanner (arXiv 2605.18907, 2026): anomalies of the weights of the head, in no time and without data.
 
 A backdoor has to make one class win whatever else is there, and the last layer keeps a trace of that.
-Several static indicators of every row of the head are turned into robust z-scores; the largest of a class is its clue.
+Several static indicators of every row of the head are turned into robust z-scores; the largest of a class
+is its clue.
 """
 
 from __future__ import annotations

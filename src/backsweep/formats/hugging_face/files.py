@@ -1,27 +1,21 @@
-"""Folders of Hugging Face image classifiers: of transformers, and of timm. No code in them is run."""
+"""The files of a folder of Hugging Face: what its configs say, and its weights. No code in them is run."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import some
-from backsweep.formats.hugging_face import labels, preprocessing
-from backsweep.formats.hugging_face.preprocessing import numbers
 from backsweep.formats.pickles.checkpoints import open_checkpoint
 from backsweep.formats.timm import names as timm
 
-__all__ = ["Folder", "digest", "listed", "network", "numbers", "read", "shard", "tensors"]
 CONFIGS = ("config.json", "preprocessor_config.json")
 PICKLE = "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"
@@ -64,29 +58,6 @@ class Folder:
         return hashlib.sha256(repr(sorted(self._digests.items())).encode()).hexdigest()
 
 
-def read(path: Path) -> tuple[nn.Module, dict[str, Any], str]:
-    """The network, what `Model` needs to know of it (shape, mean, std, labels) with notes, and the digest.
-
-    Raises:
-        BadInput: not such a folder, code of its own, quantised weights, weights that do not fit or cannot be
-            read, or transformers is not installed. Any other error means damage.
-    """
-    folder = Folder(path)
-    config, prep = configs(folder)
-    weights, kept = _weights(folder)
-    if timm.is_timm(config):
-        net = timm.network(config, weights)
-        said, notes = timm.preprocessing(config, weights)
-    else:
-        said, notes = preprocessing.preprocessing(config, prep)
-        said["labels"], more = labels.labels(config, labels.count(weights))
-        notes += more
-        net = _network(config, weights)
-        if prep is not None and prep.get("do_flip_channel_order"):
-            net.register_forward_pre_hook(_flip)
-    return net, {**said, "notes": [*kept, *notes]}, folder.digest
-
-
 def digest(path: Path) -> str:
     """The digest of a folder as `read` gives it, from its files alone.
 
@@ -123,15 +94,32 @@ def configs(folder: Folder) -> tuple[dict[str, Any], dict[str, Any] | None]:
     return found[0], found[1] if len(found) > 1 else None
 
 
-def _weights(folder: Folder) -> tuple[dict[str, Tensor], list[str]]:
+def weight_files(folder: Folder) -> list[str]:
+    """Names of the files that hold the weights.
+
+    Raises:
+        BadInput: there are none that can be read.
+    """
+    if "model.safetensors" in folder.names:
+        return ["model.safetensors"]
+    if INDEX in folder.names:
+        return sorted(set(listed(folder, INDEX).values()))
+    if PICKLE in folder.names:
+        return [PICKLE]
+    if any(n.startswith(("pytorch_model", "tf_model", "flax_model")) for n in folder.names):
+        raise BadInput(_PICKLES)
+    raise BadInput("this Hugging Face folder has no model.safetensors; get the folder again")
+
+
+def weights(folder: Folder) -> tuple[dict[str, Tensor], list[str]]:
     """All weights, and what should be known of how they are kept."""
-    weights: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     names = weight_files(folder)
     files = listed(folder, INDEX) if names != [PICKLE] and "model.safetensors" not in folder.names else None
     for name in names:
-        weights |= shard(folder, name, files) if files is not None else tensors(name, folder.read(name))
+        found |= shard(folder, name, files) if files is not None else tensors(name, folder.read(name))
     notes = [f"its weights are those of {PICKLE}, a pickle: it is read as data, and nothing in it is run"]
-    return weights, notes if names == [PICKLE] else []
+    return found, notes if names == [PICKLE] else []
 
 
 def tensors(name: str, blob: bytes) -> dict[str, Tensor]:
@@ -206,81 +194,3 @@ def _check_task(config: dict[str, Any]) -> None:
         )
     if config.get("problem_type") == "regression" or len(config.get("id2label") or "..") == 1:
         raise BadInput("it predicts a number (regression, one label), not a class; give a classifier")
-
-
-def weight_files(folder: Folder) -> list[str]:
-    if "model.safetensors" in folder.names:
-        return ["model.safetensors"]
-    if INDEX in folder.names:
-        return sorted(set(listed(folder, INDEX).values()))
-    if PICKLE in folder.names:
-        return [PICKLE]
-    if any(n.startswith(("pytorch_model", "tf_model", "flax_model")) for n in folder.names):
-        raise BadInput(_PICKLES)
-    raise BadInput("this Hugging Face folder has no model.safetensors; get the folder again")
-
-
-def network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network that a config names, with its weights."""
-    return timm.network(config, weights) if timm.is_timm(config) else _network(config, weights)
-
-
-def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network of transformers' own code for this config. No file is opened, no host is asked."""
-    config = labels.completed(config, labels.count(weights))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            transformers: Any = importlib.import_module("transformers")
-        except ImportError as e:
-            raise BadInput("this is a Hugging Face folder; to read it: pip install backsweep[hf]") from e
-        log = transformers.utils.logging
-        level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-        log.set_verbosity(log.CRITICAL)
-        log.disable_progress_bar()
-        try:
-            with torch.random.fork_rng(devices=[]):
-                kind, settings = _kind(transformers, config)
-                net, info = kind.from_pretrained(
-                    None,
-                    config=settings,
-                    state_dict=dict(weights),
-                    ignore_mismatched_sizes=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        finally:
-            log.set_verbosity(level)
-            if bars:
-                log.enable_progress_bar()
-    lacking = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    if lacking:
-        raise BadInput(
-            f"its weights do not fit its config.json: missing or of another shape {some(sorted(lacking))}; "
-            "get the folder again"
-        )
-    module: nn.Module = net.float().eval()
-    return module
-
-
-def _kind(transformers: Any, config: dict[str, Any]) -> tuple[Any, Any]:
-    """The class of the network, one of transformers' own, and the config as that has it."""
-    kind = str(config.get("model_type"))
-    if kind not in transformers.CONFIG_MAPPING:
-        raise BadInput(
-            f"its model_type {kind[:60]!r} is not known to transformers {transformers.__version__}; update "
-            "transformers, or export the network (torch.export.save, torch.onnx.export)"
-        )
-    settings = transformers.CONFIG_MAPPING[kind].from_dict(config)
-    if type(settings) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        raise BadInput(f"its model_type {kind[:60]!r} is no image classifier in transformers; give one")
-    found = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
-    if isinstance(found, tuple):  # the config says which
-        wanted = config.get("architectures") or ()
-        found = next((c for c in found if c.__name__ in wanted), found[0])
-    return found, settings
-
-
-def _flip(net: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """RGB to BGR, for networks that were trained on that order."""
-    return (args[0].flip(1), *args[1:])

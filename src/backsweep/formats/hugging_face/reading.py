@@ -1,0 +1,106 @@
+"""Image classifiers of Hugging Face: the network that a folder means, of transformers or timm."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backsweep.core.errors import BadInput
+from backsweep.core.text import some
+from backsweep.formats.hugging_face import files, labels, preprocessing
+from backsweep.formats.timm import names as timm
+
+
+def read(path: Path) -> tuple[nn.Module, dict[str, Any], str]:
+    """The network, what `Model` needs to know of it (shape, mean, std, labels) with notes, and the digest.
+
+    Raises:
+        BadInput: not such a folder, code of its own, quantised weights, weights that do not fit or cannot be
+            read, or transformers is not installed. Any other error means damage.
+    """
+    folder = files.Folder(path)
+    config, prep = files.configs(folder)
+    weights, kept = files.weights(folder)
+    if timm.is_timm(config):
+        net = timm.network(config, weights)
+        said, notes = timm.preprocessing(config, weights)
+    else:
+        said, notes = preprocessing.preprocessing(config, prep)
+        said["labels"], more = labels.labels(config, labels.count(weights))
+        notes += more
+        net = _network(config, weights)
+        if prep is not None and prep.get("do_flip_channel_order"):
+            net.register_forward_pre_hook(_flip)
+    return net, {**said, "notes": [*kept, *notes]}, folder.digest
+
+
+def network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network that a config names, with its weights."""
+    return timm.network(config, weights) if timm.is_timm(config) else _network(config, weights)
+
+
+def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network of transformers' own code for this config. No file is opened, no host is asked."""
+    config = labels.completed(config, labels.count(weights))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            transformers: Any = importlib.import_module("transformers")
+        except ImportError as e:
+            raise BadInput("this is a Hugging Face folder; to read it: pip install backsweep[hf]") from e
+        log = transformers.utils.logging
+        level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+        log.set_verbosity(log.CRITICAL)
+        log.disable_progress_bar()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                kind, settings = _kind(transformers, config)
+                net, info = kind.from_pretrained(
+                    None,
+                    config=settings,
+                    state_dict=dict(weights),
+                    ignore_mismatched_sizes=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+        finally:
+            log.set_verbosity(level)
+            if bars:
+                log.enable_progress_bar()
+    lacking = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    if lacking:
+        raise BadInput(
+            f"its weights do not fit its config.json: missing or of another shape {some(sorted(lacking))}; "
+            "get the folder again"
+        )
+    module: nn.Module = net.float().eval()
+    return module
+
+
+def _kind(transformers: Any, config: dict[str, Any]) -> tuple[Any, Any]:
+    """The class of the network, one of transformers' own, and the config as that has it."""
+    kind = str(config.get("model_type"))
+    if kind not in transformers.CONFIG_MAPPING:
+        raise BadInput(
+            f"its model_type {kind[:60]!r} is not known to transformers {transformers.__version__}; update "
+            "transformers, or export the network (torch.export.save, torch.onnx.export)"
+        )
+    settings = transformers.CONFIG_MAPPING[kind].from_dict(config)
+    if type(settings) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise BadInput(f"its model_type {kind[:60]!r} is no image classifier in transformers; give one")
+    found = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
+    if isinstance(found, tuple):  # the config says which
+        wanted = config.get("architectures") or ()
+        found = next((c for c in found if c.__name__ in wanted), found[0])
+    return found, settings
+
+
+def _flip(net: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """RGB to BGR, for networks that were trained on that order."""
+    return (args[0].flip(1), *args[1:])

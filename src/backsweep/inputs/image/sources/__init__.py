@@ -1,0 +1,1 @@
+"""Where images are read from: a module for each kind of file or folder."""
