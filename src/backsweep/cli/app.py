@@ -19,7 +19,9 @@ from backsweep.cli.guard import guard_app
 from backsweep.cli.inventory import AllVersions, Every, Models, StoreUrl, Watch, history, is_many, scan_many
 from backsweep.cli.options import (
     Alpha,
+    Budget,
     Detectors,
+    Effort,
     Model,
     Out,
     Reading,
@@ -65,6 +67,8 @@ def scan(
     alpha: Alpha = 0.05,
     seed: Seed = 0,
     out: Out = None,
+    effort: Effort = None,
+    budget: Budget = None,
     reference: Annotated[
         str | None, typer.Option(help="A clean network for the same classes to compare with, a model file.")
     ] = None,
@@ -87,7 +91,7 @@ def scan(
     usual = scan.DEFAULT_DETECTORS
     if predict is not None:
         usual = (*scan.BLACK_BOX_DETECTORS, *(("mntd",) if bank is not None else ()))
-    detectors = configure(ModelDetector, detector or usual, given)
+    detectors = [scan.with_effort(d, effort) for d in configure(ModelDetector, detector or usual, given)]
     told = reading.how()
     if is_many(names, store, watch):
         from backsweep.inventory.sweep import Scan
@@ -106,7 +110,7 @@ def scan(
     with Progress() as on_event:
         report = scan.scan(
             loaded, clean, detectors, alpha=alpha, seed=seed, device=reading.device, on_event=on_event,
-            out=out, reference=there, engine=where.shared(),
+            out=out, reference=there, engine=where.shared(), budget=budget,
         )  # fmt: skip
     _show(report, out)
     raise typer.Exit(report.exit_status)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from backsweep.core.errors import BadInput
+from backsweep.core.text import seconds_of
 
 if TYPE_CHECKING:
     from backsweep.engine.engine import Engine
@@ -26,6 +27,15 @@ Settings = Annotated[
     list[str] | None, typer.Option("-p", metavar="NAME.FIELD=VALUE", help="A setting of a method.")
 ]
 Alpha = Annotated[float, typer.Option(help="False-alarm rate that is accepted.")]
+Effort = Annotated[str | None, typer.Option(help="quick, standard or thorough, for detectors that know it.")]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        parser=seconds_of,
+        metavar="TIME",
+        help="Such as 10m: nothing is begun after that; the report says how far it came.",
+    ),
+]
 Model = Annotated[
     str,
     typer.Argument(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from backsweep.core.text import duration
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -38,6 +40,9 @@ class Progress:
     def _bar_event(self, event: Event) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
+        if event.plan:
+            self._console.print(f"{event.stage}: {event.plan}", markup=False, highlight=False)
+            return
         if self._bar is None:
             columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
             self._bar = Progress(*columns, console=self._console, transient=True)
@@ -48,17 +53,14 @@ class Progress:
         self._bar.update(self._tasks[event.stage], completed=event.done, text=text)
 
     def _line_event(self, event: Event) -> None:
-        if time.monotonic() - self._last >= self.EVERY:
+        if event.plan:
+            self._console.print(f"{event.stage}: {event.plan}", markup=False, highlight=False)
+        elif time.monotonic() - self._last >= self.EVERY:
             self._last = time.monotonic()
             self._console.print(f"{event.stage}: {self._text(event)}", markup=False)
 
     @staticmethod
     def _text(event: Event) -> str:
         left = event.seconds_left
-        text = f"{event.done:.0f}/{event.total}" + (f", {_duration(left)} left" if left else "")
+        text = f"{event.done:.0f}/{event.total}" + (f", {duration(left)} left" if left else "")
         return text + (f", {event.resumed} from an earlier run" if event.resumed else "")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -17,6 +17,7 @@ class Event:
         done, total: units, in parts of a unit where known.
         resumed: units that an earlier run had already done.
         seconds: since the stage began.
+        plan: what is going to be done, told once before it begins.
         seconds_left: estimate, None while nothing is known.
     """
 
@@ -25,6 +26,7 @@ class Event:
     total: int
     resumed: int
     seconds: float
+    plan: str = ""
 
     @property
     def seconds_left(self) -> float | None:

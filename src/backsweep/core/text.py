@@ -1,4 +1,4 @@
-"""Untrusted text in messages."""
+"""Text in messages: untrusted, and of durations."""
 
 from __future__ import annotations
 
@@ -14,3 +14,22 @@ def some(names: Iterable[object], most: int = 3) -> str:
     """The first few of a list of names, which are untrusted text."""
     texts = [repr(n)[:80] for n in names]
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def duration(seconds: float) -> str:
+    """Seconds, as people say it."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def seconds_of(text: str) -> float:
+    """How many seconds a duration is: "90", "90s", "10m", "2h".
+
+    Raises:
+        ValueError: it is none.
+    """
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h") else (text, "s")
+    return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]

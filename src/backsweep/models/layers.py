@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,6 +81,22 @@ def entering(net: nn.Module, x: Tensor, layer: nn.Module) -> Tensor:
     finally:
         hook.remove()
     return caught[0]
+
+
+def leaving(layer: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What leaves a layer (N, ...) while `run` runs; other threads may be using the network."""
+    caught, here = list[Tensor](), threading.get_ident()
+
+    def catch(_module: nn.Module, _inputs: Any, out: Tensor) -> None:
+        if threading.get_ident() == here:
+            caught.append(out)
+
+    hook = layer.register_forward_hook(catch)
+    try:
+        run()
+    finally:
+        hook.remove()
+    return caught[-1]
 
 
 def pool(z: Tensor) -> Tensor:

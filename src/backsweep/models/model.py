@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models import black_box, outputs
-from backsweep.models.layers import Kept, Tap, pool, set_mode
+from backsweep.models.layers import Kept, Tap, leaving, pool, set_mode
 
 READING = ("weights", "pixel_range", "input_layout")  # how a model can be read, as reports name it
 
@@ -153,18 +152,7 @@ class Model:
     def features(self, x: Tensor) -> Tensor:
         """Penultimate representation (N, D) for inputs x (N, *shape) in [0, 1]."""
         if self.layer is not None:
-            caught, here = list[Tensor](), threading.get_ident()
-
-            def catch(_module: nn.Module, _inputs: Any, out: Tensor) -> None:
-                if threading.get_ident() == here:  # other threads may be using the network
-                    caught.append(out)
-
-            hook = self.net.get_submodule(self.layer).register_forward_hook(catch)
-            try:
-                self._run(x)
-            finally:
-                hook.remove()
-            return pool(caught[-1])
+            return pool(leaving(self.net.get_submodule(self.layer), lambda: self._run(x)))
         if self._head is None:
             raise BadInput(
                 "no penultimate layer was found in this network; name one with layer=... (--layer)"

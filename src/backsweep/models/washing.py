@@ -25,6 +25,7 @@ from backsweep.models.training import Recipe, descend, epochs_of, thawed, tuned
 
 # Updates, samples in each, learning rate: gently, and harder where that was not enough (decision 0007).
 RECIPES = ((150, 128, 3e-3), (300, 64, 1e-2))
+MOST_UPDATES = 150 * 128  # inputs of the first of them
 ENOUGH = 0.9  # of the suspect's accuracy
 _lock = threading.Lock()  # one reference is made at a time, whoever asks first
 

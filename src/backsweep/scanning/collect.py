@@ -8,6 +8,7 @@ computes a unit, and when, changes nothing.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -29,6 +30,10 @@ from backsweep.scanning.detector import ModelDetector, Unit
 LOG = "evidence.jsonl"
 
 
+class OutOfTime(Exception):
+    """The budget ended before all was measured; says how far it came."""
+
+
 def collect(
     detector: ModelDetector,
     model: Model,
@@ -38,6 +43,7 @@ def collect(
     folder: Path | None = None,
     on_event: OnEvent | None = None,
     engine: Engine | None = None,
+    until: float = math.inf,
 ) -> Iterator[Evidence]:
     """Evidence of every unit of one detector, in the order of the units.
 
@@ -47,9 +53,11 @@ def collect(
         folder: where to log and resume; None keeps nothing.
         on_event: told about progress: within a unit in this process, else after each.
         engine: where units are computed; None is this process.
+        until: no unit is begun after this time of `time.monotonic`.
 
     Raises:
         Lost: the worker of a unit died at every try; raised when the others of its round are done.
+        OutOfTime: units are left.
     """
     engine = engine or Engine()
     if engine.threads is not None and not is_own(detector):
@@ -57,7 +65,8 @@ def collect(
     known = _read_log(folder, key, detector.name) if folder else {}
     begin = time.monotonic()
     gathered: list[Evidence] = []
-    total = resumed = finished = 0
+    planned = sum(stage.units for stage in detector.plan(model, data))
+    asked = total = resumed = finished = 0
 
     def tell(done: float) -> None:
         if on_event is not None:
@@ -72,7 +81,8 @@ def collect(
         parts = [part for part in blocks if any(u.key not in known for u in part)]
         again = {u.key for part in parts for u in part}
         found = {u.key: known[u.key] for u in units if u.key not in again}
-        total, resumed, finished = total + len(units), resumed + len(found), finished + len(found)
+        asked, resumed, finished = asked + len(units), resumed + len(found), finished + len(found)
+        total = max(asked, planned)
         tell(finished)
         # drawn one by one: in this process `finished` counts what is done before a part begins
         jobs = (
@@ -80,7 +90,7 @@ def collect(
                 _probe, detector, model, data, part, seed,
                 partial(tick, first=finished, count=len(part)) if engine.here else _untold,
             )
-            for part in parts
+            for part in parts if time.monotonic() < until
         )  # fmt: skip
         lost: dict[str, Lost] = {}
         for index, result in engine.run(jobs, shared=(model, data)):
@@ -93,6 +103,10 @@ def collect(
                 found[evidence.unit] = evidence
             finished += len(result)
             tell(finished)
+        if len(found) < len(units) and not lost:
+            raise OutOfTime(
+                f"{finished} of {'' if asked < total else 'at least '}{total} units were measured"
+            )
         gathered += [found[u.key] for u in units if u.key in found]
         yield from (found[u.key] for u in units if u.key in found)
         for name, why in lost.items():
@@ -109,11 +123,11 @@ def _probe(
     tick: Callable[[float], None],
 ) -> list[Evidence]:
     """A job: measure units that share a pass, and what that cost."""
-    clock = time.process_time()
+    clock = time.thread_time()  # a job is one thread's
     found = detector.probe(model, data, units, seed, tick)
     if not is_own(detector) and (reason := _wrong(detector, units, found)):
         raise TypeError(reason)
-    cost = (time.process_time() - clock) / len(units)
+    cost = (time.thread_time() - clock) / len(units)
     return [replace(e, cpu_seconds=round(cost, 3)) for e in found]
 
 

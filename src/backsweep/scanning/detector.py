@@ -27,6 +27,21 @@ class Unit:
     source: int | None = None
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What a detector is going to do, for the time that it will take.
+
+    Attributes:
+        what: in a few words.
+        units: how many.
+        passes: forward passes of one input that it costs, a backward pass counted as one more.
+    """
+
+    what: str
+    units: int
+    passes: float
+
+
 CPU_INPUTS, CPU_VALUES = 128, 2**19  # in a pass on a CPU: no more inputs, nor input values
 
 
@@ -73,6 +88,10 @@ class ModelDetector(Method):
         A detector that screens first and looks closer afterwards says here where. What it says must
         follow from the evidence alone, so that an interrupted scan goes on where it was.
         """
+        return []
+
+    def plan(self, model: Model, data: Data) -> Sequence[Stage]:
+        """What is going to be done, `more` included, as far as that is known beforehand."""
         return []
 
     def chunk(self, model: Model) -> int:

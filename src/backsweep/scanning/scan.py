@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import nn
 from backsweep.core.discovery import make
 from backsweep.core.errors import BadInput
 from backsweep.core.method import Method
-from backsweep.core.progress import OnEvent
+from backsweep.core.progress import Event, OnEvent
 from backsweep.core.provenance import chosen, failures, is_own, provenance, reason_of, remade
 from backsweep.core.seeds import derive_seed, run_key
 from backsweep.core.text import one_line
@@ -39,12 +41,14 @@ from backsweep.models.checks import (
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence, Finding, Note, Report, checked_findings, worst_first
 from backsweep.scanning import calibration
-from backsweep.scanning.collect import collect
+from backsweep.scanning.collect import OutOfTime, collect
 from backsweep.scanning.detector import ModelDetector
+from backsweep.scanning.planning import seconds, told
 
 DEFAULT_DETECTORS = ("cascade", "neural_cleanse")
 BLACK_BOX_DETECTORS = ("black_box_path",)  # of a network that only answers
 EXAMPLES = 8
+OVER = "the budget of {:g} s ended: {}; of a part nothing is concluded, a scan with an output folder goes on"
 
 
 def scan(
@@ -58,6 +62,8 @@ def scan(
     on_event: OnEvent | None = None,
     out: str | os.PathLike[str] | None = None,
     reference: Model | nn.Module | None = None,
+    effort: str | None = None,
+    budget: float | None = None,
 ) -> Report:
     """Look for a backdoor in a model.
 
@@ -77,14 +83,19 @@ def scan(
             interrupted one stopped.
         reference: an independent network for the same classes that is known to be clean, to compare
             with; None makes one from the suspect and the clean samples (`models/washing.py`).
+        effort: "quick", "standard" or "thorough", for detectors that know it; None: as they are set.
+        budget: seconds after which nothing is begun any more. What was not covered by then makes the report
+            inconclusive; with `out` another scan goes on from there.
 
     Raises:
         BadInput: model, data or settings cannot be used.
     """
     checked_alpha(alpha)
-    clock = time.perf_counter(), time.process_time()
+    clock = time.perf_counter(), time.process_time(), time.monotonic()
     model, data = fitted(model, data)
     methods = choose(detectors if detectors is not None or model.gives else BLACK_BOX_DETECTORS)
+    methods = [with_effort(m, effort) for m in methods]
+    until = math.inf if budget is None else clock[2] + checked_budget(budget)
     device = pick_device(device)
     engine = Engine(threads=cores() if device.type == "cpu" else 1) if engine is None else Engine.of(engine)
     work = model.copy(device)
@@ -129,9 +140,15 @@ def scan(
             reference=work.reference.digest if work.reference else None, **provenance([method]),
         )  # fmt: skip
         begin = time.perf_counter(), time.process_time()
+        if on_event is not None and (plan := method.plan(work, data)):
+            text = told(plan, seconds(plan, work, data, engine.workers or engine.threads or 1))
+            on_event(Event(method.name, 0, sum(s.units for s in plan), 0, 0.0, text))
         try:
-            for evidence in collect(method, work, data, seed, key, folder, on_event, engine):
+            for evidence in collect(method, work, data, seed, key, folder, on_event, engine, until):
                 report.evidence.append(evidence)
+        except OutOfTime as e:
+            report.evidence = [x for x in report.evidence if x.detector != method.name]
+            report.errors.append(Note(method.name, OVER.format(budget, e)))
         except failures(method, Lost) as e:
             report.errors.append(Note(method.name, f"failed: {reason_of(e)}"))
         report.timings[f"{method.name}_seconds"] = round(time.perf_counter() - begin[0], 3)
@@ -214,6 +231,31 @@ def judged(
         note = Note(method.name, f"its judging failed: {reason_of(e)}")
         report.errors = [n for n in report.errors if n != note] + [note]
         return []
+
+
+def with_effort(method: ModelDetector, effort: str | None) -> ModelDetector:
+    """A detector with another effort, if it knows what that is.
+
+    Raises:
+        BadInput: there is no such effort.
+    """
+    if effort is None or "effort" not in method.settings():
+        return method
+    try:
+        return replace(method, effort=effort)  # type: ignore[call-arg]
+    except ValueError as e:
+        raise BadInput(str(e)) from e
+
+
+def checked_budget(budget: float) -> float:
+    """A number of seconds that can be.
+
+    Raises:
+        BadInput: it is not positive.
+    """
+    if not 0 < budget < math.inf:
+        raise BadInput(f"a budget of {budget} s is none: give some time, such as 10m")
+    return budget
 
 
 def checked_alpha(alpha: float) -> float:

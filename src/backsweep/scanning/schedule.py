@@ -54,6 +54,10 @@ class Schedule:
         }
         return stages.get(kind, self.look[1] if kind.startswith("look") else self.batch)
 
+    def measured(self, classes: int) -> int:
+        """Classes that are measured in full."""
+        return classes if classes <= self.all_classes else min(classes, self.suspects + self.others)
+
 
 # "full" is what version 0.1 measured: nothing is halved.
 EFFORTS: Mapping[str, Schedule] = {

@@ -38,8 +38,9 @@ from backsweep.scanning.contrast import (
     stand_out,
     suspects,
 )  # fmt: skip
-from backsweep.scanning.detector import ModelDetector, Unit, units_in_a_pass
+from backsweep.scanning.detector import ModelDetector, Stage, Unit, units_in_a_pass
 from backsweep.scanning.halving import ALONE_SPREAD, cells_of, chosen, kind_of, shortcuts, standing_cells
+from backsweep.scanning.planning import stages
 from backsweep.scanning.schedule import EFFORTS, Schedule
 from backsweep.scanning.screens import Screen, Values
 
@@ -103,6 +104,10 @@ class Cascade(ModelDetector):
         """The spaces that are measured in a network: those asked for that its kind of input has."""
         there = list(spaces_of(model))
         return there if self.spaces == DEFAULT else [n for n in self.spaces.split("+") if n in there]
+
+    def plan(self, model: Model, data: Data) -> Sequence[Stage]:
+        present = int(data.y.unique().numel()) if self.pairs else 0
+        return stages(self.schedule, self._names(model), model.classes, present, len(data), self.reference)
 
     def chunk(self, model: Model) -> int:
         return units_in_a_pass(model, self.schedule.batch)

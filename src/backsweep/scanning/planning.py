@@ -1,0 +1,87 @@
+"""What the default scan is going to do, and about how long that takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from backsweep.core.text import duration
+from backsweep.engine.jobs import one_thread
+from backsweep.inputs.samples import Data
+from backsweep.inversion.budget import EMBEDDINGS
+from backsweep.models.model import Model
+from backsweep.models.washing import MOST_UPDATES, VIEWS
+from backsweep.scanning.detector import Stage
+from backsweep.scanning.schedule import PAIRS, Schedule
+
+HALF = 1.0  # forward passes that a pass there and back costs from an embedding on, where 2 is all of it
+TRAINING = 1.5  # of an update of the later half, an input
+THREADS = 0.85  # of a second core there is so much
+PASS = 64  # inputs of the pass that is measured
+
+
+def stages(
+    s: Schedule, spaces: Sequence[str], classes: int, present: int, samples: int, reference: bool
+) -> list[Stage]:
+    """The stages of the cascade, early stopping not counted.
+
+    Args:
+        s: how much is measured.
+        spaces: in which.
+        classes, present: of the network; among the samples, 0 if no pairs are looked at.
+        samples: clean ones.
+        reference: whether there is one.
+    """
+
+    def of(names: Iterable[str]) -> float:
+        return sum(HALF if n in EMBEDDINGS else 2.0 for n in names)
+
+    full = s.measured(classes)
+    found = []
+    if full < classes:
+        looks = [n for n in spaces if n in (s.looks or spaces)] or list(spaces[-1:])
+        found.append(
+            Stage("look at all classes", len(looks) * classes + 1, of(looks) * classes * _size(s.look))
+        )
+    paths = of(spaces) * full * s.steps * s.batch
+    found.append(Stage(f"{full} of {classes} classes", len(spaces) * full, paths))
+    if reference:
+        wash = samples * (VIEWS + 2) + MOST_UPDATES * TRAINING
+        found.append(Stage("the same in a reference", len(spaces) * full, wash + paths))
+    if present:
+        targets = min(classes - 1, max(1, PAIRS // classes))
+        look = s.pairs if s.pairs[1] else (s.steps, 3 * s.batch // 8)
+        cells, closer = min(s.cells, present * targets), 2 * s.closer
+        found.append(Stage("pairs", present, 2.0 * present * targets * _size(look)))
+        found.append(Stage(
+            "pairs that stand out", cells + closer,
+            2.0 * (cells * _size(s.again) + closer * s.steps * s.closer_batch * (1 + reference)),
+        ))  # fmt: skip
+    return [*found, Stage("a patch to look at", 1, 2.0 * s.updates * s.batch)]
+
+
+def _size(look: tuple[int, int]) -> int:
+    return look[0] * look[1]
+
+
+def seconds(plan: Sequence[Stage], model: Model, data: Data, threads: int = 1) -> float:
+    """About how long a plan takes, from a pass that is measured.
+
+    Args:
+        model: a frozen working copy.
+        threads: that work on it.
+    """
+    x = data.x[torch.arange(min(PASS, len(data)))].to(model.device)
+    with one_thread(), torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
+        model.logits(x)
+        begin = time.perf_counter()
+        model.logits(x)
+        one = (time.perf_counter() - begin) / len(x)
+    return sum(stage.passes for stage in plan) * one / (1 + THREADS * (threads - 1))
+
+
+def told(plan: Sequence[Stage], time_needed: float) -> str:
+    """A plan in a line."""
+    return f"{'; '.join(s.what for s in plan)}: about {duration(time_needed)}"
