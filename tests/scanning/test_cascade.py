@@ -11,16 +11,20 @@ import backsweep
 from backsweep.core.errors import BadInput
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Report
 from backsweep.scanning.collect import collect
-from backsweep.scanning.detectors.cascade import CLOSER, Cascade
+from backsweep.scanning.detectors.cascade import Cascade
+from backsweep.scanning.halving import cells_of, chosen, standing_cells
+from backsweep.scanning.schedule import EFFORTS
 from backsweep.zoo.build import Entry, build_net, load_data
 from conftest import Twins
+
+STANDARD = EFFORTS["standard"]
 
 
 @pytest.fixture(scope="module")
 def reports(twins: Twins) -> dict[str, Report]:
     found = {n: backsweep.scan(getattr(twins, n), twins.data, device="cpu") for n in ("infected", "clean")}
     for report in found.values():
-        assert list(report.settings["detectors"]) == ["cascade", "neural_cleanse"]
+        assert "cascade" in report.settings["detectors"]
         report.evidence = [e for e in report.evidence if e.detector == "cascade"]
         backsweep.judge(report)
     return found
@@ -44,10 +48,11 @@ def test_tells_the_twins_apart_by_default(twins: Twins, reports: dict[str, Repor
 
 def test_the_stages_follow_each_other(reports: dict[str, Report]) -> None:
     kinds = [e.unit.split("-")[0] for e in reports["clean"].evidence]
-    assert list(dict.fromkeys(kinds)) == ["class", "reference", "pairs", "closer", "trigger"]
+    assert list(dict.fromkeys(kinds)) == ["class", "reference", "pairs", "cells", "closer", "trigger"]
     assert kinds.count("class") == kinds.count("reference") == 50
     assert kinds.count("pairs") == 10
-    assert kinds.count("closer") == 2 * CLOSER
+    assert kinds.count("cells") == STANDARD.cells
+    assert kinds.count("closer") == 2 * STANDARD.closer
     assert kinds.count("trigger") == 1
 
 
@@ -82,7 +87,7 @@ def records(classes: int, small: dict[int, float], pairs: dict[tuple[int, int], 
     for s in range(classes):
         cells = {f"to_{t}": 3.0 - pairs.get((s, t), 0.0) + 0.01 * t for t in range(classes) if t != s}
         found.append(Evidence("cascade", f"pairs-{s}", None, s, dict(cells)))
-    standing, usual = Cascade()._standing(found)
+    standing, usual = standing_cells(found, STANDARD)
     for s_, t in (*standing, *usual):
         values: dict[str, float | int | bool | str | None] = {
             "log_size": 3.0 - pairs.get((s_ or 0, t), 0.0), "reference_log_size": 3.0
@@ -111,7 +116,7 @@ def test_all_to_all_is_several_targets_each_with_its_source() -> None:
     cells = {(s, (s + 1) % 10): 2.0 for s in range(10)}
     found = Cascade().judge(records(10, {}, cells), 10, 0.05)
     flagged = [(f.source, f.target) for f in found if f.level == ERROR]
-    assert len(flagged) == CLOSER
+    assert len(flagged) == STANDARD.closer
     assert set(flagged) <= set(cells)
 
 
@@ -151,15 +156,91 @@ def test_two_classes_and_a_weak_reference_cannot_be_told() -> None:
     assert "--reference" in found.message
 
 
-def test_of_many_classes_only_some_are_measured_in_the_reference(twins: Twins) -> None:
-    evidence = [
-        Evidence("cascade", f"class-{s}-{t}", t, None, {"log_size": float((7 * t) % 43)})
-        for s in ("dense", "sparse", "tone", "early", "late") for t in range(43)
-    ]  # fmt: skip
+def looked(classes: int, small: dict[str, int]) -> list[Evidence]:
+    """Evidence of a look at all classes, in which one class of each space stands out."""
+    found = []
+    for space in ("dense", "sparse", "tone", "early", "late"):
+        sizes = 2 + torch.rand(classes, generator=torch.Generator().manual_seed(len(space)))
+        for t, size in enumerate(sizes.tolist()):
+            values: dict[str, float | int | bool | str | None] = {
+                "log_size": 0.0 if small.get(space) == t else size
+            }
+            found.append(Evidence("cascade", f"look-{space}-{t}", t, None, values))
+    head = {f"class_{t}": 9.0 if small.get("head") == t else 0.0 for t in range(classes)}
+    return [*found, Evidence("cascade", "head", None, None, dict(head))]
+
+
+def test_of_many_classes_a_look_chooses_those_that_are_measured(twins: Twins) -> None:
+    small = {"dense": 3, "sparse": 40, "tone": 17, "early": 31, "late": 8, "head": 22}
+    evidence = looked(43, small)
+    here = chosen(evidence, STANDARD)
+    assert len(here) == STANDARD.suspects + STANDARD.others == len(set(here))
+    assert set(small.values()) <= set(here), "the first of every space, and of what the head says"
     units = Cascade().more(twins.clean.copy("cpu"), twins.data, evidence)
-    again = [u for u in units if u.key.startswith("reference-dense")]
-    assert len(again) == 20
-    assert again[0].target == 0, "the smallest first"
+    assert {u.target for u in units} == set(here)
+    assert {u.key.split("-")[0] for u in units} == {"class"}
+    full = [Evidence("cascade", u.key, u.target, None, {"log_size": 1.0}) for u in units]
+    again = Cascade().more(twins.clean.copy("cpu"), twins.data, [*evidence, *full])
+    assert {u.target for u in again if u.key.startswith("reference-")} == set(here)
+
+
+def test_others_are_spread_over_all_that_do_not_stand_out() -> None:
+    here = chosen(looked(1000, {"late": 500}), STANDARD)
+    again = chosen(looked(1000, {"late": 501}), STANDARD)
+    assert 500 in here and 501 not in here and 501 in again
+    assert len(here) == STANDARD.suspects + STANDARD.others
+
+
+def test_many_classes_are_looked_at_first_and_few_are_not(twins: Twins) -> None:
+    model = twins.clean.copy("cpu")
+    assert {u.key.split("-")[0] for u in Cascade().units(model, twins.data)} == {"class"}
+    model.classes = 43
+    kinds = [u.key.split("-")[0] for u in Cascade().units(model, twins.data)]
+    assert kinds.count("look") == 5 * 43 and kinds.count("head") == 1
+    assert {u.key.rpartition("-")[0] for u in Cascade(effort="quick").units(model, twins.data)} == {
+        "look-late",
+        "",
+    }
+    assert {u.key.split("-")[0] for u in Cascade(effort="full").units(model, twins.data)} == {"class"}
+
+
+def test_pairs_that_stand_out_are_looked_at_again() -> None:
+    evidence = [
+        Evidence("cascade", f"pairs-{s}", None, s, {f"to_{t}": 3.0 for t in range(10) if t != s})
+        for s in range(10)
+    ]
+    first, usual = standing_cells(evidence, STANDARD)
+    assert len(first) == len(usual) == STANDARD.closer and not set(first) & set(usual)
+    again = [
+        Evidence("cascade", f"cells-{s}-{t}", t, s, {"log_size": 0.5 if (s, t) == (7, 2) else 3.0})
+        for s, t in cells_of(evidence, "pairs")
+    ]
+    assert standing_cells([*evidence, *again], STANDARD)[0][0] == (7, 2)
+
+
+def test_what_version_0_1_recorded_means_what_it_meant() -> None:
+    old = {"spaces": "dense", "pairs": True, "reference": True, "steps": 20, "batch": 12}
+    assert Cascade.restored(old)["effort"] == "full"
+    new = Cascade(effort="quick").settings()
+    assert Cascade.restored(new) == new
+
+
+@pytest.mark.parametrize("effort", ["quick", "thorough", "full"])
+def test_every_effort_tells_the_twins_apart(effort: str, twins: Twins) -> None:
+    fast = Cascade(effort=effort, spaces="sparse+late", steps=12, batch=8)
+    bad = backsweep.scan(twins.infected, twins.data, fast, device="cpu")
+    good = backsweep.scan(twins.clean, twins.data, fast, device="cpu")
+    assert twins.trigger.target in bad.targets
+    assert good.targets == ()
+
+
+def test_the_plan_says_how_many_units_there_will_be(twins: Twins) -> None:
+    for detector in (Cascade(steps=4, batch=4), Cascade(pairs=False, reference=False, steps=4, batch=4)):
+        model = twins.clean.copy("cpu")
+        plan = detector.plan(model, twins.data)
+        evidence = list(collect(detector, model, twins.data, seed=0, key="k"))
+        assert sum(stage.units for stage in plan) == len(evidence)
+        assert all(stage.passes > 0 for stage in plan)
 
 
 def test_a_reference_of_the_user_is_used_and_checked(twins: Twins) -> None:

@@ -89,7 +89,7 @@ def test_pairs_stand_out_after_rows_and_columns_are_taken_off() -> None:
         (s, t): float(row[s] + column[t] + rng.normal(0, 0.05)) for s in CLASSES for t in CLASSES if s != t
     }
     table[7, 2] -= 1.0
-    first, usual = stand_out(table, 6)
+    first, usual = stand_out([table], 6)
     assert first[0] == (7, 2)
     assert len(first) == len(usual) == 6
     assert not set(first) & set(usual)

@@ -76,7 +76,8 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
         return 1.0
     if max(x) - min(x) < 1e-6:
         return 0.0
-    return float(np.clip(stats.theilslopes(y, x).slope, 0.0, 1.0))
+    with np.errstate(invalid="ignore"):  # of its interval, where sizes tie
+        return float(np.clip(stats.theilslopes(y, x).slope, 0.0, 1.0))
 
 
 def stand_below(sizes: Mapping[Cell, float], least_spread: float) -> dict[int, float]:
@@ -204,3 +205,16 @@ def spaces_in(evidence: Sequence[Evidence]) -> list[str]:
     """Names of the spaces in which classes were measured, in the order in which they were."""
     found = (e.unit.split("-")[1] for e in evidence if e.unit.startswith("class-"))
     return list(dict.fromkeys(found))
+
+
+def doubt_of(trial: Evidence | None, classes: int) -> str:
+    """Why this cannot be told either way; "" when it can."""
+    if classes < 3:
+        return "cannot tell: with 2 classes no class can stand out from the others"
+    right = trial.values.get("reference_accuracy") if trial else None
+    if right is not None and trial and float(right) < 0.5 * float(trial.values["accuracy"] or 0):
+        return (
+            f"cannot tell: the washed reference is right on {float(right):.0%} of the samples only, too "
+            "weak to compare with; give more clean samples, or a reference network (--reference)"
+        )
+    return ""

@@ -1,16 +1,15 @@
 """The default scan: cheap screens of every class and pair, a reference, and inversion where it matters.
 
-1. How large must a universal perturbation be that sends everything to a class? Measured for every class
-   in several spaces: faint pixels, tone curves, the embeddings of an early layer and of a later one.
-2. The same in a reference (`models/washing.py`); beside it, for every (source, target) and on few samples,
-   how many pixels does it take? What no class shows, a source-specific or an all-to-all backdoor, stands
-   out here as single cells.
-3. The cells that stand out, and as many that do not, are measured closer, in both networks.
-4. The patch of the most suspicious class is inverted for people to look at, and tried on the reference:
-   a natural trigger fools that one too, a planted one does not.
+1. How large must a universal perturbation be that sends everything to a class? Measured in several spaces:
+   faint pixels, few pixels, tone curves, the embeddings of an early layer and of a later one. Of many
+   classes all get a cheap look, and those that stand out, and some others, are measured.
+2. The same in a reference (`models/washing.py`); beside it a look at every (source, target): how many
+   pixels does it take? What no class shows, a source-specific or an all-to-all backdoor, stands out here.
+3. The pairs that stand out are looked at again, the first of them and usual ones closer, in both networks.
+4. The patch of the most suspicious class is inverted for people to look at, and tried on the reference.
 
-How much smaller a class is than itself in the reference (`contrast.py`) is its statistic in a space;
-Cauchy's rule, which holds although they hang together, fuses the spaces.
+How much smaller a class is than itself in the reference (`contrast.py`) is its statistic in a space; Cauchy's
+rule, which holds although they hang together, fuses the spaces. `schedule.py` says how much is measured.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from backsweep.scanning.contrast import (
     Contrast,
     Suspect,
     contrast,
+    doubt_of,
     mean_of,
     message,
     sizes_of,
@@ -48,8 +48,6 @@ from backsweep.scanning.screens import Screen, Values
 LEAST_SPREAD = {"dense": 0.1, "sparse": 0.1, "tone": 0.5, "early": 0.1, "late": 0.12, "pairs": 0.12}
 USUAL_SPREAD = 0.1  # in the spaces of other kinds of input
 MEAN_SPREAD = 0.08  # of their mean over the spaces of pixels and embeddings
-
-
 DEFAULT = "dense+sparse+tone+early+late"
 STYLES = ("tone",)  # left out of the mean
 
@@ -97,8 +95,8 @@ class Cascade(ModelDetector):
     def schedule(self) -> Schedule:
         """How much is measured of what."""
         usual = EFFORTS[self.effort]
-        steps, batch = self.steps or usual.steps, self.batch or usual.batch
-        return replace(usual, steps=steps, batch=batch)
+        own = {"steps": self.steps, "batch": self.batch}
+        return replace(usual, **{k: v for k, v in own.items() if v is not None})
 
     def _names(self, model: Model) -> list[str]:
         """The spaces that are measured in a network: those asked for that its kind of input has."""
@@ -218,7 +216,7 @@ class Cascade(ModelDetector):
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
         suspects = self._suspects(evidence, classes)
         trial = next((e for e in evidence if e.unit.startswith("trigger-")), None)
-        doubt = self._doubt(trial, classes)
+        doubt = doubt_of(trial, classes)
         flagged = [s for s in suspects if s.p_value <= alpha]
         findings = []
         for s in flagged or suspects[:1]:
@@ -240,15 +238,3 @@ class Cascade(ModelDetector):
                     "as in the reference", t, score=index, details={"index": index, "reference_index": there},
                 ))  # fmt: skip
         return findings
-
-    def _doubt(self, trial: Evidence | None, classes: int) -> str:
-        """Why this cannot be told either way; "" when it can."""
-        if classes < 3:
-            return "cannot tell: with 2 classes no class can stand out from the others"
-        right = trial.values.get("reference_accuracy") if trial else None
-        if right is not None and trial and float(right) < 0.5 * float(trial.values["accuracy"] or 0):
-            return (
-                f"cannot tell: the washed reference is right on {float(right):.0%} of the samples only, too "
-                "weak to compare with; give more clean samples, or a reference network (--reference)"
-            )
-        return ""
