@@ -17,7 +17,7 @@ import torch
 import backsweep
 from backsweep.auditing import audit as auditing
 from backsweep.bench.records import read
-from backsweep.core.discovery import make
+from backsweep.core.discovery import find, make
 from backsweep.core.seeds import run_key
 from backsweep.guarding.guard import Guard
 from backsweep.inputs.samples import Data
@@ -110,7 +110,8 @@ def test_published_p_values_come_out_of_the_null_tables_again() -> None:
     known = [x for x in lines if x.get("detail_null") == "59 clean networks of mnist"]
     assert len(known) == 129
     for line in known:
-        detector = make(ModelDetector, line["detector"], line["settings"])
+        settings = find(ModelDetector, line["detector"]).completed(line["settings"])
+        detector = make(ModelDetector, line["detector"], settings)
         (null,) = [n for n in calibration.tables() if n.fits(detector, line)]
         assert null.p_value(line["score"]) == line["p_value"]
         assert null.words == line["detail_null"]

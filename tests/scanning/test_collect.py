@@ -12,6 +12,7 @@ import pytest
 import backsweep
 from backsweep.core.progress import Event
 from backsweep.core.seeds import derive_seed
+from backsweep.models.model import Model
 from backsweep.reports.report import Evidence
 from backsweep.scanning.collect import LOG, collect
 from backsweep.scanning.detector import Unit
@@ -38,16 +39,23 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(twins: Twins, tmp_path: Pa
         list(collect(Stopping(steps=5), model, twins.data, 0, "key", tmp_path))
     assert len((tmp_path / LOG).read_text().splitlines()) == 4
     events: list[Event] = []
-    resumed = list(collect(NeuralCleanse(steps=5), model, twins.data, 0, "key", tmp_path, events.append))
+    resumed = list(collect(Singles(steps=5), model, twins.data, 0, "key", tmp_path, events.append))
     assert events[0].resumed == 4
     assert events[-1].done == events[-1].total == 10
-    whole = list(collect(NeuralCleanse(steps=5), model, twins.data, 0, "key"))
+    whole = list(collect(Singles(steps=5), model, twins.data, 0, "key"))
     assert values(resumed) == values(whole)
     assert all(e.trigger is not None for e in resumed)
 
 
+class Singles(NeuralCleanse):
+    """Takes one class at a time."""
+
+    def chunk(self, model: Model) -> int:
+        return 1
+
+
 def test_torn_lines_lost_triggers_and_other_keys_are_done_again(twins: Twins, tmp_path: Path) -> None:
-    model, detector = twins.clean.copy("cpu"), NeuralCleanse(steps=2)
+    model, detector = twins.clean.copy("cpu"), Singles(steps=2)
     list(collect(detector, model, twins.data, 0, "key", tmp_path))
     log = tmp_path / LOG
     lines = log.read_text().splitlines()
@@ -63,7 +71,7 @@ def test_torn_lines_lost_triggers_and_other_keys_are_done_again(twins: Twins, tm
 
 
 def test_a_log_cannot_point_outside_its_folder(twins: Twins, tmp_path: Path) -> None:
-    model, detector = twins.clean.copy("cpu"), NeuralCleanse(steps=2)
+    model, detector = twins.clean.copy("cpu"), Singles(steps=2)
     list(collect(detector, model, twins.data, 0, "key", tmp_path))
     raw = json.loads((tmp_path / LOG).read_text().splitlines()[0])
     raw["trigger"] = "../../elsewhere.safetensors"
@@ -84,7 +92,7 @@ def test_a_seed_hangs_on_what_is_done_and_on_nothing_else() -> None:
 
 
 def test_a_second_scan_with_the_same_out_is_read_back(twins: Twins, tmp_path: Path) -> None:
-    detector = NeuralCleanse(steps=5)
+    detector = Singles(steps=5)
     first = backsweep.scan(twins.infected, twins.data, detector, device="cpu", out=tmp_path)
     events: list[Event] = []
     again = backsweep.scan(

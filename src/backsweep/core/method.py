@@ -38,7 +38,7 @@ class Method:
         return self
 
     @classmethod
-    def restored(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """Settings that an older version recorded, completed so that they mean what they meant."""
         return settings
 

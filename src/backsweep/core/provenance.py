@@ -141,7 +141,7 @@ def remade(
             return method
     cls = known(kinds, name, said)
     if cls is not None:
-        return build(cls, cls.restored(settings))
+        return build(cls, cls.completed(settings))
     origins = said.get("origins")
     if not isinstance(origins, dict) or name not in origins:
         return make(kinds[0], name, settings)  # says that there is none

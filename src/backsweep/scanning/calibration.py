@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from backsweep.core.method import Method
 from backsweep.reports.report import ERROR, WARNING, Evidence, Finding
 
 FOLDER = Path(__file__).parent / "nulls"
@@ -70,7 +71,11 @@ class Null:
         alike = self.layout == ANY or all(
             list_of(model.get(k)) == list_of(getattr(self, k)) for k in ("layout", "shape", "classes")
         )
-        return alike and self.detector == detector.name and dict(self.settings) == detector.settings()
+        return alike and self.detector == detector.name and self._settings(detector) == detector.settings()
+
+    def _settings(self, detector: Judging) -> dict[str, Any]:
+        """Of the table, in the words of this version."""
+        return dict(detector.completed(self.settings) if isinstance(detector, Method) else self.settings)
 
     def p_value(self, score: float | None) -> float:
         """Share of clean networks that score at least this, the network itself counted in."""

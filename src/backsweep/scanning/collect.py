@@ -60,8 +60,8 @@ def collect(
         OutOfTime: units are left.
     """
     engine = engine or Engine()
-    if engine.threads is not None and not is_own(detector):
-        engine = Engine()  # of others nobody knows whether they can be in two places at once
+    if engine.threads is not None and not detector.threads:
+        engine = Engine()
     known = _read_log(folder, key, detector.name) if folder else {}
     begin = time.monotonic()
     gathered: list[Evidence] = []
@@ -77,8 +77,7 @@ def collect(
 
     units = list(detector.units(model, data))
     while units:
-        blocks = detector.blocks(model, units)
-        parts = [part for part in blocks if any(u.key not in known for u in part)]
+        parts = [part for part in detector.parts(model, units) if any(u.key not in known for u in part)]
         again = {u.key for part in parts for u in part}
         found = {u.key: known[u.key] for u in units if u.key not in again}
         asked, resumed, finished = asked + len(units), resumed + len(found), finished + len(found)
@@ -98,7 +97,7 @@ def collect(
                 lost |= {u.key: result for u in parts[index]}
                 continue
             for evidence in result:
-                if folder is not None:
+                if folder is not None and evidence.unit not in known:
                     _append(folder, key, evidence)
                 found[evidence.unit] = evidence
             finished += len(result)

@@ -63,12 +63,16 @@ class ModelDetector(Method):
 
     `probe` measures and has no opinion; `judge` has one and needs neither model nor data, so that a
     saved scan can be judged again. Rule ids (`code`) are permanent.
+
+    Attributes:
+        threads: whether `probe` may run in several threads at once: it changes nothing that it shares.
     """
 
     noun: ClassVar[str] = "detector"
     package: ClassVar[str] = "backsweep.scanning.detectors"
     group: ClassVar[str] = "backsweep.detectors"
     code: ClassVar[str] = ""
+    threads: ClassVar[bool] = False
 
     def applies(self, model: Model, data: Data) -> str:
         """Why this detector cannot look at this model, "" when it can."""
@@ -99,7 +103,7 @@ class ModelDetector(Method):
         results do not hang on how the work is spread."""
         return 1
 
-    def blocks(self, model: Model, units: Sequence[Unit]) -> list[Sequence[Unit]]:
+    def parts(self, model: Model, units: Sequence[Unit]) -> list[Sequence[Unit]]:
         """The units in the parts that are measured together, one `probe` each; a fixed division, so that
         what a unit shares its passes with does not hang on what was measured before."""
         size = self.chunk(model)

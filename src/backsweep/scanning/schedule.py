@@ -7,7 +7,7 @@ null honest, are measured in full. So the cost grows far more slowly than the nu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PAIRS = 2000  # most cells of the screen; beyond, the targets that a source is nearest to
 
@@ -17,6 +17,7 @@ class Schedule:
     """How much is measured.
 
     Attributes:
+        shares: of the steps and the batch that were asked for.
         steps, batch: budgets on a path, and inputs of a class in each.
         all_classes: so many classes are all measured in full; of more, those that a look chooses.
         looks: spaces of that look; None: all that are measured.
@@ -30,8 +31,9 @@ class Schedule:
         kept: whether the reference is trained on kept activations.
     """
 
-    steps: int
-    batch: int
+    shares: tuple[float, float] = (1.0, 1.0)
+    steps: int = 20
+    batch: int = 12
     all_classes: int = 20
     looks: tuple[str, ...] | None = None
     suspects: int = 12
@@ -44,6 +46,11 @@ class Schedule:
     closer_batch: int = 16
     updates: int = 100
     kept: bool = True
+
+    def of(self, steps: int, batch: int) -> Schedule:
+        """With its share of the steps and the batch that are asked for."""
+        a, b = self.shares
+        return replace(self, steps=max(2, round(a * steps)), batch=max(2, round(b * batch)))
 
     def inputs(self, kind: str, classes: int) -> int:
         """Inputs in a step of one unit of a stage, as `kind_of` names it."""
@@ -62,11 +69,11 @@ class Schedule:
 # "full" is what version 0.1 measured: nothing is halved.
 EFFORTS: Mapping[str, Schedule] = {
     "quick": Schedule(
-        steps=12, batch=8, looks=("late",), suspects=6, others=6, look=(8, 4), cells=12, closer=3, updates=60
+        shares=(0.6, 0.67), looks=("late",), suspects=6, others=6, look=(8, 4), cells=12, closer=3, updates=60
     ),
-    "standard": Schedule(steps=20, batch=12),
-    "thorough": Schedule(steps=30, batch=24, all_classes=100, suspects=24, others=16, look=(20, 8),
+    "standard": Schedule(),
+    "thorough": Schedule(shares=(1.5, 2.0), all_classes=100, suspects=24, others=16, look=(20, 8),
                          pairs=(10, 4), cells=60, again=(30, 8), closer=8, closer_batch=32, updates=200),
-    "full": Schedule(steps=20, batch=12, all_classes=10**9, pairs=(0, 0), cells=0, closer=6, closer_batch=24,
+    "full": Schedule(all_classes=10**9, pairs=(0, 0), cells=0, closer=6, closer_batch=24,
                      updates=160, kept=False),
 }  # fmt: skip

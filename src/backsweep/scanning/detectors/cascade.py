@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -62,21 +62,22 @@ class Cascade(ModelDetector):
         pairs: whether (source, target) cells are screened.
         reference: whether classes are compared with themselves in a reference, or with each other.
         effort: "quick", "standard", "thorough", or "full": what version 0.1 measured (`schedule.py`).
-        steps: budgets on a path; None: as the effort says, 20.
-        batch: inputs of a class in a step; None: as the effort says, 12.
+        steps: budgets on a path, for the standard effort; others take a share or a multiple of it.
+        batch: inputs of a class in a step, likewise.
     """
 
     name: ClassVar[str] = "cascade"
     summary: ClassVar[str] = "every class and pair in several spaces, against a washed reference"
     needs: ClassVar[tuple[str, ...]] = ("gradients", "weights")
     code: ClassVar[str] = "BSW110"
+    threads: ClassVar[bool] = True
 
     spaces: str = DEFAULT
     pairs: bool = True
     reference: bool = True
     effort: str = "standard"
-    steps: int | None = None
-    batch: int | None = None
+    steps: int = 20
+    batch: int = 12
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
@@ -84,19 +85,17 @@ class Cascade(ModelDetector):
         known = [*(n for m in modalities().values() for n in m.spaces()), *EMBEDDINGS]
         if not set(self.spaces.split("+")) <= set(known):
             raise ValueError(f"spaces {self.spaces!r}: there are {', '.join(known)}")
-        if min(self.schedule.steps, self.schedule.batch) < 2:
+        if min(self.steps, self.batch) < 2:
             raise ValueError("steps and batch are at least 2")
 
     @classmethod
-    def restored(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         return settings if "effort" in settings else {**settings, "effort": "full"}
 
     @property
     def schedule(self) -> Schedule:
         """How much is measured of what."""
-        usual = EFFORTS[self.effort]
-        own = {"steps": self.steps, "batch": self.batch}
-        return replace(usual, **{k: v for k, v in own.items() if v is not None})
+        return EFFORTS[self.effort].of(self.steps, self.batch)
 
     def _names(self, model: Model) -> list[str]:
         """The spaces that are measured in a network: those asked for that its kind of input has."""
@@ -110,7 +109,7 @@ class Cascade(ModelDetector):
     def chunk(self, model: Model) -> int:
         return units_in_a_pass(model, self.schedule.batch)
 
-    def blocks(self, model: Model, units: Sequence[Unit]) -> list[Sequence[Unit]]:
+    def parts(self, model: Model, units: Sequence[Unit]) -> list[Sequence[Unit]]:
         """Classes of one space together, and cells of the same stage."""
         found: list[Sequence[Unit]] = []
         for kind, group in groupby(units, kind_of):

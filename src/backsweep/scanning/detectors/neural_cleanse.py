@@ -47,6 +47,7 @@ class NeuralCleanse(ModelDetector):
     summary: ClassVar[str] = "smallest patch per class, outlier among classes (Neural Cleanse, 2019)"
     needs: ClassVar[tuple[str, ...]] = ("gradients",)
     code: ClassVar[str] = "BSW101"
+    threads: ClassVar[bool] = True
 
     preset: str = "standard"
     threshold: float = 0.99
