@@ -1,4 +1,4 @@
-"""How large must a perturbation be before it works? One path of growing budgets for every question.
+"""How large must a perturbation be before it works? One path of budgets for every question.
 
 A *space* says where a perturbation delta lives (the input, or the embedding of a layer) and how it is
 measured. An *aim* says which inputs should go where. For every aim the universal perturbation that
@@ -51,6 +51,9 @@ class Space(Protocol):
     def logits(self, model: Model, x: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
         """Logits of some inputs, indices (B,) into `inputs`, each with its own delta (B, ...)."""
 
+    def whole(self, model: Model, x: Tensor, delta: Tensor) -> Tensor:
+        """The same for any inputs x (B, *shape) and a network that may change: nothing is kept."""
+
     def steepen(self, grad: Tensor) -> Tensor:
         """A gradient (count, ...) bent towards steepest ascent in this norm."""
 
@@ -77,7 +80,10 @@ class OfInputs:
         return self.space.zeros(count, x).to(model.device)
 
     def logits(self, model: Model, x: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
-        return model.logits(self.space.apply(x[rows].to(model.device), delta))
+        return self.whole(model, x[rows].to(model.device), delta)
+
+    def whole(self, model: Model, x: Tensor, delta: Tensor) -> Tensor:
+        return model.logits(self.space.apply(x, delta))
 
     def steepen(self, grad: Tensor) -> Tensor:
         return self.space.steepen(grad)
@@ -124,7 +130,10 @@ class Embedded(Ball):
     def logits(self, model: Model, x: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
         if (prefix := prefix_of(model, x, self.layer)) is not None:
             return prefix.logits(model, rows, delta)
-        return model.logits_at(x[rows].to(model.device), self.layer, delta)
+        return self.whole(model, x[rows].to(model.device), delta)
+
+    def whole(self, model: Model, x: Tensor, delta: Tensor) -> Tensor:
+        return model.logits_at(x, self.layer, delta)
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,7 @@ def follow(
     steps: int = 30,
     batch: int = 24,
     bf16: bool = True,
+    down: bool = False,
     on_step: Callable[[float], None] | None = None,
 ) -> list[Path]:
     """Follow every aim along the growing budgets, all of them in the same passes.
@@ -188,6 +198,9 @@ def follow(
         steps: budgets, from the smallest to the largest of the space's range.
         batch: inputs of an aim in a step.
         bf16: run the network in bfloat16 autocast.
+        down: from a random change as large as twice the range to the smallest budget, instead of from nothing
+            upwards: what no gradient at a clean input shows, a small patch that only counts when all of it
+            is there, is found by shrinking what holds it, as Neural Cleanse does.
         on_step: told the share that is done.
     """
     device = model.device
@@ -195,16 +208,20 @@ def follow(
     with precision():
         y, (low, high) = y[space.inputs(model, x)], space.range(model, x)
         delta = space.zeros(model, len(aims), x)
+    if down:
+        high *= 2
+        noise = [torch.rand(delta.shape[1:], generator=torch.Generator().manual_seed(a.seed)) for a in aims]
+        delta = space.project((2 * torch.stack(noise) - 1).to(device), high)
     pace = math.log(high / low) / (steps - 1)
     drift, found = torch.zeros_like(delta), torch.zeros_like(delta)
     orders = [batches(aim.rows(y), aim.seed, batch) for aim in aims]
     targets = torch.tensor([-1 if a.target is None else a.target for a in aims])
-    won = torch.ones(len(aims), steps)
-    smooth = torch.zeros(len(aims))
+    won = torch.full((len(aims), steps), 0.0 if down else 1.0)
+    smooth = torch.full((len(aims),), 1.0 if down else 0.0)
     live = torch.arange(len(aims))
     passes = torch.zeros(len(aims), dtype=torch.long)
     for k in range(steps):
-        budget = low * math.exp(pace * k)
+        budget = low * math.exp(pace * (steps - 1 - k if down else k))
         rows = torch.stack([next(orders[i]) for i in live.tolist()])
         labels = y[rows.flatten()].to(device)
         goal = targets[live].repeat_interleave(batch).to(device)
@@ -219,10 +236,11 @@ def follow(
             success = (ahead_by > 0).float().mean(1).cpu()
             won[live, k] = success
             smooth[live] = 0.5 * smooth[live] + 0.5 * success
-            found[live] = here.detach()
+            kept = success >= 0.5 if down else torch.ones_like(success, dtype=torch.bool)
+            found[live[kept]] = here.detach()[kept]
             passes[live] += batch
-            delta[live] = space.project(ahead, budget)
-        live = live[smooth[live] < DONE]
+            delta[live] = space.project(ahead, budget * math.exp(-pace) if down else budget)
+        live = live[smooth[live] > 1 - DONE] if down else live[smooth[live] < DONE]
         if on_step is not None:
             on_step((k + 1) / steps)
         if len(live) == 0:

@@ -188,7 +188,9 @@ def judge(
         methods = [
             remade((ModelDetector,), name, said["detectors"][name], said, given) for name in by_detector
         ]
-        said["detectors"] |= {m.name: m.settings() for m in methods if m in given}
+        for m in methods:  # what an older version did not record is not added
+            recorded = m.settings() if m in given else said["detectors"][m.name]
+            said["detectors"][m.name] = {k: v for k, v in m.settings().items() if k in recorded}
         findings: list[Finding] = []
         for method in methods:
             findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))

@@ -29,6 +29,7 @@ class Schedule:
         closer_batch: inputs in a step of theirs.
         updates: of the search for a patch that people can look at.
         kept: whether the reference is trained on kept activations.
+        down: spaces in which classes are followed from large budgets to small ones.
     """
 
     shares: tuple[float, float] = (1.0, 1.0)
@@ -46,6 +47,7 @@ class Schedule:
     closer_batch: int = 16
     updates: int = 100
     kept: bool = True
+    down: tuple[str, ...] = ("sparse",)
 
     def of(self, steps: int, batch: int) -> Schedule:
         """With its share of the steps and the batch that are asked for."""
@@ -75,5 +77,5 @@ EFFORTS: Mapping[str, Schedule] = {
     "thorough": Schedule(shares=(1.5, 2.0), all_classes=100, suspects=24, others=16, look=(20, 8),
                          pairs=(10, 4), cells=60, again=(30, 8), closer=8, closer_batch=32, updates=200),
     "full": Schedule(all_classes=10**9, pairs=(0, 0), cells=0, closer=6, closer_batch=24,
-                     updates=160, kept=False),
+                     updates=160, kept=False, down=()),
 }  # fmt: skip

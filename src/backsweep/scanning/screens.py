@@ -66,6 +66,7 @@ class Screen:
             spaces_of(network)[space],
             steps=steps,
             batch=batch,
+            down=space in self.schedule.down,
         )
         return [
             Evidence(self.name, u.key, u.target, None, {"log_size": p.log_size, "passes": p.passes})

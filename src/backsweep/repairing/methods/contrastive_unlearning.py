@@ -157,6 +157,6 @@ def _shift(space: Space, delta: Tensor, reach: float) -> Change:
         drawn = delta[torch.randint(len(delta), (len(x),), generator=generator)]
         factor = reach ** torch.rand((len(x),) + (1,) * (delta.ndim - 1), generator=generator)
         moved = (drawn * factor).to(x.device)
-        return lambda model: space.logits(model, x, moved)
+        return lambda model: space.whole(model, x, moved)
 
     return run

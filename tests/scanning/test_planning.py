@@ -1,0 +1,114 @@
+"""A budget ends a scan without a verdict, the next goes on; the plan is told first."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+import backsweep
+from backsweep.core.errors import BadInput
+from backsweep.core.progress import Event
+from backsweep.core.text import duration, seconds_of
+from backsweep.engine.engine import Engine
+from backsweep.models.model import Model
+from backsweep.scanning import collect as collecting
+from backsweep.scanning.detectors.cascade import Cascade
+from backsweep.scanning.planning import seconds, stages
+from backsweep.scanning.schedule import EFFORTS
+from conftest import Twins
+from shells import Shell
+
+FAST = Cascade(spaces="sparse+late", pairs=False, steps=4, batch=4)
+SPACES = ("dense", "sparse", "tone", "early", "late")
+
+
+def test_a_budget_ends_in_no_verdict_and_the_next_scan_goes_on(
+    twins: Twins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(collecting.time, "monotonic", lambda: clock[0])
+    probe = Cascade.probe
+
+    def slow(self: Cascade, *args: object) -> object:
+        clock[0] += 40.0
+        return probe(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Cascade, "probe", slow)
+    how = {"device": "cpu", "out": tmp_path, "engine": Engine()}
+    short = backsweep.scan(twins.infected, twins.data, FAST, budget=60.0, **how)  # type: ignore[arg-type]
+    assert short.verdict == "inconclusive"
+    assert (short.findings, short.evidence) == ([], [])
+    assert "budget of 60 s ended: 20 of " in short.errors[0].reason
+    whole = backsweep.scan(twins.infected, twins.data, FAST, **how)  # type: ignore[arg-type]
+    alone = backsweep.scan(twins.infected, twins.data, FAST, device="cpu", engine=Engine())
+    assert [(e.unit, e.values) for e in whole.evidence] == [(e.unit, e.values) for e in alone.evidence]
+    assert not whole.errors
+
+
+def test_what_was_not_begun_in_time_is_said_too(twins: Twins) -> None:
+    report = backsweep.scan(twins.clean, twins.data, [FAST, "mm_bd"], budget=1e-9, device="cpu")
+    assert [n.detector for n in report.errors] == ["cascade", "mm_bd"]
+    assert report.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_budget_is_some_time(wrong: float, twins: Twins) -> None:
+    with pytest.raises(BadInput, match="budget"):
+        backsweep.scan(twins.clean, twins.data, FAST, budget=wrong, device="cpu")
+
+
+def test_the_plan_comes_first_and_the_share_that_is_done_never_shrinks(twins: Twins) -> None:
+    events: list[Event] = []
+    backsweep.scan(twins.clean, twins.data, FAST, device="cpu", on_event=events.append)
+    assert "a patch to look at: about " in events[0].plan
+    assert not any(e.plan for e in events[1:])
+    shares = [e.done / e.total for e in events]
+    assert shares == sorted(shares) and shares[-1] == 1.0
+
+
+def test_an_effort_is_for_those_that_know_it(twins: Twins) -> None:
+    report = backsweep.scan(twins.clean, twins.data, [FAST, "htell"], effort="quick", device="cpu")
+    assert report.settings["detectors"]["cascade"]["effort"] == "quick"
+    assert "effort" not in report.settings["detectors"]["htell"]
+    with pytest.raises(BadInput, match="quick, standard, thorough"):
+        backsweep.scan(twins.clean, twins.data, FAST, effort="lazy", device="cpu")
+
+
+def test_cost_grows_far_more_slowly_than_the_classes() -> None:
+    def cost(classes: int) -> float:
+        plan = stages(EFFORTS["standard"], SPACES, classes, classes, 5 * classes, reference=True)
+        return sum(s.passes for s in plan)
+
+    assert cost(100) < 3 * cost(10)
+    assert cost(1000) < 10 * cost(10)
+    quick, usual, thorough = (
+        sum(s.passes for s in stages(EFFORTS[e], SPACES, 100, 100, 1000, reference=True))
+        for e in ("quick", "standard", "thorough")
+    )
+    assert 2 * quick < usual < thorough / 2
+
+
+def test_an_estimate_is_that_of_the_passes(twins: Twins) -> None:
+    model: Model = twins.clean.copy("cpu")
+    plan = FAST.plan(model, twins.data)
+    begin = time.perf_counter()
+    one, two = (seconds(plan, model, twins.data, threads) for threads in (1, 2))
+    assert time.perf_counter() - begin < 60
+    assert one > 0 and two > 0
+
+
+@pytest.mark.parametrize(("text", "many"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400)])
+def test_durations(text: str, many: float) -> None:
+    assert seconds_of(text) == many
+
+
+def test_durations_as_people_say_them() -> None:
+    assert [duration(s) for s in (4.2, 61, 3600 * 3 + 59)] == ["4 s", "1 min 01 s", "3 h 00 min"]
+
+
+def test_from_the_shell(shell: Shell, tmp_path: Path, twins: Twins) -> None:
+    result = shell("scan", "nowhere.pt", "--data", "nowhere.npz", "--budget", "soon")
+    assert result.status == 2
+    assert "soon" in result.err
