@@ -15,8 +15,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,41 +80,52 @@ class Worker:
                 pipe.close()
 
 
-def run(count: int, seconds: float, seed: int, first: int, only: list[str]) -> list[Result]:
-    """Read bad files until there are enough, or the time is over."""
+def run(count: int, seconds: float, seed: int, first: int, only: list[str], workers: int) -> list[Result]:
+    """Read bad files until there are enough, or the time is over; in several processes at once."""
     import fuzz_readers
 
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="backsweep-fuzz-") as place:
-        seeds, scratch = Path(place) / "good", Path(place) / "scratch"
+        seeds = Path(place) / "good"
         for reader in fuzz_readers.READERS:
             if reader.there and (not only or reader.name in only):
                 folder = seeds / folder_of(reader.name)
                 folder.mkdir(parents=True)
                 reader.make(folder)
-        begin, worker = time.monotonic(), Worker(seeds, scratch, seed, only)
-        try:
-            for index in range(first, first + count):
-                if time.monotonic() - begin > seconds:
-                    break
-                if not worker.alive():
-                    worker.close()
-                    worker = Worker(seeds, scratch, seed, only)
-                result = worker.read(index)
-                if not result.reader:
-                    result.reader = named(seed, index, tuple(only))
-                results.append(result)
-                if result.outcome not in (REFUSED, READ):
-                    print(f"{result.outcome}: {result.reader}, --first {index}: {result.detail}", flush=True)
-                if len(results) % 1000 == 0:
-                    print(
-                        f"{len(results):,} files, {time.monotonic() - begin:.0f} s",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-        finally:
-            worker.close()
-    return results
+        begin, numbers, turn = time.monotonic(), iter(range(first, first + count)), threading.Lock()
+
+        def work(which: int) -> None:
+            scratch = Path(place) / f"scratch-{which}"
+            worker = Worker(seeds, scratch, seed, only)
+            try:
+                while time.monotonic() - begin < seconds:
+                    with turn:
+                        index = next(numbers, None)
+                    if index is None:
+                        return
+                    if not worker.alive():
+                        worker.close()
+                        worker = Worker(seeds, scratch, seed, only)
+                    result = worker.read(index)
+                    if not result.reader:
+                        result.reader = named(seed, index, tuple(only))
+                    with turn:
+                        results.append(result)
+                        told(result, len(results), time.monotonic() - begin)
+            finally:
+                worker.close()
+
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, range(workers)))
+    return sorted(results, key=lambda r: r.index)
+
+
+def told(result: Result, done: int, seconds: float) -> None:
+    """Print what must not happen, and now and then how far it is."""
+    if result.outcome not in (REFUSED, READ):
+        print(f"{result.outcome}: {result.reader}, --first {result.index}: {result.detail}", flush=True)
+    if done % 1000 == 0:
+        print(f"{done:,} files, {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def named(seed: int, index: int, only: tuple[str, ...]) -> str:
@@ -152,9 +165,10 @@ def main(words: list[str] | None = None) -> int:
     about.add_argument(
         "--first", type=int, default=0, help="number of the first file: --first N --count 1 repeats one"
     )
+    about.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that read")
     about.add_argument("--only", action="append", default=[], help="name of a reader; may repeat")
     given = about.parse_args(words)
-    results = run(given.count, given.seconds, given.seed, given.first, given.only)
+    results = run(given.count, given.seconds, given.seed, given.first, given.only, given.workers)
     print(table(results))
     return int(any(r.outcome not in (REFUSED, READ) for r in results) or not results)
 

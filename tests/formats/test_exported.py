@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -158,6 +159,7 @@ def test_program(tmp_path: Path) -> None:
     assert (model.shape, model.classes) == ((3, 8, 8), 5)
     same(model, net)
     same(model.copy(), net)
+    same(cloudpickle.loads(cloudpickle.dumps(model)), net)  # as it goes to other processes
     assert model.features(X).shape == (4, 96)
     torch.testing.assert_close(model.features(X) @ net.head.weight.T + net.head.bias, model.logits(X))
     assert model.net.state_dict().keys() == net.state_dict().keys()

@@ -95,6 +95,17 @@ class _Step:
     outputs: list[Any]
     done: tuple[str, ...]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Operators of torch go to other processes by their names."""
+        return vars(self) | ({"op": str(self.op)} if isinstance(self.op, torch._ops.OpOverload) else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        op = state["op"]
+        if isinstance(op, str):
+            _, name, form = op.split(".")
+            op = getattr(getattr(torch.ops.aten, name), form)
+        vars(self).update(state | {"op": op})
+
 
 class Program(nn.Module):
     """The graph of an exported program as a module; its state_dict has the names of the original.
