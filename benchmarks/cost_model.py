@@ -28,17 +28,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from backsweep import Model
+from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import Data
-from backsweep.inversion.budget import Aim, follow, spaces_of
+from backsweep.inversion.budget import EMBEDDINGS, Aim, follow, spaces_of
 from backsweep.models import architectures, washing
-from backsweep.models.training import Recipe, epochs_of, fit, thawed
+from backsweep.models.training import Recipe, fit, thawed
 from backsweep.reports.report import Report
 from backsweep.scanning import scan, screens
 from backsweep.scanning.detector import ModelDetector
-from backsweep.scanning.detectors.cascade import CLOSER, PAIRS, SHORT, Cascade
+from backsweep.scanning.detectors.cascade import DEFAULT, Cascade
 from backsweep.scanning.detectors.mm_bd import MmBd
 from backsweep.scanning.detectors.mntd import MNTD
 from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
+from backsweep.scanning.planning import stages as planned
 from backsweep.shadows import bank, meta_classifier
 from backsweep.zoo.tasks import TASKS
 
@@ -125,24 +127,12 @@ def inputs_of(d: ModelDetector, classes: int, samples: int, washes: int = 1) -> 
         stages["margins"] = (classes * images * (d.preset == "standard"), "forward")
     elif isinstance(d, MNTD):
         stages["queries"] = (meta_classifier.Tuning().repeats * meta_classifier.QUERIES, "forward")
-    elif isinstance(d, Cascade):
-        again, few = min(classes, SHORT), classes > SHORT
-        for space in d._names():
-            stages[f"class-{space}"] = (classes * d.steps * d.batch, space)
-            stages[f"reference-{space}"] = (again * d.steps * d.batch, space)
-        looked_up = len({"early", "late"} & set(d._names())) * min(257, samples)
-        stages["embeddings"] = ((classes + again) * looked_up, "forward")
-        if d.pairs:
-            targets = min(classes - 1, max(1, PAIRS // classes))
-            steps, batch = (d.steps // 2, d.batch // 4) if few else (d.steps, 3 * d.batch // 8)
-            stages["pairs"] = (classes * targets * max(2, steps) * max(2, batch), "sparse")
-            stages["nearest"] = (min(64 * classes, samples) * (targets < classes - 1), "forward")
-            stages["closer"] = (2 * CLOSER * 2 * d.steps * 2 * d.batch, "sparse")  # both networks
-        stages["trigger"] = (8 * d.steps * d.batch, "dense")
-        stages["tried"] = (2 * half * (2 - 1 / classes), "forward")
-        recipes = washing.RECIPES[:washes]
-        stages["wash"] = (sum(epochs_of(u, samples, b) * samples for u, b, _ in recipes), "wash")
-        stages["washed"] = ((1 + washes) * samples, "forward")
+    elif isinstance(d, Cascade):  # as it plans itself, in forward passes
+        names = [*IMAGE.spaces(), *EMBEDDINGS]
+        names = names if d.spaces == DEFAULT else d.spaces.split("+")
+        plan = planned(d.schedule, names, classes, classes * d.pairs, samples, d.reference)
+        stages |= {stage.what: (stage.passes, "forward") for stage in plan}
+        stages["washed again"] = ((washes - 1) * washing.MOST_UPDATES * 1.5, "forward")
     return stages
 
 
@@ -159,7 +149,7 @@ def check(name: str, both: tuple[Model, Data], d: ModelDetector, timed: bool = T
     said: dict[str, float] = {}
     for e in report.evidence if not isinstance(d, MNTD) else ():
         stage = re.sub(r"(-\d+)+$", "", e.unit)
-        said[stage] = said.get(stage, 0) + float(e.values["passes"] or 0)
+        said[stage] = said.get(stage, 0) + float(e.values.get("passes") or 0)
     stages = {stage: (said.get(stage, n), kind) for stage, (n, kind) in bound.items()}
     most, modelled = (sum(n * price[kind] for n, kind in part.values()) for part in (bound, stages))
     seconds = scan.scan(model, data, d, device="cpu").timings["total_cpu_seconds"] if timed else None

@@ -14,6 +14,7 @@ from backsweep.models import architectures, prefix
 from backsweep.models.model import Model
 from backsweep.models.prefix import Prefix, Unkept, prefix_of
 
+Run = Callable[[Tensor], Tensor]
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "mnist_cnn": (architectures.mnist_cnn, (1, 28, 28)),
     "gap_cnn": (lambda: architectures.gap_cnn(10, 3, 32), (3, 32, 32)),
@@ -53,7 +54,9 @@ def test_gradients_of_a_shift_are_those_of_a_whole_pass() -> None:
     x, rows = inputs(model), torch.tensor([0, 5])
     kept = Prefix(model, x, 2, bf16=False)
     found = []
-    for run in (lambda s: kept.logits(model, rows, s), lambda s: model.logits_at(x[rows], 2, s)):
+    whole: Run = lambda s: model.logits_at(x[rows], 2, s)  # noqa: E731
+    resumed: Run = lambda s: kept.logits(model, rows, s)  # noqa: E731
+    for run in (resumed, whole):
         shift = torch.zeros((2, *kept.zeros(1).shape[1:]), requires_grad=True)
         found.append(torch.autograd.grad(run(shift)[:, 3].sum(), shift)[0])
     assert torch.allclose(found[0], found[1], atol=1e-5)
@@ -74,7 +77,7 @@ def test_what_lies_before_the_cut_is_not_computed_again() -> None:
     x, rows, counted = inputs(model), torch.tensor([0, 1]), []
     for layer in (None, 0, 1, 2):
         kept = None if layer is None else Prefix(model, x, layer, bf16=False)
-        with torch.no_grad(), Products() as products:
+        with torch.no_grad(), Products() as products:  # type: ignore[no-untyped-call]
             model.logits(x[rows]) if kept is None else kept.logits(model, rows)
         counted.append(products.count)
     assert counted == [4, 3, 2, 1]
@@ -106,7 +109,8 @@ def test_in_place_operations_and_views_are_followed() -> None:
             skip = z.view(-1, 2, 4)
             z = self.b(z)
             z += skip.flatten(1)
-            return self.c(torch.relu_(z))  # type: ignore[no-any-return]
+            found: Tensor = self.c(torch.relu_(z))
+            return found
 
     model = Model(Odd(), (1, 4, 4), 3).copy("cpu")
     x = inputs(model, 6)
@@ -128,7 +132,8 @@ def test_a_network_whose_calls_hang_on_the_batch_is_not_resumed() -> None:
             z = self.a(x.flatten(1))
             for _ in range(len(x) % 3):
                 z = torch.relu(z)
-            return self.b(z)  # type: ignore[no-any-return]
+            found: Tensor = self.b(z)
+            return found
 
     model = Model(Fickle(), (1, 4, 4), 3).copy("cpu")
     with pytest.raises(Unkept, match="batch"):

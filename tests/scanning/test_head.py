@@ -36,7 +36,7 @@ def test_the_infected_twin_is_found_and_the_clean_one_passes(name: str, alpha: f
     bad, good = (
         backsweep.scan(m, twins.data, name, alpha=alpha, device="cpu") for m in (twins.infected, twins.clean)
     )
-    assert (bad.verdict, bad.targets) == ("backdoored", (twins.trigger.target,))
+    assert (bad.verdict, bad.findings[0].target) == ("backdoored", twins.trigger.target)
     assert good.verdict == "clean"
     assert (bad.findings[0].score or 0) > (good.findings[0].score or 0)
 

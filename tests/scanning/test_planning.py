@@ -13,7 +13,6 @@ from backsweep.core.progress import Event
 from backsweep.core.text import duration, seconds_of
 from backsweep.engine.engine import Engine
 from backsweep.models.model import Model
-from backsweep.scanning import collect as collecting
 from backsweep.scanning.detectors.cascade import Cascade
 from backsweep.scanning.planning import seconds, stages
 from backsweep.scanning.schedule import EFFORTS
@@ -28,7 +27,7 @@ def test_a_budget_ends_in_no_verdict_and_the_next_scan_goes_on(
     twins: Twins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(collecting.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     probe = Cascade.probe
 
     def slow(self: Cascade, *args: object) -> object:
@@ -49,7 +48,7 @@ def test_a_budget_ends_in_no_verdict_and_the_next_scan_goes_on(
 
 def test_what_was_not_begun_in_time_is_said_too(twins: Twins) -> None:
     report = backsweep.scan(twins.clean, twins.data, [FAST, "mm_bd"], budget=1e-9, device="cpu")
-    assert [n.detector for n in report.errors] == ["cascade", "mm_bd"]
+    assert [n.what for n in report.errors] == ["cascade", "mm_bd"]
     assert report.verdict == "inconclusive"
 
 
@@ -87,7 +86,7 @@ def test_cost_grows_far_more_slowly_than_the_classes() -> None:
         sum(s.passes for s in stages(EFFORTS[e], SPACES, 100, 100, 1000, reference=True))
         for e in ("quick", "standard", "thorough")
     )
-    assert 2 * quick < usual < thorough / 2
+    assert 1.5 * quick < usual < thorough / 1.5
 
 
 def test_an_estimate_is_that_of_the_passes(twins: Twins) -> None:
@@ -109,6 +108,6 @@ def test_durations_as_people_say_them() -> None:
 
 
 def test_from_the_shell(shell: Shell, tmp_path: Path, twins: Twins) -> None:
-    result = shell("scan", "nowhere.pt", "--data", "nowhere.npz", "--budget", "soon")
-    assert result.status == 2
-    assert "soon" in result.err
+    status, _, err = shell("scan", "nowhere.pt", "--data", "nowhere.npz", "--budget", "soon")
+    assert status == 2
+    assert "soon" in err

@@ -87,9 +87,9 @@ class Views:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         x, view = self.x[rows % len(self.x)], rows // len(self.x)
-        for v in range(1, VIEWS) if self.shift is not None else ():
+        for v in range(1, VIEWS):
             there = view == v
-            if there.any():  # a shift for each batch, drawn from where it begins
+            if self.shift is not None and there.any():  # one for each batch, drawn from where it begins
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, int(rows[there][0])))
                 x[there] = self.shift(x[there], generator)
         return x
