@@ -27,6 +27,9 @@ from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
 from backsweep.formats import exported, huggingface
 from backsweep.formats.archives import WAY_OUT, members
+from backsweep.formats.keras import reading as keras_reading
+from backsweep.formats.keras.hdf5 import SIGNATURE
+from backsweep.formats.keras.network import Network as KerasNetwork
 from backsweep.formats.onnx import reading as onnx_reading
 from backsweep.formats.onnx import tensors as onnx_tensors
 from backsweep.formats.pickles.checkpoints import open_checkpoint
@@ -38,16 +41,14 @@ from backsweep.models.outputs import unwrapped
 
 _AGAIN = "it is damaged or cut short; get it again"
 _EXPORT = f"from PyTorch, {WAY_OUT}; or torch.export.save(torch.export.export(net.eval(), (x,)), path)"
-_REBUILD = (
-    "rebuild the network in PyTorch, save its weights as safetensors and name its code with "
-    'arch="package.module:factory" (--arch)'
-)
+_TO_ONNX = "convert it (pip install tf2onnx): python -m tf2onnx.convert"
 _NOT_YET = {
-    "Keras": f"Keras and HDF5 files are not readable yet; {_REBUILD}",
-    "TensorFlow": f"TensorFlow models are not readable yet; {_REBUILD}",
+    "TensorFlow": f"a SavedModel of TensorFlow is not read; {_TO_ONNX} --saved-model . --output model.onnx",
+    "TFLite": f"a model of TensorFlow Lite is not read; {_TO_ONNX} --tflite model.tflite --output model.onnx",
     "NumPy": "this is a NumPy archive, which is data and not a model; name the model",
 }
 _NO_ENTRIES = "it has no entries to choose from; leave out weights= (--weights)"
+_EXPORTED = (exported.Program, onnx_reading.Network, torchscript.Script, KerasNetwork)
 _MOST_VALUES = 2**26  # in one input; beyond it a shape is an error, not an image
 
 
@@ -87,7 +88,7 @@ def load(
     """Read a model file or folder; what is given here stands above what the file says.
 
     Readable are weights together with `arch` (safetensors, also in shards with an index; checkpoints of
-    torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), ONNX models,
+    torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), ONNX and Keras models,
     TorchScript modules, and folders of Hugging Face image classifiers. What was done to make weights fit
     stands in `Model.notes`.
 
@@ -114,12 +115,11 @@ def load(
         size = next((s for s in (shape, found.shape, data_shape) if s is not None), None)
         if size is None:
             raise BadInput("the shape of its inputs is not known; say shape=(3, 32, 32) (--shape 3,32,32)")
+        if isinstance(found.net, KerasNetwork) and layout is not None:
+            raise BadInput("a Keras model says itself where it has channels; leave out layout= (--layout)")
         if math.prod(size) > _MOST_VALUES:
             raise BadInput(f"inputs of shape {tuple(size)} are no images; say the true shape= (--shape)")
-        if (
-            isinstance(found.net, (exported.Program, onnx_reading.Network, torchscript.Script))
-            and layer is not None
-        ):
+        if layer is not None and isinstance(found.net, _EXPORTED):
             raise BadInput("an exported network has no layers to name; leave out layer= (--layer)")
         model = Model(
             found.net,
@@ -216,7 +216,7 @@ def _file(path: Path, arch: Any, shape: Any, data_shape: Any, wanted: str | None
     kind = kind_of(blob)
     if kind in _NOT_YET:
         raise BadInput(_NOT_YET[kind])
-    if kind in ("ONNX", "TorchScript") and wanted is not None:
+    if kind in ("ONNX", "TorchScript", "Keras") and wanted is not None:
         raise BadInput(_NO_ENTRIES)
     if kind == "ONNX":
         return _onnx(blob, path.parent, arch, shape, data_shape)
@@ -226,6 +226,8 @@ def _file(path: Path, arch: Any, shape: Any, data_shape: Any, wanted: str | None
             raise BadInput("a TorchScript module brings its own network; leave out arch= (--arch)")
         with _damage("a TorchScript archive"):
             return _Found(torchscript.read(blob, shape if shape is not None else data_shape)), digest
+    if kind == "Keras":
+        return _keras(blob, arch, shape, data_shape), digest
     if kind == "program":
         if arch is not None:
             raise BadInput("an exported program brings its own network; leave out arch= (--arch)")
@@ -276,7 +278,7 @@ def kind_of(blob: bytes) -> str:
             return "TorchScript"
         if "data.pkl" in inner:
             return "checkpoint"
-        if "model.weights.h5" in names:
+        if keras_reading.WEIGHTS in names:
             return "Keras"
         if names and all(n.endswith(".npy") for n in names):
             return "NumPy"
@@ -285,10 +287,10 @@ def kind_of(blob: bytes) -> str:
         return "safetensors"
     if blob[:1] == b"\x80":
         return "checkpoint"
-    if blob[:8] == b"\x89HDF\r\n\x1a\n":
+    if blob[:8] == SIGNATURE:
         return "Keras"
     if blob[4:8] == b"TFL3":
-        return "TensorFlow"
+        return "TFLite"
     if _is_onnx(blob):
         return "ONNX"
     if not blob:
@@ -310,6 +312,16 @@ def _onnx(blob: bytes, folder: Path, arch: Any, shape: Any, data_shape: Any) -> 
     if shape is not None and net.shape is not None and tuple(shape) != net.shape:
         raise BadInput(f"it was exported for inputs of shape {net.shape}, not {tuple(shape)}")
     return _Found(net, net.shape, labels=net.labels or None), digest
+
+
+def _keras(blob: bytes, arch: Any, shape: Any, data_shape: Any) -> _Found:
+    if arch is not None:
+        raise BadInput("a Keras model brings its own network; leave out arch= (--arch)")
+    with _damage("a Keras model"):
+        net, notes = keras_reading.read(blob, shape if shape is not None else data_shape)
+    if shape is not None and net.shape is not None and tuple(shape) != net.shape:
+        raise BadInput(f"it takes inputs of shape {net.shape}, not {tuple(shape)}")
+    return _Found(net, net.shape, pixel_range=255 if net.raw else None, notes=notes)
 
 
 def _said(blob: bytes) -> dict[str, Any]:
