@@ -392,8 +392,7 @@ def main(folder: Path, names: list[str]) -> None:
         y = keras.ops.convert_to_numpy(model(x, training=False)).astype(np.float32)
         np.savez(folder / f"{name}.npz", x=x, y=y)
         model.save(folder / f"{name}.keras")
-        if name != "operated":  # what Keras cannot read again itself
-            model.save(folder / f"{name}.h5")
+        model.save(folder / f"{name}.h5")
 
 
 if __name__ == "__main__":

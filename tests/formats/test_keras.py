@@ -32,7 +32,7 @@ from backsweep.formats.saving import save
 HERE = Path(__file__).parent
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 FORMS = (".keras", ".h5")
-CASES = [(name, form) for name in NETS for form in FORMS if (name, form) != ("operated", ".h5")]
+CASES = [(name, form) for name in NETS for form in FORMS]
 COARSE = {"half": 2e-3, "brain": 2e-2}  # Keras itself computes these in half precision
 
 
@@ -359,6 +359,8 @@ CODE = {"class_name": "__lambda__", "config": {"value": "4wEAAAA="}}
 LAMBDA = {"class_name": "Lambda", "config": {"name": "l", "function": CODE}}
 EVIL = {"module": "evil", "class_name": "ReLU", "config": {}}
 INT8 = {"class_name": "QuantizedDTypePolicy", "config": {"mode": "int8"}}
+POOL = {"name": "p", "pool_size": [9999, 9999], "strides": 1, "padding": "same"}
+WIDER = {"class_name": "MaxPooling2D", "config": POOL}
 LARGER = {"class_name": "UpSampling2D", "config": {"name": "u", "size": [9999, 9999]}}
 HARM: dict[str, tuple[Callable[[Any], None], str]] = {
     "lambda": (with_first(LAMBDA), "Lambda"),
@@ -383,7 +385,8 @@ HARM: dict[str, tuple[Callable[[Any], None], str]] = {
     "shape": (with_shape(8), "cannot be run"),
     "huge": (with_shape(99999, 99999, 3), "too large"),
     "deep": (with_first(deep()), "damaged"),
-    "bomb": (lambda config: config["config"]["layers"][2].update(LARGER), "one image with"),
+    "bomb": (lambda config: config["config"]["layers"][2].update(LARGER), "values of one image"),
+    "wide": (lambda config: config["config"]["layers"][2].update(WIDER), "values of one image"),
     "no layers": (lambda config: config["config"].update(layers=[]), "damaged"),
     "a list": (lambda config: config.update(config=[[1]]), "damaged"),
 }  # fmt: skip
@@ -522,6 +525,21 @@ def test_archives_that_mean_harm(tmp_path: Path) -> None:
         file["x"] = [1.0]
     assert "layout of HDF5" in refusal(tmp_path, buffer.getvalue())
     assert "no model_config" in refusal(tmp_path, inside(good))
+
+
+def test_the_first_of_several_outputs_is_read() -> None:
+    def two(config: Any) -> None:
+        config["config"]["output_layers"] = [config["config"]["output_layers"], ["flatten", 0, 0]]
+
+    x, y = judged("same_strided")
+    net, notes = reading.read(changed(blob_of("same_strided", ".keras"), two))
+    torch.testing.assert_close(net(x), y, rtol=1e-4, atol=1e-5)
+    assert notes == ["it has 2 outputs; the first one is read"]
+
+
+def test_pixels_of_0_to_255_are_given_unless_the_user_says_otherwise() -> None:
+    path = folder() / "efficient.keras"
+    assert load(path).pixel_range == 255 and load(path, pixel_range=1).pixel_range == 1
 
 
 def test_options_that_a_keras_model_answers_itself() -> None:

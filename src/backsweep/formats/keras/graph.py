@@ -120,7 +120,8 @@ def _node(said: Any, version: int, depth: int) -> Node:
         return Node(kind, name, None, read(said, version, depth + 1), trainable)
     if kind == "InputLayer":
         return Node(kind, name, None, None, True)
-    if ".ops." in str(said.get("module")) and kind in OPERATIONS:
+    unnamed = "module" not in said and kind not in CLASSES  # as in HDF5 files
+    if (".ops." in str(said.get("module")) or unnamed) and kind in OPERATIONS:
         return Node(kind, name, Settings(kind, name, own, version), None, True, operation=True)
     if ".ops." in str(said.get("module")) or kind in ("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer"):
         raise BadInput(f"it has the operation {name[:60]!r} ({kind[:40]}), which is not run here; {TF2ONNX}")

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from backsweep.core.errors import BadInput
 from backsweep.formats.archives import members
 from backsweep.formats.keras import graph, weights
 from backsweep.formats.keras.hdf5 import Hdf5
-from backsweep.formats.keras.layers.base import Layer
 from backsweep.formats.keras.network import Network
 
 WEIGHTS = "model.weights.h5"
 CONFIG, METADATA = "config.json", "metadata.json"
-_MOST_VALUES = 2**25  # that a layer answers an image with
+_MOST_VALUES = 2**25  # made of one image, or in it
 _LONGEST = 2**26  # bytes of a configuration
 _AGAIN = "save it again with model.save"
 _NAMES = {"f2": "float16", "f8": "float64"}
@@ -73,8 +73,12 @@ def network(blob: bytes) -> tuple[Network, list[str]]:
     computed = {n.settings.precision for n in graph.layers(root) if n.settings is not None} - {"float32"}
     if computed and not kinds:
         notes.append(f"it computes in {' and '.join(sorted(computed))}; here that is done in float32")
+    if isinstance(root.outputs, list) and len(root.outputs) > 1:
+        notes.append(f"it has {len(root.outputs)} outputs; the first one is read")
     if net.raw:
-        notes.append("its first layers take pixels of 0 to 255, and get them; for others say --input-range 0-1")
+        notes.append(
+            "its first layers take pixels of 0 to 255, and get them; for others say --input-range 0-1"
+        )
     return net, notes
 
 
@@ -113,21 +117,24 @@ def _shape(net: Network, wanted: Sequence[int] | None) -> tuple[int, ...] | None
     return known if len(known) == len(sizes) else None
 
 
+class _Sized(TorchFunctionMode):
+    """Looks at all that is computed on the way: a few bytes of settings can ask for any number of values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.is_meta and out.numel() > _MOST_VALUES:
+            raise BadInput(f"it makes {out.numel():,} values of one image; do not use it")
+        return out
+
+
 def _check_sizes(net: Network, shape: tuple[int, ...]) -> None:
-    """Go through the network without any numbers: no layer may answer an image with too many of them."""
-
-    def check(module: nn.Module, _: Any, out: Any) -> None:
-        if isinstance(out, Tensor) and out.numel() > _MOST_VALUES:
-            raise BadInput(f"a layer answers one image with {out.numel():,} values; do not use it")
-
-    hooks = [m.register_forward_hook(check) for m in net.modules() if isinstance(m, Layer)]
+    """Go through the network without any numbers, to see how many there would be."""
     tensors = [*net.model.named_parameters(), *net.model.named_buffers()]
     bare = {name: tensor.detach().to("meta") for name, tensor in tensors}
-    try:
+    with _Sized():
         functional_call(net.model, bare, (net.turned(torch.empty((1, *shape), device="meta")),))
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _try(net: Network, shape: tuple[int, ...]) -> None:

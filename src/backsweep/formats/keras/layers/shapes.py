@@ -160,27 +160,50 @@ class Resizing(Resized):
         settings.get("fill_value")
 
 
-# ---------------------------------------------------------------------- merging
+# ---------------------------------------------------------------------- merging, operations between layers
 
-_MERGED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_PAIRS: dict[str, Callable[[Any, Any], Any]] = {
     "Add": torch.add, "Subtract": torch.sub, "Multiply": torch.mul, "Maximum": torch.maximum,
-    "Minimum": torch.minimum, "Average": torch.add,
+    "Minimum": torch.minimum, "Average": torch.add, "Divide": torch.div, "TrueDivide": torch.div,
 }  # fmt: skip
+MERGED = ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Average")
+OPERATIONS = {*_PAIRS, "GetItem", "Mean"} - {"Average"}
 
 
-@known_as(*_MERGED)
+def paired(kind: str, one: Any, two: Any) -> Tensor:
+    """Two tensors, or a tensor and a number, place by place."""
+    first, second = (torch.as_tensor(v, dtype=torch.float32) for v in (one, two))
+    out: Tensor = _PAIRS[kind](first, second)
+    return out
+
+
+@known_as(*MERGED)
 class Merged(Layer):
     """Inputs of as many axes, place by place."""
 
     def read(self, settings: Settings) -> None:
         self.kind = settings.kind
 
-    def forward(self, inputs: Any) -> Tensor:
+    def forward(self, inputs: Any, *more: Any) -> Tensor:
+        if len(more) == 1:  # an operation, which HDF5 files do not tell from the layer of its name
+            return paired(self.kind, inputs, more[0])
         parts = stacked(inputs)
         if len({p.ndim for p in parts}) > 1:
             raise ValueError("inputs of another number of axes each")
-        whole = reduce(_MERGED[self.kind], parts)
+        whole: Tensor = reduce(_PAIRS[self.kind], parts)
         return whole / len(parts) if self.kind == "Average" else whole
+
+
+@known_as("CustomScaleLayer")
+class ScaledSum(Layer):
+    """One input plus another one times a number, as in InceptionResNet."""
+
+    def read(self, settings: Settings) -> None:
+        self.scale = settings.number("scale", 1.0)
+
+    def forward(self, inputs: Any) -> Tensor:
+        one, two = stacked(inputs)
+        return one + two * self.scale
 
 
 @known_as("Concatenate")
@@ -192,6 +215,31 @@ class Concatenate(Layer):
 
     def forward(self, inputs: Any) -> Tensor:
         return torch.cat(stacked(inputs), self.axis)
+
+
+class Operation(Layer):
+    """An operation of Keras that was written between layers: `x + y`, `x[:, 0]`, a mean."""
+
+    def read(self, settings: Settings) -> None:
+        self.kind = settings.kind
+        if self.kind == "Mean":
+            axis = settings.get("axis")
+            self.axes = settings.axes("axis", -1) if axis is not None else ()
+            self.wide = settings.flag("keepdims", False)
+            if not self.axes or 0 in self.axes:
+                raise settings.wrong("axis", axis)
+
+    def forward(self, x: Any, *more: Any) -> Tensor:
+        if self.kind == "Mean" and not more:
+            return x.mean(self.axes, self.wide)
+        if self.kind == "GetItem" and len(more) == 1:
+            key = tuple(more[0]) if isinstance(more[0], list) else (more[0],)
+            if not all(isinstance(k, int | slice) for k in key) or key[:1] != (slice(None),):
+                raise BadInput("it takes other parts of its batch, or parts by a tensor; rebuild it without")
+            return x[key]
+        if len(more) == 1 and self.kind in _PAIRS:
+            return paired(self.kind, x, more[0])
+        raise ValueError(f"{self.kind} with {len(more) + 1} inputs")
 
 
 # ---------------------------------------------------------------------- preprocessing
@@ -246,38 +294,3 @@ class Normalization(Layer):
         mean = self.mean.reshape(shape)
         deviation = self.variance.reshape(shape).sqrt().clamp_min(_EPSILON)
         return mean + x * deviation if self.back else (x - mean) / deviation
-
-
-# ---------------------------------------------------------------------- operations between layers
-
-_BETWEEN: dict[str, Callable[[Any, Any], Any]] = {
-    "Add": torch.add, "Subtract": torch.sub, "Multiply": torch.mul, "Divide": torch.div,
-    "TrueDivide": torch.div, "Maximum": torch.maximum, "Minimum": torch.minimum,
-}  # fmt: skip
-OPERATIONS = {*_BETWEEN, "GetItem", "Mean"}
-
-
-class Operation(Layer):
-    """An operation of Keras that was written between layers: `x + y`, `x[:, 0]`, a mean."""
-
-    def read(self, settings: Settings) -> None:
-        self.kind = settings.kind
-        if self.kind == "Mean":
-            axis = settings.get("axis")
-            self.axes = settings.axes("axis", -1) if axis is not None else ()
-            self.wide = settings.flag("keepdims", False)
-            if not self.axes or 0 in self.axes:
-                raise settings.wrong("axis", axis)
-
-    def forward(self, x: Any, *more: Any) -> Tensor:
-        if self.kind == "Mean" and not more:
-            return x.mean(self.axes, self.wide)
-        if self.kind == "GetItem" and len(more) == 1:
-            key = tuple(more[0]) if isinstance(more[0], list) else (more[0],)
-            if not all(isinstance(k, int | slice) for k in key) or key[:1] != (slice(None),):
-                raise BadInput("it takes other parts of its batch, or parts by a tensor; rebuild it without")
-            return x[key]
-        if len(more) == 1 and self.kind in _BETWEEN:
-            one, two = (torch.as_tensor(v, dtype=torch.float32) for v in (x, more[0]))
-            return _BETWEEN[self.kind](one, two)
-        raise ValueError(f"{self.kind} with {len(more) + 1} inputs")
