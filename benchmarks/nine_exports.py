@@ -32,6 +32,7 @@ from backsweep.zoo.tasks import TASKS
 
 TASK, ATTACK = TASKS["digits"], BadNets(size=1, margin=0)
 X = torch.rand(2, *TASK.shape, generator=torch.Generator().manual_seed(0))
+SHAPE = ("--shape", "1,8,8")  # which TorchScript does not keep
 ARCH = ("--arch", "backsweep.archs:digits_cnn")
 CONVOLVED = (32, 4, 4)  # what the first dense layer sees: channels, height, width
 
@@ -137,8 +138,8 @@ FORMATS: dict[str, tuple[str, Callable[[nn.Module, Path], None], tuple[str, ...]
     "torch.export": ("model.pt2", program, ()),
     "ONNX": ("model.onnx", onnx(True), ()),
     "ONNX through TorchScript": ("older.onnx", onnx(False), ()),
-    "TorchScript traced": ("traced.pt", traced, ()),
-    "TorchScript scripted": ("scripted.pt", scripted, ()),
+    "TorchScript traced": ("traced.pt", traced, SHAPE),
+    "TorchScript scripted": ("scripted.pt", scripted, SHAPE),
     "Keras 3": ("model.keras", keras, ()),
     "Keras in HDF5": ("model.h5", keras, ()),
     "Hugging Face": ("vit", hugging_face, ()),

@@ -513,6 +513,24 @@ def test_what_keras_does_not_write_in_hdf5_is_refused(tmp_path: Path, kind: str)
     assert words in refusal(tmp_path, with_h5(replaced(make)))
 
 
+def test_what_others_would_read_otherwise_is_refused(tmp_path: Path) -> None:
+    """Two layouts of a dataset, names out of order, weights in two places: Keras may take the other ones."""
+    blob = bytearray(inside(blob_of("plain", ".keras")))
+    file = Hdf5(bytes(blob))
+    parent = file.find(PLACE.rpartition("/")[0])
+    assert parent is not None
+    (start,) = (at for kind, _, at, _ in file._messages(parent.members["0"]) if kind == 5)
+    blob[start - 8] = 8  # what was the value of places without one says where the numbers are
+    assert "the same thing twice" in refusal(tmp_path, rezipped(**{WEIGHTS: bytes(blob)}))
+    turned = inside(blob_of("plain", ".keras")).replace(b"conv2d_1\0", b"aonv2d_1\0")
+    assert "not in order" in refusal(tmp_path, rezipped(**{WEIGHTS: turned}))
+    two = with_h5(lambda file: file.copy("layers", "_layer_checkpoint_dependencies"))
+    assert "two places" in refusal(tmp_path, two)
+    moved = with_h5(lambda file: file.move("layers", "_layer_checkpoint_dependencies"))
+    x, y = judged("plain")
+    torch.testing.assert_close(reading.read(moved)[0].answers(x), y, rtol=1e-4, atol=1e-5)  # of Keras 2.13
+
+
 def test_archives_that_mean_harm(tmp_path: Path) -> None:
     good = blob_of("plain", ".keras")
     assert "leads out of it" in refusal(tmp_path, rezipped(**{"..__evil": b"x"}))

@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -135,14 +136,20 @@ class Hdf5:
             if flags & 2 and kind in (_SPACE, _TYPE, _LAYOUT, _ATTRIBUTE, _TABLE):
                 raise ValueError("a shared message")
             if kind == _ATTRIBUTE:
-                attributes.update(self._attribute(self._take(start, size)))
+                said = self._attribute(self._take(start, size))
+                if said.keys() & attributes.keys():
+                    raise BadInput("it says the same thing twice; do not use it")
+                attributes.update(said)
             elif kind in (_SPACE, _TYPE, _LAYOUT, _TABLE):
+                if kind in parts:
+                    raise BadInput("it says the same thing twice; do not use it")
                 parts[kind], places[kind] = self._take(start, size), start
         if _TABLE in parts:
             links = list(self._links(*struct.unpack_from("<2Q", parts[_TABLE])))
-            if len(members := dict(links)) < len(links):
-                raise BadInput("it holds two things of one name; do not use it")
-            return Item(members, attributes, None)
+            names = [name.encode() for name, _ in links]
+            if any(one >= two for one, two in pairwise(names)):  # or others would find other things by a name
+                raise BadInput("the names in it are not in order, or there twice; do not use it")
+            return Item(dict(links), attributes, None)
         if _LAYOUT not in parts:
             return Item({}, attributes, None)
         opaque = attributes.get("dtype") == BFLOAT16 or "dtype" not in attributes

@@ -19,7 +19,13 @@ Path = tuple[str, ...]
 
 
 def of_archive(graph: Graph, file: Hdf5) -> Weights:
-    """Weights of a .keras archive: a folder for each layer, named after its class and counted."""
+    """Weights of a .keras archive: a folder for each layer, named after its class and counted.
+
+    Raises:
+        BadInput: weights are missing, too many, or in two places.
+    """
+    if {"layers", _BEFORE} <= file.root.members.keys():
+        raise BadInput("it holds weights in two places; do not use it")
     return dict(_of_folder(graph, file, "layers", ()))
 
 
