@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,8 @@ def test_models_are_scanned_by_their_logits(name: str, form: str) -> None:
     scale = 255 if name == "efficient" else 1
     assert model.pixel_range == scale and not model.answers_probabilities
     logits = model.logits(x / scale)
+    for twin in (model.copy(), pickle.loads(pickle.dumps(model))):  # as scans and their workers do
+        torch.testing.assert_close(twin.logits(x / scale), logits, rtol=1e-4, atol=1e-4)
     if name == "one_sigmoid":
         torch.testing.assert_close(logits.softmax(1)[:, 1:], y, rtol=1e-4, atol=1e-5)
         assert model.classes == 2

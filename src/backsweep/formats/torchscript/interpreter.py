@@ -11,6 +11,7 @@ import ast
 import math
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,13 +59,20 @@ class _Returned(Exception):
         self.value = value
 
 
+@dataclass(frozen=True)
+class Weight:
+    """In the place of a tensor of the file: its name among the tensors of the module."""
+
+    name: str
+
+
 class Run:
     """One run of a module.
 
     Args:
         code: classes and functions by their full names.
         constants: what the source calls CONSTANTS.c0, c1, ….
-        keys, tensors: the names of the file's tensors, by their identity, and what they are now.
+        tensors: what the tensors of the file are now, by their names.
         device: where the input is.
     """
 
@@ -72,12 +80,11 @@ class Run:
         self,
         code: dict[str, Code],
         constants: list[Any],
-        keys: dict[int, str],
         tensors: dict[str, Tensor],
         device: torch.device,
     ) -> None:
         self.code, self.constants, self.device = code, constants, device
-        self.keys, self.tensors = keys, tensors
+        self.tensors = tensors
         self.steps, self.depth = 0, 0
 
     def method(self, obj: Placeholder, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -212,8 +219,8 @@ class Run:
 
     def held(self, value: Any) -> Any:
         """A value of the file; of a tensor, what it is now."""
-        if isinstance(value, Tensor):
-            return self.tensors[self.keys[id(value)]]
+        if isinstance(value, Weight):
+            return self.tensors[value.name]
         return list(value) if isinstance(value, list) else value
 
     def called(self, node: ast.Call, frame: dict[str, Any]) -> Any:

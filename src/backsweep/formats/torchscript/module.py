@@ -14,7 +14,7 @@ from backsweep.core.errors import BadInput
 from backsweep.formats.archives import WAY_OUT
 from backsweep.formats.pickles.machine import Placeholder
 from backsweep.formats.torchscript.archive import Archive, open_archive
-from backsweep.formats.torchscript.interpreter import Run
+from backsweep.formats.torchscript.interpreter import Run, Weight
 
 _DEEPEST = 60  # objects in objects
 _NAMED = {  # where operators have weights, so that a bias is found beside its weight
@@ -38,7 +38,7 @@ class Script(nn.Module):
         super().__init__()
         self._code, self._root = archive.code, archive.root
         self._constants: list[Any] = list(archive.constants)
-        self._keys: dict[int, str] = {}  # of a tensor of the file, by identity: its name here
+        self._keys: dict[int, str] = {}  # of a tensor of the file, by identity, while the module is made
         self._stored: dict[str, Tensor] = {}
         self._objects(archive.root, "", 0)
         for index, value in enumerate(self._constants):
@@ -47,13 +47,15 @@ class Script(nn.Module):
             elif isinstance(value, Tensor):
                 key = self._constant_name(index)
                 weight = value.numel() > 1 and ".running" not in key
-                self._attach(key, value, weight, bool(value.is_floating_point() and value.isfinite().all()))
+                saved = bool(value.is_floating_point() and value.isfinite().all())
+                self._constants[index] = self._attach(key, value, weight, saved)
+        self._keys.clear()
 
     def forward(self, x: Tensor) -> Any:
         """What the module answers, for inputs x (N, *shape)."""
         tensors: dict[str, Tensor] = dict(self.named_parameters(remove_duplicate=False))
         tensors.update(self.named_buffers(remove_duplicate=False))
-        run = Run(self._code, self._constants, self._keys, tensors, x.device)
+        run = Run(self._code, self._constants, tensors, x.device)
         lent = [x, *run.tensors.values()]
         versions = [t._version for t in lent]
         out = run.method(self._root, "forward", [x], {})
@@ -82,13 +84,14 @@ class Script(nn.Module):
             raise BadInput("it was saved in training mode; call net.eval(), then save it again")
         for name, value in state.items():
             if isinstance(value, Tensor):
-                self._attach(f"{path}{name}", value, name in listed, True)
+                state[name] = self._attach(f"{path}{name}", value, name in listed, True)
             elif isinstance(value, Placeholder) and value.args is not None:
                 self._objects(value, f"{path}{name}.", depth + 1)
 
-    def _attach(self, key: str, value: Tensor, parameter: bool, saved: bool) -> None:
+    def _attach(self, key: str, value: Tensor, parameter: bool, saved: bool) -> Weight:
+        """Register a tensor of the file; returns what stands in its place, so that copies find their own."""
         if id(value) in self._keys:
-            return
+            return Weight(self._keys[id(value)])
         root: nn.Module = self
         *path, name = key.split(".")
         for part in path:
@@ -101,6 +104,7 @@ class Script(nn.Module):
             root.register_buffer(name, value, persistent=saved)
         self._keys[id(value)] = key
         self._stored[key] = value
+        return Weight(key)
 
     def _constant_name(self, index: int) -> str:
         """A name for a tensor of a frozen module, after the operator that takes it as its weight."""
