@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from backsweep.formats.opening import named
+from backsweep.formats.building import named
 from backsweep.models.training import Recipe
 from backsweep.shadows import training
 from backsweep.zoo.tasks import TASKS

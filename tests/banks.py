@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from backsweep.engine.engine import Engine
-from backsweep.formats.opening import named
+from backsweep.formats.building import named
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe

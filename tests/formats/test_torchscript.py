@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import pickle
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -81,6 +82,8 @@ def test_a_loaded_module_is_seen_into_and_written_back(tmp_path: Path, form: str
     if form in ("traced", "scripted"):
         assert model.affine() == original.affine()
         assert model.net.state_dict().keys() == original.net.state_dict().keys()
+    for twin in (model.copy(), pickle.loads(pickle.dumps(model))):  # as scans and their workers do
+        torch.testing.assert_close(twin.logits(X), model.logits(X), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         for p in model.net.parameters():
             p.add_(0.05 * torch.rand(p.shape, generator=torch.Generator().manual_seed(p.numel())))

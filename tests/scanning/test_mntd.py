@@ -24,7 +24,7 @@ import banks
 from backsweep.core.errors import BadInput
 from backsweep.core.progress import Event
 from backsweep.engine.engine import Engine
-from backsweep.formats.opening import named
+from backsweep.formats.building import named
 from backsweep.inputs.image import random_triggers
 from backsweep.inputs.samples import Data
 from backsweep.models.grouped import Wide, nets_in_a_pass

@@ -23,7 +23,7 @@ from backsweep.core.progress import Event, OnEvent
 from backsweep.core.provenance import chosen, failures, provenance, reason_of, remade
 from backsweep.core.seeds import derive_seed
 from backsweep.core.versions import versions
-from backsweep.formats.opening import named
+from backsweep.formats.building import named
 from backsweep.guarding.detector import SampleDetector
 from backsweep.inputs.samples import Data
 from backsweep.models.checks import describe_model, doubtful_accuracy, fitted, pick_device

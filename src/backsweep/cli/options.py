@@ -89,7 +89,7 @@ class Reading:
         Raises:
             BadInput: numbers that are none, or another range than 0-1 and 0-255.
         """
-        ranges = {None: None, "0-1": None, "0-255": 255.0}
+        ranges = {None: None, "0-1": 1.0, "0-255": 255.0}
         if self.input_range not in ranges:
             raise BadInput(
                 f"the range {self.input_range!r} is not known; there are 0-1 and 0-255 (--input-range)"

@@ -132,7 +132,8 @@ def bank_calibrate(
     Shadows are trained on few samples; a clean network that was trained on many answers in another way. With
     19 networks the least p-value is 0.05, with 99 it is 0.01.
     """
-    from backsweep.formats.opening import load, named
+    from backsweep.formats.building import named
+from backsweep.formats.opening import load
     from backsweep.inventory.sources import find
     from backsweep.shadows.bank import Bank
 

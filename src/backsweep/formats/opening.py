@@ -8,50 +8,46 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
-import inspect
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
 from backsweep.formats import exported, predicting
 from backsweep.formats.archives import WAY_OUT, members
+from backsweep.formats.building import build
 from backsweep.formats.hugging_face import files as folders
 from backsweep.formats.hugging_face import hub
 from backsweep.formats.hugging_face import reading as hugging_face
 from backsweep.formats.hugging_face.preprocessing import numbers
+from backsweep.formats.keras import reading as keras_reading
+from backsweep.formats.keras.hdf5 import SIGNATURE
+from backsweep.formats.keras.network import Network as KerasNetwork
 from backsweep.formats.onnx import reading as onnx_reading
 from backsweep.formats.onnx import tensors as onnx_tensors
 from backsweep.formats.pickles.checkpoints import open_checkpoint
 from backsweep.formats.torchscript import module as torchscript
 from backsweep.formats.weights import sharded, state_dicts
-from backsweep.models import architectures
 from backsweep.models.model import Model
-from backsweep.models.outputs import unwrapped
 
 _AGAIN = "it is damaged or cut short; get it again"
 _EXPORT = f"from PyTorch, {WAY_OUT}; or torch.export.save(torch.export.export(net.eval(), (x,)), path)"
-_REBUILD = (
-    "rebuild the network in PyTorch, save its weights as safetensors and name its code with "
-    'arch="package.module:factory" (--arch)'
-)
+_TO_ONNX = "convert it (pip install tf2onnx): python -m tf2onnx.convert"
 _NOT_YET = {
-    "Keras": f"Keras and HDF5 files are not readable yet; {_REBUILD}",
-    "TensorFlow": f"TensorFlow models are not readable yet; {_REBUILD}",
+    "TensorFlow": f"a SavedModel of TensorFlow is not read; {_TO_ONNX} --saved-model . --output model.onnx",
+    "TFLite": f"a model of TensorFlow Lite is not read; {_TO_ONNX} --tflite model.tflite --output model.onnx",
     "NumPy": "this is a NumPy archive, which is data and not a model; name the model",
 }
 _NO_ENTRIES = "it has no entries to choose from; leave out weights= (--weights)"
+_EXPORTED = (exported.Program, onnx_reading.Network, torchscript.Script, KerasNetwork)
 _MOST_VALUES = 2**26  # in one input; beyond it a shape is an error, not an image
 
 
@@ -91,7 +87,7 @@ def load(
     """Read a model file or folder; what is given here stands above what the file says.
 
     Readable are weights together with `arch` (safetensors, also in shards with an index; checkpoints of
-    torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), ONNX models,
+    torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), ONNX and Keras models,
     TorchScript modules, and folders of Hugging Face image classifiers. What was done to make weights fit
     stands in `Model.notes`. No host is asked unless one is named.
 
@@ -125,12 +121,11 @@ def load(
         size = next((s for s in (shape, found.shape, data_shape) if s is not None), None)
         if size is None:
             raise BadInput("the shape of its inputs is not known; say shape=(3, 32, 32) (--shape 3,32,32)")
+        if isinstance(found.net, KerasNetwork) and layout is not None:
+            raise BadInput("a Keras model says itself where it has channels; leave out layout= (--layout)")
         if math.prod(size) > _MOST_VALUES:
             raise BadInput(f"inputs of shape {tuple(size)} are no images; say the true shape= (--shape)")
-        if (
-            isinstance(found.net, (exported.Program, onnx_reading.Network, torchscript.Script))
-            and layer is not None
-        ):
+        if layer is not None and isinstance(found.net, _EXPORTED):
             raise BadInput("an exported network has no layers to name; leave out layer= (--layer)")
         model = Model(
             found.net,
@@ -228,7 +223,7 @@ def _file(path: Path, arch: Any, shape: Any, data_shape: Any, wanted: str | None
     kind = kind_of(blob)
     if kind in _NOT_YET:
         raise BadInput(_NOT_YET[kind])
-    if kind in ("ONNX", "TorchScript") and wanted is not None:
+    if kind in ("ONNX", "TorchScript", "Keras") and wanted is not None:
         raise BadInput(_NO_ENTRIES)
     if kind == "ONNX":
         return _onnx(blob, path.parent, arch, shape, data_shape)
@@ -238,6 +233,8 @@ def _file(path: Path, arch: Any, shape: Any, data_shape: Any, wanted: str | None
             raise BadInput("a TorchScript module brings its own network; leave out arch= (--arch)")
         with _damage("a TorchScript archive"):
             return _Found(torchscript.read(blob, shape if shape is not None else data_shape)), digest
+    if kind == "Keras":
+        return _keras(blob, arch, shape, data_shape), digest
     if kind == "program":
         if arch is not None:
             raise BadInput("an exported program brings its own network; leave out arch= (--arch)")
@@ -288,7 +285,7 @@ def kind_of(blob: bytes) -> str:
             return "TorchScript"
         if "data.pkl" in inner:
             return "checkpoint"
-        if "model.weights.h5" in names:
+        if keras_reading.WEIGHTS in names:
             return "Keras"
         if names and all(n.endswith(".npy") for n in names):
             return "NumPy"
@@ -297,10 +294,10 @@ def kind_of(blob: bytes) -> str:
         return "safetensors"
     if blob[:1] == b"\x80":
         return "checkpoint"
-    if blob[:8] == b"\x89HDF\r\n\x1a\n":
+    if blob[:8] == SIGNATURE:
         return "Keras"
     if blob[4:8] == b"TFL3":
-        return "TensorFlow"
+        return "TFLite"
     if _is_onnx(blob):
         return "ONNX"
     if not blob:
@@ -324,6 +321,16 @@ def _onnx(blob: bytes, folder: Path, arch: Any, shape: Any, data_shape: Any) -> 
     return _Found(net, net.shape, labels=net.labels or None), digest
 
 
+def _keras(blob: bytes, arch: Any, shape: Any, data_shape: Any) -> _Found:
+    if arch is not None:
+        raise BadInput("a Keras model brings its own network; leave out arch= (--arch)")
+    with _damage("a Keras model"):
+        net, notes = keras_reading.read(blob, shape if shape is not None else data_shape)
+    if shape is not None and net.shape is not None and tuple(shape) != net.shape:
+        raise BadInput(f"it takes inputs of shape {net.shape}, not {tuple(shape)}")
+    return _Found(net, net.shape, pixel_range=255 if net.raw else None, notes=notes)
+
+
 def _said(blob: bytes) -> dict[str, Any]:
     """What the header of a safetensors file says of the model, as JSON under "backsweep.model"."""
     header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
@@ -334,61 +341,3 @@ def _said(blob: bytes) -> dict[str, Any]:
         "labels": lambda names: tuple(str(n) for n in names),
     }  # fmt: skip
     return {name: read(said[name]) for name, read in kinds.items() if said.get(name) is not None}
-
-
-# ---------------------------------------------------------------------- weights with an architecture
-
-
-def build(arch: str | Callable[[], nn.Module]) -> nn.Module:
-    """The network that the code named by the user makes."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        factory: Any = arch
-        if isinstance(arch, str):
-            module, _, name = arch.partition(":")
-            if not module or not name:
-                raise BadInput(f"arch {arch!r} is not of the form package.module:factory")
-            importlib.invalidate_caches()
-            factory = getattr(importlib.import_module(module), name)
-        with torch.random.fork_rng(devices=[]):
-            net = factory()
-    except BadInput:
-        raise
-    except Exception as e:
-        raise BadInput(
-            f"arch {arch!r} fails ({type(e).__name__}: {e}); name a function that takes no arguments, in a "
-            "module that can be imported from the current folder"
-        ) from e
-    finally:
-        sys.path.remove(here)
-    if not isinstance(net, nn.Module):
-        raise BadInput(f"arch {arch!r} returns {type(net).__name__}, not a torch.nn.Module")
-    return unwrapped(net)[0]
-
-
-def named(arch: str, classes: int, shape: Sequence[int], seed: int) -> nn.Module:
-    """A fresh network for a number of classes and a shape of input, its weights drawn from `seed`.
-
-    Args:
-        arch: name of a network in `backsweep.archs`, or "package.module:factory" of the user's own code.
-
-    Raises:
-        BadInput: there is no such network, or it does not take such inputs.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if ":" in arch:
-            return build(arch)
-        known = {
-            n: f for n, f in vars(architectures).items() if inspect.isfunction(f) and not n.startswith("_")
-        }
-        if arch not in known:
-            raise BadInput(
-                f"there is no network {arch!r}; there are {', '.join(known)}, or give package.module:factory"
-            )
-        channels, height, width = shape
-        if height != width:
-            raise BadInput(f"{arch} takes square images, these are {height} x {width}; resize them")
-        net: nn.Module = known[arch](classes, channels, height)
-        return net

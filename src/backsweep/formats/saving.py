@@ -26,6 +26,7 @@ from backsweep.core.files import writable_folder, write_bytes
 from backsweep.core.text import one_line, some
 from backsweep.formats import exported, programs, saving_folders
 from backsweep.formats.hugging_face import writing as hugging_face_writing
+from backsweep.formats.keras import writing as keras_writing
 from backsweep.formats.onnx import tensors as onnx_tensors
 from backsweep.formats.onnx import writing as onnx_writing
 from backsweep.formats.opening import kind_of
@@ -154,6 +155,8 @@ def _file(model: Model, source: Path) -> bytes:
         return onnx_writing.rewritten(blob, source.parent, model, as_stored)
     if hashlib.sha256(blob).hexdigest() != model.origin:
         raise BadInput(CHANGED)
+    if kind == "Keras":
+        return keras_writing.rewritten(blob, model.net, as_stored, _zipped)
     if kind == "TorchScript":
         with zipfile.ZipFile(io.BytesIO(blob)) as old:
             return _zipped(old, torchscript_writing.changed_members(blob, model))

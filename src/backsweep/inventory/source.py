@@ -11,7 +11,7 @@ from pathlib import Path
 
 # What is taken from a folder. Those that are not readable are taken as well, to say so.
 SUFFIXES = {
-    ".safetensors", ".pt", ".pth", ".pt2", ".ckpt", ".onnx", ".h5", ".keras", ".tflite",
+    ".safetensors", ".pt", ".pth", ".pt2", ".ckpt", ".onnx", ".h5", ".hdf5", ".keras", ".tflite",
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from backsweep.core.text import one_line
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
-from backsweep.formats.opening import named
+from backsweep.formats.building import named
 from backsweep.inputs.samples import Data
 from backsweep.models.grouped import nets_in_a_pass
 from backsweep.models.model import Model

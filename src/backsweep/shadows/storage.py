@@ -19,7 +19,7 @@ from torch import Tensor
 from backsweep.core import documents
 from backsweep.core.errors import BadInput
 from backsweep.core.files import write_bytes
-from backsweep.formats.opening import named
+from backsweep.formats.building import named
 from backsweep.models.grouped import Wide
 from backsweep.shadows.training import Group
 

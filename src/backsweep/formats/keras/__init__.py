@@ -1,0 +1,1 @@
+"""Keras models: their configuration and weights read as data, run over torch operators."""

@@ -1,0 +1,1 @@
+"""Layers of Keras over torch operators."""
