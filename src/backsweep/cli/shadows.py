@@ -133,7 +133,7 @@ def bank_calibrate(
     19 networks the least p-value is 0.05, with 99 it is 0.01.
     """
     from backsweep.formats.building import named
-from backsweep.formats.opening import load
+    from backsweep.formats.opening import load
     from backsweep.inventory.sources import find
     from backsweep.shadows.bank import Bank
 
