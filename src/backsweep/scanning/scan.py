@@ -17,6 +17,7 @@ from torch import nn
 
 from backsweep.core.discovery import make
 from backsweep.core.errors import BadInput
+from backsweep.core.files import writable_folder
 from backsweep.core.method import Method
 from backsweep.core.progress import Event, OnEvent
 from backsweep.core.provenance import chosen, failures, is_own, provenance, reason_of, remade
@@ -121,7 +122,7 @@ def scan(
         versions=versions(),
         examples=examples.x,
     )  # fmt: skip
-    folder = Path(out) if out is not None else None
+    folder = writable_folder(Path(out)) if out is not None else None
     doubt = too_few(data)
     if doubt:
         report.errors.append(Note("clean samples", doubt))
