@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,7 @@ def test_sarif_of_all_reports() -> None:
 
 
 def test_a_damaged_report() -> None:
-    broken = make_record(source="x.pt")
-    broken = Record.from_json({**broken.to_json(), "report": {"schema": 1}})
+    broken = replace(make_record(source="x.pt"), report={"schema": 1})
     for export in (to_sarif, cyclonedx):
         with pytest.raises(BadInput, match=r"the report of x\.pt is not a report of Backsweep"):
             export([broken])
