@@ -30,7 +30,7 @@ ENOUGH = 0.9  # of the suspect's accuracy
 _lock = threading.Lock()  # one reference is made at a time, whoever asks first
 
 VIEWS = 4  # of every sample, of which one is untouched
-MOST_BYTES = 2**30  # of kept activations
+MOST_BYTES = 2**29  # of kept activations
 MIX = 0.5  # samples are mixed with others, with a weight of up to this
 
 
