@@ -48,10 +48,9 @@ def test_tells_the_twins_apart_by_default(twins: Twins, reports: dict[str, Repor
 
 def test_the_stages_follow_each_other(reports: dict[str, Report]) -> None:
     kinds = [e.unit.split("-")[0] for e in reports["clean"].evidence]
-    assert list(dict.fromkeys(kinds)) == ["class", "reference", "pairs", "cells", "closer", "trigger"]
+    assert list(dict.fromkeys(kinds)) == ["class", "reference", "pairs", "closer", "trigger"]
     assert kinds.count("class") == kinds.count("reference") == 50
     assert kinds.count("pairs") == 10
-    assert kinds.count("cells") == STANDARD.cells
     assert kinds.count("closer") == 2 * STANDARD.closer
     assert kinds.count("trigger") == 1
 

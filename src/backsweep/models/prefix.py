@@ -249,8 +249,8 @@ class Prefix:
     def _fill(self, model: Model, x: Inputs) -> None:
         """Keep what is live at the cut."""
         size = max(1, BATCH_VALUES // math.prod(model.shape))
-        pieces: dict[int, list[Tensor]] = {}
-        for part in self.rows.split(size):
+        for start in range(0, len(self.rows), size):
+            part = self.rows[start : start + size]
             filler, there = _Filler(self), x[part].to(model.device)
             with torch.no_grad(), torch.autocast(self._type, torch.bfloat16, enabled=self.bf16):
                 try:
@@ -260,11 +260,13 @@ class Prefix:
                     pass
             for which, (index, i) in {which: place for place, which in self.places.items()}.items():
                 p, leaf = self.calls[index][0][i], filler.leaves[index][i]  # type: ignore[index]
-                if p.dim is not None:
-                    pieces.setdefault(which, []).append(_inputs_first(leaf, p, len(part)).clone())
-                else:
+                if p.dim is None:
                     self.kept[which] = leaf.clone()
-        self.kept |= {which: torch.cat(many) for which, many in pieces.items()}
+                    continue
+                piece = _inputs_first(leaf, p, len(part))
+                if start == 0:
+                    self.kept[which] = piece.new_empty((len(self.rows), *piece.shape[1:]))
+                self.kept[which][start : start + size] = piece
 
     def _check(self, model: Model, x: Inputs) -> None:
         """Resumed passes must give what whole ones give."""

@@ -52,8 +52,8 @@ def stages(
         found.append(Stage("the same in a reference", len(spaces) * full, wash + paths))
     if present:
         targets = min(classes - 1, max(1, PAIRS // classes))
-        look = s.pairs if s.pairs[1] else (s.steps, 3 * s.batch // 8)
-        cells, closer = min(s.cells, present * targets), 2 * s.closer
+        look = s.pairs_in(classes)
+        cells, closer = min(s.cells_in(classes), present * targets), 2 * s.closer
         found.append(Stage("pairs", present, 2.0 * present * targets * _size(look)))
         found.append(Stage(
             "pairs that stand out", cells + closer,

@@ -43,8 +43,8 @@ class Schedule:
     pairs: tuple[int, int] = (6, 2)
     cells: int = 30
     again: tuple[int, int] = (20, 4)
-    closer: int = 5
-    closer_batch: int = 16
+    closer: int = 6
+    closer_batch: int = 24
     updates: int = 100
     kept: bool = True
     down: tuple[str, ...] = ("sparse",)
@@ -57,11 +57,25 @@ class Schedule:
     def inputs(self, kind: str, classes: int) -> int:
         """Inputs in a step of one unit of a stage, as `kind_of` names it."""
         stages = {
-            "pairs": (classes - 1) * max(2, self.pairs[1]),
+            "pairs": (classes - 1) * self.pairs_in(classes)[1],
             "cells": self.again[1],
             "closer": self.closer_batch,
         }
         return stages.get(kind, self.look[1] if kind.startswith("look") else self.batch)
+
+    def pairs_in(self, classes: int) -> tuple[int, int]:
+        """Steps and batch of the first look at pairs; of few classes it is the only one."""
+        if classes <= self.all_classes < 10**9:
+            return self.steps, max(2, 3 * self.batch // 8)
+        if self.pairs[1]:
+            return self.pairs
+        full, short = (self.steps, 3 * self.batch // 8), (self.steps // 2, self.batch // 4)
+        steps, batch = short if classes > 20 else full
+        return max(2, steps), max(2, batch)
+
+    def cells_in(self, classes: int) -> int:
+        """Pairs that are looked at again."""
+        return 0 if classes <= self.all_classes else self.cells
 
     def measured(self, classes: int) -> int:
         """Classes that are measured in full."""

@@ -86,14 +86,11 @@ class Screen:
 
     def pairs(self, units: Sequence[Unit]) -> list[Evidence]:
         """Log size of every target for each unit's source, as "to_<target>"; of many targets, the nearest."""
-        room, s = max(1, PAIRS // self.model.classes), self.schedule
+        room = max(1, PAIRS // self.model.classes)
         cells = [(u, t) for u in units for t in self._near(u.source or 0, room)]
-        steps, batch = s.pairs
-        if not batch:
-            many = self.model.classes > 20
-            steps, batch = (s.steps // 2, s.batch // 4) if many else (s.steps, 3 * s.batch // 8)
+        steps, batch = self.schedule.pairs_in(self.model.classes)
         aims = [Aim(t, u.source, self._seed(u.key, t)) for u, t in cells]
-        paths = self._few(self.model, aims, max(2, steps), max(2, batch))
+        paths = self._few(self.model, aims, steps, batch)
         found = []
         for unit in units:
             own = [(t, p) for (u, t), p in zip(cells, paths, strict=True) if u is unit]

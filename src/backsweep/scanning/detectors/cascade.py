@@ -135,8 +135,9 @@ class Cascade(ModelDetector):
             following = [Unit(f"reference-{e.unit.removeprefix('class-')}", e.target) for e in own]
             following += [Unit(f"pairs-{s}", None, s) for s in data.y.unique().tolist() if self.pairs]
         elif "pairs" in done and "closer" not in done:
-            if self.schedule.cells and "cells" not in done:
-                first, _ = stand_out([cells_of(evidence, "pairs")], self.schedule.cells)
+            again = self.schedule.cells_in(model.classes)
+            if again and "cells" not in done:
+                first, _ = stand_out([cells_of(evidence, "pairs")], again)
                 following = [Unit(f"cells-{s}-{t}", t, s) for s, t in first]
             if not following:
                 standing, others = standing_cells(evidence, self.schedule)
