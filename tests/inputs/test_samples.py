@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from image_files import mutated
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
@@ -201,16 +202,6 @@ def test_damaged_images(tmp_path: Path, suffix: str) -> None:
     damaged()
     path.write_bytes(blob[: len(blob) // 2])
     assert f"a/1{suffix}" in refusal(tmp_path)
-
-
-def mutated(data: st.DataObject, blob: bytes) -> bytes:
-    """The blob cut short, or with some of its bytes changed."""
-    if data.draw(st.booleans()):
-        return blob[: data.draw(st.integers(0, len(blob) - 1))]
-    changed = bytearray(blob)
-    for place in data.draw(st.lists(st.integers(0, len(blob) - 1), min_size=1, max_size=4)):
-        changed[place] = data.draw(st.integers(0, 255))
-    return bytes(changed)
 
 
 # ---------------------------------------------------------------------- NumPy archives

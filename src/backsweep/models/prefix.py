@@ -118,9 +118,7 @@ class _Filler(TorchFunctionMode):
 class _Resumer(TorchFunctionMode):
     """Gives the calls up to the cut what was kept; those after it compute."""
 
-    def __init__(
-        self, prefix: Prefix, rows: Tensor, shift: Tensor | None, mix: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, prefix: Prefix, rows: Tensor, shift: Tensor | None, mix: Mix) -> None:
         super().__init__()
         self.prefix, self.rows, self.shift, self.mix = prefix, rows, shift, mix
         self.count = -1

@@ -11,6 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backsweep.core.errors import BadInput
+from backsweep.models.model import Model
+
+
+def why_no_head(model: Model) -> str:
+    """Why the head of a network cannot be looked at, "" when it can."""
+    try:
+        model.head()
+    except BadInput as e:
+        return str(e)
+    return ""
+
 
 def positive_sums(weight: Tensor) -> Tensor:
     """Sum of the positive weights of every row, (C,): how far any features at all can raise a class."""

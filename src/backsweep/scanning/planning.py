@@ -41,7 +41,7 @@ def stages(
     full = s.measured(classes)
     found = []
     if full < classes:
-        looks = [n for n in spaces if n in (s.looks or spaces)] or list(spaces[-1:])
+        looks = s.looked(spaces)
         found.append(
             Stage("look at all classes", len(looks) * classes + 1, of(looks) * classes * _size(s.look))
         )

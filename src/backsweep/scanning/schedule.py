@@ -6,7 +6,7 @@ null honest, are measured in full. So the cost grows far more slowly than the nu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 PAIRS = 2000  # most cells of the screen; beyond, the targets that a source is nearest to
@@ -53,6 +53,10 @@ class Schedule:
         """With its share of the steps and the batch that are asked for."""
         a, b = self.shares
         return replace(self, steps=max(2, round(a * steps)), batch=max(2, round(b * batch)))
+
+    def looked(self, spaces: Sequence[str]) -> list[str]:
+        """Those of the spaces in which all classes get a look, at least one."""
+        return [n for n in spaces if n in (self.looks or spaces)] or list(spaces[-1:])
 
     def inputs(self, kind: str, classes: int) -> int:
         """Inputs in a step of one unit of a stage, as `kind_of` names it."""

@@ -121,7 +121,7 @@ class Cascade(ModelDetector):
         names, classes = self._names(model), range(model.classes)
         if model.classes <= self.schedule.all_classes:
             return [Unit(f"class-{s}-{t}", t) for s in names for t in classes]
-        looks = [n for n in names if n in (self.schedule.looks or names)] or names[-1:]
+        looks = self.schedule.looked(names)
         return [*(Unit(f"look-{s}-{t}", t) for s in looks for t in classes), Unit("head")]
 
     def more(self, model: Model, data: Data, evidence: Sequence[Evidence]) -> Sequence[Unit]:

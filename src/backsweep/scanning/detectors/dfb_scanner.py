@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from backsweep.core.errors import BadInput
 from backsweep.core.statistics import anomaly_index
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence, Finding
 from backsweep.scanning.detector import ModelDetector, Unit
-from backsweep.scanning.head import indicators
+from backsweep.scanning.head import indicators, why_no_head
 from backsweep.scanning.outliers import outlier_findings
 
 LEAST_SPREAD = 1.0  # of the clues among the classes
@@ -36,11 +35,7 @@ class DfbScanner(ModelDetector):
     code: ClassVar[str] = "BSW120"
 
     def applies(self, model: Model, data: Data) -> str:
-        try:
-            model.head()
-        except BadInput as e:
-            return str(e)
-        return ""
+        return why_no_head(model)
 
     def chunk(self, model: Model) -> int:
         return model.classes

@@ -15,13 +15,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backsweep.core.errors import BadInput
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence, Finding
 from backsweep.scanning.detector import ModelDetector, Unit
-from backsweep.scanning.head import shares
+from backsweep.scanning.head import shares, why_no_head
 from backsweep.scanning.outliers import outlier_findings
 
 LEAST_SPREAD = 0.7  # of the log shares among the classes
@@ -52,11 +51,7 @@ class HTell(ModelDetector):
             raise ValueError("probes is at least 1")
 
     def applies(self, model: Model, data: Data) -> str:
-        try:
-            model.head()
-        except BadInput as e:
-            return str(e)
-        return ""
+        return why_no_head(model)
 
     def chunk(self, model: Model) -> int:
         return model.classes

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backsweep.core.errors import BadInput
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.image.learned_space import Transformed, unet, unet_weights
 from backsweep.inputs.samples import Data
@@ -28,6 +27,7 @@ from backsweep.inversion.learned_space import BETAS, SHARE, SPREAD, STEALTH, SUC
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence, Finding
 from backsweep.scanning.detector import ModelDetector, Unit
+from backsweep.scanning.head import why_no_head
 from backsweep.scanning.outliers import outlier_findings
 
 PRESETS = {  # filters, blocks, pre-training passes, batch, steps, inner steps
@@ -106,11 +106,8 @@ class Unicorn(ModelDetector):
     def applies(self, model: Model, data: Data) -> str:
         if not model.modality.grid:
             return f"its networks transform maps (C, H, W), and the model takes {model.modality.noun}s"
-        try:
-            model.head()
-        except BadInput as e:
-            return f"{e}; features of two inputs cannot be mixed"
-        return ""
+        reason = why_no_head(model)
+        return f"{reason}; features of two inputs cannot be mixed" if reason else ""
 
     def _identity_nets(self, model: Model, data: Data, clean: Data, seed: int) -> list[Tensor]:
         """P and Q with Q(P(x)) near x. They hang on nothing of a class, so the last pair is kept."""
