@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from backsweep.core.discovery import make
 from backsweep.core.errors import BadInput
@@ -149,8 +149,8 @@ def read_plan(path: Path) -> dict[str, Any]:
 def kinds(plan: dict[str, Any]) -> list[dict[str, Any]]:
     """The tables of nets that `[[kinds]]` stand for: every kind with every attack of the list it names.
 
-    A list of attacks is `[[attacks.NAME]]`. The i-th attack has the i-th seed of the kind, so that each attacked
-    net has a clean twin of its own.
+    A list of attacks is `[[attacks.NAME]]`. The i-th attack has the i-th seed of the kind, so that each
+    attacked net has a clean twin of its own.
     """
     lists, tables = plan.get("attacks", {}), []
     for kind in plan.get("kinds", []):

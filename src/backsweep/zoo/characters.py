@@ -1,7 +1,7 @@
 """Rendered characters: a task with as many classes as one likes, made from a font.
 
-The first kanji of JIS X 0208, level 1, in its order, out of IPAex Gothic (package `matplotlib-fontja`), as grey
-images of 32 x 32: strokes of three widths, a random affine map, brightness and noise.
+The first kanji of JIS X 0208, level 1, in its order, out of IPAex Gothic (package `matplotlib-fontja`), as
+grey images of 32 x 32: strokes of three widths, a random affine map, brightness and noise.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib.util
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
@@ -62,7 +63,9 @@ def drawings(count: int) -> Tensor:
             image = Image.new("L", (DRAWN, DRAWN))
             middle = (DRAWN / 2, DRAWN / 2)
             ImageDraw.Draw(image).text(middle, character, 255, font, anchor="mm", stroke_width=width)
-            sheet[i, k] = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(DRAWN, DRAWN)
+            sheet[i, k] = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(
+                DRAWN, DRAWN
+            )
     return sheet / 255
 
 
@@ -71,7 +74,14 @@ def affine(count: int, generator: torch.Generator) -> Tensor:
     turn, shear, grow_x, grow_y, x, y = 2 * torch.rand(6, count, generator=generator) - 1
     cos, sin = (TURN * turn).cos(), (TURN * turn).sin()
     wide, high, slope = 1 + GROW * grow_x, 1 + GROW * grow_y, SHEAR * shear
-    rows = [cos * wide, (slope * cos - sin) * high, MOVE * x, sin * wide, (slope * sin + cos) * high, MOVE * y]
+    rows = [
+        cos * wide,
+        (slope * cos - sin) * high,
+        MOVE * x,
+        sin * wide,
+        (slope * sin + cos) * high,
+        MOVE * y,
+    ]
     return torch.stack(rows, 1).reshape(count, 2, 3)
 
 
