@@ -63,9 +63,7 @@ def drawings(count: int) -> Tensor:
             image = Image.new("L", (DRAWN, DRAWN))
             middle = (DRAWN / 2, DRAWN / 2)
             ImageDraw.Draw(image).text(middle, character, 255, font, anchor="mm", stroke_width=width)
-            sheet[i, k] = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(
-                DRAWN, DRAWN
-            )
+            sheet[i, k] = torch.as_tensor(np.array(image))
     return sheet / 255
 
 
