@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backsweep.cli.terminal import Progress, console
+from backsweep.cli.saying import NOT_KEPT
+from backsweep.cli.terminal import console
 from backsweep.core import documents
 from backsweep.core.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from backsweep.cli.saying import Saying
     from backsweep.engine.engine import Engine
     from backsweep.inventory.store import Record, Store
     from backsweep.inventory.sweep import Outcome, Scan
@@ -70,6 +72,7 @@ def scan_many(
     how: Scan,
     url: str | None,
     engine: Engine,
+    saying: Saying,
     out: Path | None,
     every: float | None = None,
     all_versions: bool = False,
@@ -81,6 +84,7 @@ def scan_many(
         how: the scan.
         url: of the store, None keeps nothing.
         engine: where to compute.
+        saying: what is said.
         out: folder for the reports.
         every: seconds between two looks; None looks once.
         all_versions: of the models of a registry.
@@ -91,22 +95,28 @@ def scan_many(
     from backsweep.inventory.store import Store
     from backsweep.inventory.sweep import sweep
     from backsweep.render.terminal import history as shown
+    from backsweep.render.view import clean
     from backsweep.reports.report import BACKDOORED, CLEAN, EXIT_STATUS, INCONCLUSIVE
 
-    screen = console()
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(Store(url)) if url is not None else None
         if every is not None:
-            outcomes = _watch(models, how, store, engine, out, every, all_versions)
+            outcomes = _watch(models, how, store, engine, saying, out, every, all_versions)
         else:
             sources = list(find(models, all_versions))
             if not sources:
                 raise BadInput(f"{models[0]}: no model files are there; name a file or another folder")
-            with Progress() as on_event:
+            with saying.progress() as on_event:
                 outcomes = list(sweep(sources, how, store, engine, on_event, out))
-    shown.show_outcomes(outcomes, screen)
+    shown.show_outcomes(outcomes, saying.console())
+    if store is None and out is None:
+        saying.console().print(f"{NOT_KEPT}; --store keeps verdicts", markup=False, soft_wrap=True)
     verdicts = {o.verdict for o in outcomes}
-    return next((EXIT_STATUS[v] for v in (BACKDOORED, INCONCLUSIVE) if v in verdicts), EXIT_STATUS[CLEAN])
+    worst = next((v for v in (BACKDOORED, INCONCLUSIVE) if v in verdicts), CLEAN)
+    page = clean(out, 400) if out is not None else "no page"
+    said = shown.summary(outcomes)
+    saying.result(said, EXIT_STATUS[worst], page, lambda: [o.to_json() for o in outcomes])
+    return EXIT_STATUS[worst]
 
 
 def _watch(
@@ -114,6 +124,7 @@ def _watch(
     how: Scan,
     store: Store | None,
     engine: Engine,
+    saying: Saying,
     out: Path | None,
     every: float,
     all_versions: bool,
@@ -124,7 +135,7 @@ def _watch(
     from backsweep.render.terminal.history import line
     from backsweep.render.view import clean
 
-    screen = console()
+    screen = saying.console()
     outcomes: dict[str, Outcome] = {}
 
     def trouble(why: str) -> None:

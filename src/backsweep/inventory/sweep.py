@@ -124,6 +124,14 @@ class Outcome:
         """The verdict; what was not scanned is inconclusive, never clean."""
         return self.record.verdict if self.record is not None else INCONCLUSIVE
 
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as strict JSON; its record as `history --format json` has it, without the report."""
+        kept = None if self.record is None else self.record.to_json()
+        if kept is not None:
+            del kept["report"]
+        told = {"source": self.source, "verdict": self.verdict, "reason": self.reason, "fresh": self.fresh}
+        return {**told, "record": kept}
+
 
 def sweep(
     models: Iterable[str | Path | Source],
