@@ -6,8 +6,7 @@ $BACKSWEEP_SCREENSHOTS names a folder that keeps the screenshots.
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import pytest
 from backsweep.render.boards import leaderboard
 from backsweep.render.pages.scan import html
 from backsweep.reports.report import Note, Report
+from browsers import VIEWS
 from reporting import GTSRB, make_cascade_report, make_line, make_report
 
 if TYPE_CHECKING:
@@ -23,23 +23,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 HOSTILE = (
     "<script>window.pwned=1;alert(1)</script>", '"><img src=x onerror="window.pwned=2">', "a" * 5000,
     "\u202eesrever\u202c", "\u05e2\u05e6\u05d5\u05e8", "<svg onload=window.pwned=3>",
     "</style><style>*{display:none}", "<base href=https://example.invalid/>",
     "<a href=javascript:alert(1)>stop</a>", "</title>",
 )  # fmt: skip
-VIEWS: dict[str, dict[str, Any]] = {
-    "desktop": {"viewport": {"width": 1200, "height": 900}},
-    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
-    "dark": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
-    "print": {"viewport": {"width": 794, "height": 1123}},  # A4 at 96 dots an inch
-}
 REPORTS: dict[str, Callable[[], Report]] = {
     "backdoored": lambda: make_report(10, labels=GTSRB),
     "many": lambda: make_report(43, bad=(3, 7)),
@@ -56,18 +45,6 @@ REPORTS: dict[str, Callable[[], Report]] = {
     "shortcuts": lambda: make_cascade_report(43, bad=(), natural=(3, 20), works_there=0.9),
     "hostile": lambda: make_report(12, bad=(0, 2, 4), labels=HOSTILE, errors=[Note(HOSTILE[0], HOSTILE[2])]),
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next((p for name in PROGRAMS if (p := shutil.which(name))), None)
-    if program is None:
-        pytest.skip(f"none of {', '.join(PROGRAMS)} is installed")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

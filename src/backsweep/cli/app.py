@@ -36,6 +36,7 @@ from backsweep.cli.options import (
 from backsweep.cli.saying import Saying
 from backsweep.cli.shadows import bank_app
 from backsweep.cli.terminal import Progress, console
+from backsweep.cli.ui import ui
 from backsweep.core.errors import BacksweepError, BadInput
 from backsweep.core.text import one_line
 
@@ -260,6 +261,7 @@ def show(
 
 
 app.command()(history)
+app.command()(ui)
 app.command()(about.explain)
 app.command()(about.doctor)
 

@@ -58,6 +58,7 @@ class Format(str, Enum):
     json = "json"
     sarif = "sarif"
     cyclonedx = "cyclonedx"
+    html = "html"
 
 
 def is_many(models: Sequence[str], store: str | None, watched: bool) -> bool:
@@ -187,7 +188,7 @@ def history(
         for path in add or ():
             count = sum(kept.put(record) for record in _read_records(path))
             console().print(f"{path}: {count} verdicts added", markup=False, soft_wrap=True)
-        full = format_ not in (Format.table, Format.csv)
+        full = format_ not in (Format.table, Format.csv, Format.html)
         records = kept.records(verdict=verdict and verdict.value, since=begin, reports=full)
     records = list(chosen(records, model, detector))
     if format_ is Format.table and out is None:
@@ -232,12 +233,15 @@ def _written(records: list[Record], format_: Format, bom: Path | None) -> str:
 
     from rich.console import Console
 
+    from backsweep.render.dashboard import lists
     from backsweep.render.exchange.cyclonedx import cyclonedx
     from backsweep.render.terminal import history as shown
 
     value: Any
     if format_ is Format.csv:
         return shown.to_csv(records)
+    if format_ is Format.html:
+        return lists.written(records)
     if format_ is Format.table:
         screen = Console(width=160, color_system=None, record=True, file=io.StringIO())
         shown.show_records(records, screen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,22 @@ from backsweep.reports.report import Report
 MOST_THUMBNAILS, MOST_OPEN_ROWS = 64, 12
 
 
-def html(report: Report) -> str:
+def html(report: Report, links: Sequence[tuple[str, str]] = ()) -> str:
     """The page.
 
     Everything a user or a stranger wrote is cleaned and escaped; the page forbids itself scripts and
     any connection (Content-Security-Policy).
+
+    Args:
+        report: what was found.
+        links: addresses and their names, shown at the top.
     """
     groups = standing.groups(report)
     heading, shown = cards(report, groups)
     name = isolated(report)
     return template("report.html.j2").render(
         noun=view.modality(report).noun,
+        links=links,
         verdict=view.verdict(report, name),
         tone=report.verdict,
         facts=_facts(report),
