@@ -146,3 +146,36 @@ def test_pictures_are_crisp_and_enlarged_by_whole_steps(browser: Browser, folder
     assert len(shown) == 10
     assert all(wide == 160 and natural == 32 and way == "pixelated" for wide, natural, way in shown)
     context.close()
+
+
+def test_a_long_leaderboard_is_filtered_and_sorted(browser: Browser, folder: Path) -> None:
+    context = browser.new_context(**VIEWS["desktop"])
+    page = context.new_page()
+    seen = watch(page)
+    page.goto((folder / "leaderboard.html").as_uri())
+    page.get_by_label("Show rows with").fill("overall")
+    shown = page.locator("main tbody tr:visible").count()
+    assert page.get_by_role("status").inner_text().startswith(f"{shown} of ") and shown > 0
+    page.get_by_label("Show rows with").fill("")
+    table = page.locator("main table", has=page.locator("thead button", has_text="AUROC")).last
+    rates = "t => [...t.tBodies[0].rows].map(r => parseFloat(r.cells[3].textContent)).filter(n => !isNaN(n))"
+    for order in (False, True):
+        table.get_by_role("button", name="AUROC").click()
+        found = table.evaluate(rates)
+        assert found == sorted(found, reverse=order) and len(found) > 1
+    assert page.locator("nav a").count() == page.locator("main section").count()
+    assert seen == []
+    context.close()
+
+
+@pytest.mark.parametrize("name", ["backdoored", "cascade", "hostile"])
+def test_headings_are_unique_and_contents_lead_to_them(browser: Browser, folder: Path, name: str) -> None:
+    context = browser.new_context(**VIEWS["desktop"])
+    page = context.new_page()
+    page.goto((folder / f"{name}.html").as_uri())
+    heads = page.locator("h2").all_inner_texts()
+    assert len(set(heads)) == len(heads)
+    aims = page.locator("nav a").evaluate_all("links => links.map(a => a.getAttribute('href'))")
+    assert [page.locator(f"main section{aim} > h2").count() for aim in aims] == [1] * len(heads)
+    assert page.locator("header figure.top img").count() == 2
+    context.close()
