@@ -292,7 +292,7 @@ def test_a_store_of_an_older_version_is_shown_and_completed(tmp_path: Path) -> N
 
 
 def test_ten_thousand_models_stay_quick(tmp_path: Path) -> None:
-    row = {
+    row: dict[str, Any] = {
         k: v if isinstance(v, int | float | str) or v is None else json.dumps(v)
         for k, v in make_record(bad=(3,)).to_json().items()
     }

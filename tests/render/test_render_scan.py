@@ -688,7 +688,8 @@ def check_sarif(log: Any) -> None:
         only(driver, "name", "version rules")
         assert len({r["id"] for r in driver["rules"]}) == len(driver["rules"])
         for rule in driver["rules"]:
-            only(rule, "id", "name shortDescription fullDescription defaultConfiguration properties")
+            only(rule, "id", "name shortDescription fullDescription help defaultConfiguration properties")
+            assert set(rule["help"]) == {"text", "markdown"} and "backsweep explain" in rule["help"]["text"]
             message(rule["shortDescription"])
             message(rule["fullDescription"])
             assert rule["defaultConfiguration"]["level"] in levels
