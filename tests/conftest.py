@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -24,8 +25,12 @@ from backsweep.models.training import fit
 from backsweep.shadows.meta_classifier import VARIANTS
 from backsweep.zoo.attacks.badnets import BadNets
 from backsweep.zoo.tasks import TASKS
+from browsers import chromium
 from postgres import Postgres, server
 from shells import Shell
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 torch.set_num_threads(1)
 # A shared machine may stall at any moment: no test fails for being slow once.
@@ -61,6 +66,13 @@ def twins() -> Twins:
 def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
     """Runs the command line in this process."""
     return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium."""
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
