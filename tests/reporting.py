@@ -141,7 +141,7 @@ def make_cascade_report(
         cells = {f"to_{t}": size(4.0, 0.1) - 2.0 * ((s, t) in pairs) for t in range(classes) if t != s}
         add(f"pairs-{s}", None, s, passes=900, **cells)
     for s, t in sorted({(s, (s + 1) % classes) for s in range(min(6, classes))} | set(pairs)):
-        own = size(4.0, 0.02) - 2.0 * ((s, t) in pairs)
+        own = size(4.0, 0.02) - 3.0 * ((s, t) in pairs)
         add(f"closer-{s}-{t}", t, s, log_size=own, reference_log_size=size(4.0, 0.02), passes=900)
     top = max(method.rows(evidence, classes), key=lambda e: float(e.values["suspicion"] or 0))
     target = int(top.target or 0)
