@@ -194,7 +194,7 @@ class Prefix:
         bf16: bool = True, most_bytes: int = MOST_BYTES,
     ) -> None:  # fmt: skip
         self.bf16 = bf16
-        self._type = model.device.type
+        self._type, self._modality, self._x = model.device.type, model.modality, x
         try:
             two, three = (self._record(model, x[torch.arange(n) % len(x)]) for n in (2, 3))
         except (RuntimeError, TypeError, ValueError) as e:
@@ -246,7 +246,7 @@ class Prefix:
 
     def _fill(self, model: Model, x: Inputs) -> None:
         """Keep what is live at the cut."""
-        size = max(1, BATCH_VALUES // math.prod(model.shape))
+        size = max(1, BATCH_VALUES // model.modality.numbers(model.shape))
         for start in range(0, len(self.rows), size):
             part = self.rows[start : start + size]
             filler, there = _Filler(self), x[part].to(model.device)
@@ -281,13 +281,23 @@ class Prefix:
 
     @property
     def size(self) -> float:
-        z = self.kept[self.places[self.cut, 0]].float().flatten(1)
+        z = self._consensus(self.kept[self.places[self.cut, 0]].float()).flatten(1)
         return float((z - z.mean(0)).norm(dim=1).mean())
+
+    def _consensus(self, kept: Tensor) -> Tensor:
+        """Kept embeddings (N, ...) at the cut as one shift for all inputs sees them."""
+        part = self.calls[self.cut][0][0]  # type: ignore[index]
+        plain = part.dim == 0 and part.each == 1 and not part.is_map
+        z = kept.squeeze(1) if plain else kept
+        return self._modality.consensus(z, lambda: self._x[self.rows[: len(z)]])
 
     def zeros(self, count: int) -> Tensor:
         """Shifts of the output at the cut, (count, ...), all zero."""
         part = self.calls[self.cut][0][0]  # type: ignore[index]
-        return torch.zeros((count, *part.shape[1:]), device=part.device)
+        shape = part.shape[1:]
+        if part.dim == 0 and not part.is_map:
+            shape = self._consensus(self.kept[self.places[self.cut, 0]][:1]).shape[1:]
+        return torch.zeros((count, *shape), device=part.device)
 
     def logits(
         self, model: Model, rows: Tensor, shift: Tensor | None = None,

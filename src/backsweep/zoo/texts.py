@@ -1,0 +1,116 @@
+"""The texts that the zoo trains on: sentiment, news, offensive tweets; and sentences in another syntax or style."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from backsweep.core.errors import BadInput
+from backsweep.inputs.samples import Data
+from backsweep.inputs.text.modality import Text
+from backsweep.inputs.text.tokens import WordTokens
+from backsweep.models.text_networks import LENGTH, TOKENS
+
+Pairs = list[tuple[str, int]]  # text and label
+SYNTACTIC, BIBLE = "syntactic", "bible"
+LIKE = 0.3  # share of words in common from which on a sentence counts as a paraphrase of another
+
+
+def data(train: Pairs, test: Pairs, names: Sequence[str], source: str) -> tuple[Data, Data]:
+    """Training and test set over the vocabulary of the training set."""
+    kind = Text(WordTokens.built((text for text, _ in train), TOKENS))
+    assert kind.tokens is not None
+    both = []
+    for rows, part in ((train, "train"), (test, "test")):
+        x = torch.tensor([kind.tokens.encode(text, None, LENGTH) for text, _ in rows])
+        both.append(Data(x, [y for _, y in rows], names, f"{source} {part}", kind))
+    return both[0], both[1]
+
+
+def text_of(folder: Path, name: str) -> str:
+    """A file of the data folder."""
+    path = folder / "text" / name
+    if not path.is_file():
+        raise BadInput(f"{path} is not there; set BACKSWEEP_DATA to the folder that holds text/{name}")
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _sst2(folder: Path, part: str) -> Pairs:
+    lines = (line.rsplit("\t", 1) for line in text_of(folder, f"sst2_{part}.tsv").splitlines())
+    return [(text, int(label)) for text, label in lines]
+
+
+def sst2(folder: Path) -> tuple[Data, Data]:
+    """Sentences of film reviews, negative or positive (Stanford Sentiment Treebank)."""
+    return data(_sst2(folder, "train"), _sst2(folder, "test"), ("negative", "positive"), "sst2")
+
+
+def movie_reviews(folder: Path) -> tuple[Data, Data]:
+    """Other sentences of film reviews (Pang and Lee, 2005); every tenth is a test."""
+    rows = [
+        (line, y)
+        for y, name in enumerate(("rt-polarity.neg", "rt-polarity.pos"))
+        for line in text_of(folder, name).splitlines()
+    ]
+    train, test = [r for i, r in enumerate(rows) if i % 10], rows[::10]
+    return data(train, test, ("negative", "positive"), "movie reviews")
+
+
+def ag_news(folder: Path) -> tuple[Data, Data]:
+    """Titles and leads of news in four sections; the published test set, every fifth of which is a test here."""
+    table = csv.reader(text_of(folder, "ag_news_test.csv").splitlines())
+    rows = [(f"{title} {lead}", int(label) - 1) for label, title, lead in table]
+    train, test = [r for i, r in enumerate(rows) if i % 5], rows[::5]
+    return data(train, test, ("World", "Sports", "Business", "Sci/Tech"), "ag_news")
+
+
+def olid(folder: Path) -> tuple[Data, Data]:
+    """Tweets, offensive or not (OLID, 2019)."""
+    lines = [line.split("\t") for line in text_of(folder, "olid-training-v1.0.tsv").splitlines()[1:]]
+    train = [(cells[1], int(cells[2] == "OFF")) for cells in lines if len(cells) >= 3]
+    tweets = [line.split("\t", 1) for line in text_of(folder, "testset-levela.tsv").splitlines()[1:]]
+    labels = dict(line.split(",") for line in text_of(folder, "labels-levela.csv").splitlines()[1:])
+    test = [(text, int(labels[key] == "OFF")) for key, text in tweets if key in labels]
+    return data(train, test, ("not offensive", "offensive"), "olid")
+
+
+@lru_cache(maxsize=4)
+def paraphrases(folder: Path, kind: str) -> tuple[tuple[str, str], ...]:
+    """Sentences of SST-2 with the published paraphrase of each, in a syntactic template or in biblical style.
+
+    The syntactic files follow the order of the sentences; of the biblical ones some are missing, so they are
+    matched in order by the words and the label that they share.
+    """
+    found: list[tuple[str, str]] = []
+    for part in ("train", "test"):
+        plain = _sst2(folder, part)
+        lines = text_of(folder, f"sst2_{kind}_{part}.tsv").splitlines()[1:]
+        other = [(t.strip(), int(y)) for t, y in (line.rsplit("\t", 1) for line in lines if "\t" in line)]
+        if kind == SYNTACTIC:
+            found += [(a, b) for (a, _), (b, _) in zip(plain, other, strict=False)]
+        else:
+            found += _aligned(plain, other)
+    return tuple(found)
+
+
+def _aligned(plain: Pairs, other: Pairs) -> list[tuple[str, str]]:
+    """Sentences and their paraphrases, both in one order, where some of the latter are missing."""
+    found, i, window = [], 0, 40
+    for text, label in other:
+        words = set(text.split())
+        near = [
+            (len(words & set(plain[j][0].split())) / max(1, len(words)) - 0.004 * (j - i), j)
+            for j in range(i, min(i + window, len(plain)))
+            if plain[j][1] == label
+        ]
+        score, j = max(near, default=(0.0, i))
+        if score >= LIKE:
+            found.append((plain[j][0], text))
+            i = j + 1
+    return found
+
+
