@@ -158,7 +158,10 @@ def audit(
             loaded = audit.trained(train or "", samples, seed, reading.device, on_event)
         known = None
         if clean is not None:
-            known = Data.open(clean, shape=loaded.shape, names=loaded.labels, resize=reading.resize)
+            known = Data.open(
+                clean, shape=loaded.shape, names=loaded.labels, resize=reading.resize,
+                modality=loaded.modality,
+            )  # fmt: skip
             tell(known.notes)
         report = audit.audit(
             loaded, samples, detectors, alpha=alpha, seed=seed, device=reading.device, clean=known,

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from PIL import Image as Pictures
-from torch import Tensor
+from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.inputs.family import Family
@@ -225,6 +225,9 @@ class Modality:
     def consensus(self, z: Tensor, inputs: Callable[[], Tensor]) -> Tensor:
         """Embeddings z (N, ...) of some inputs (N, *shape) as one shift for all of them sees them, (M, ...)."""
         return z
+
+    def forget(self, net: nn.Module, x: Tensor) -> None:
+        """Take out of a network, in place, what it knows of inputs and inputs x (N, *shape) never show."""
 
     def late(self, layers: int, moves: Callable[[int], bool]) -> int:
         """Which of the affine layers before the head the late shift is added to: the one a third up.

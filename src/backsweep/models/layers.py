@@ -61,9 +61,16 @@ class Tap(TorchFunctionMode):
             if self.wanted is None or self.calls == self.wanted:
                 self.seen.append((_affine_input(name, args), out))
                 self.weights.append(args[2] if name == "addmm" else args[1])
-                out = out if self.shift is None else out + self.shift
+                out = out if self.shift is None else added(out, self.shift)
             self.calls += 1
         return out
+
+
+def added(out: Tensor, shift: Tensor) -> Tensor:
+    """An output with a shift for each input added, (N, 1, D) also where all tokens are rows, (N T, D)."""
+    if out.ndim == 2 and shift.ndim == 3:
+        shift = shift[:, 0].repeat_interleave(len(out) // len(shift), 0)
+    return out + shift
 
 
 class Kept(dict[Any, Any]):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from backsweep.models.layers import AFFINE
+from backsweep.models.layers import AFFINE, added
 from backsweep.models.model import Model
 
 MOST_BYTES = 2**28  # that are kept at one cut; of more inputs than fit, some
@@ -135,7 +135,7 @@ class _Resumer(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         leaves: list[Any] = [self._leaf(p, (self.count, i)) for i, p in enumerate(parts)]
         if self.count == self.prefix.cut and self.shift is not None:
-            leaves[0] = leaves[0] + self.shift
+            leaves[0] = added(leaves[0], self.shift)
         return tree_unflatten(leaves, spec)
 
     def _leaf(self, part: Any, place: tuple[int, int]) -> Any:
@@ -195,6 +195,7 @@ class Prefix:
     ) -> None:  # fmt: skip
         self.bf16 = bf16
         self._type, self._modality, self._x = model.device.type, model.modality, x
+        self._shifted = layer is not None
         try:
             two, three = (self._record(model, x[torch.arange(n) % len(x)]) for n in (2, 3))
         except (RuntimeError, TypeError, ValueError) as e:
@@ -273,7 +274,9 @@ class Prefix:
             with torch.autocast(self._type, torch.bfloat16, enabled=self.bf16):
                 whole = model.logits(x[self.rows[some]].to(model.device)).float()
             try:
-                resumed = self.logits(model, some).float()
+                with torch.enable_grad():  # as it is used; some code of others asks for that
+                    shift = self.zeros(len(some)).requires_grad_() if self._shifted else None
+                    resumed = self.logits(model, some, shift).float().detach()
             except (RuntimeError, TypeError, ValueError, IndexError) as e:
                 raise Unkept(str(e)) from e
         if not float((whole - resumed).abs().max()) <= TOLERANCE * max(1.0, float(whole.abs().max())):

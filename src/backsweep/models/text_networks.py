@@ -24,8 +24,9 @@ def _table(tokens: int, width: int) -> nn.Embedding:
 class TextCNN(nn.Module):
     """Convolutions of three widths over embeddings, the maximum over all places of a text (Kim, 2014)."""
 
-    def __init__(self, classes: int, tokens: int, width: int = 64, channels: int = 64) -> None:
+    def __init__(self, classes: int, tokens: int, length: int, width: int = 64, channels: int = 64) -> None:
         super().__init__()
+        self.input_shape = (length,)
         self.embedding = _table(tokens, width)
         self.convolutions = nn.ModuleList(nn.Conv1d(width, channels, k, padding=k // 2) for k in (1, 3, 5))
         self.dropout = nn.Dropout(0.3)
@@ -41,8 +42,9 @@ class TextCNN(nn.Module):
 class TextLSTM(nn.Module):
     """A bidirectional LSTM; the mean of its states over a text."""
 
-    def __init__(self, classes: int, tokens: int, width: int = 64) -> None:
+    def __init__(self, classes: int, tokens: int, length: int, width: int = 64) -> None:
         super().__init__()
+        self.input_shape = (length,)
         self.embedding = _table(tokens, width)
         self.lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
         self.hidden = nn.Linear(2 * width, width)
@@ -87,7 +89,7 @@ class Transformer(nn.Module):
         self, classes: int, tokens: int, length: int, width: int = 64, layers: int = 2, causal: bool = False
     ) -> None:
         super().__init__()
-        self.causal = causal
+        self.input_shape, self.causal = (length,), causal
         self.embedding = _table(tokens, width)
         self.place = nn.Parameter(0.02 * torch.randn(1, length, width))
         self.norm = nn.LayerNorm(width)
@@ -114,12 +116,12 @@ class Transformer(nn.Module):
 
 def text_cnn(classes: int = 2, tokens: int = TOKENS, length: int = LENGTH) -> nn.Module:
     """TextCNN, embeddings of 64: trains in seconds on one core."""
-    return TextCNN(classes, tokens)
+    return TextCNN(classes, tokens, length)
 
 
 def text_lstm(classes: int = 2, tokens: int = TOKENS, length: int = LENGTH) -> nn.Module:
     """A bidirectional LSTM of 64 units each way."""
-    return TextLSTM(classes, tokens)
+    return TextLSTM(classes, tokens, length)
 
 
 def small_bert(classes: int = 2, tokens: int = TOKENS, length: int = LENGTH) -> nn.Module:

@@ -101,6 +101,7 @@ def _distilled(
     twin = thawed(model)
     generator = torch.Generator().manual_seed(derive_seed(seed, "wash"))
     redraw(twin.net, generator)
+    model.modality.forget(twin.net, data.x)
 
     def mixed(answers: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """How the samples of a batch are mixed with others, and their answers likewise."""

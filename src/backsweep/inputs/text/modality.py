@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image as Pictures
-from torch import Tensor
+from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.inputs.family import Family
@@ -149,12 +149,29 @@ class Text(Modality):
 
     def consensus(self, z: Tensor, inputs: Callable[[], Tensor]) -> Tensor:
         """One shift for all tokens; what padding makes of them is left out."""
+        x = inputs().to(z.device)
+        if z.ndim == 2 and len(z) == x.numel() > len(x):  # all tokens as rows
+            z = z.unflatten(0, x.shape)
         if z.ndim != 3:
             return z
-        x = inputs().to(z.device)
         if z.shape[1] == x.shape[1]:
             return z[x != self.layout_of_ids.pad][:, None]
         return z.transpose(1, 2).flatten(0, 1)[:, :, None]  # channels before places
+
+    @torch.no_grad()
+    def forget(self, net: nn.Module, x: Tensor) -> None:
+        """Tokens that no text of x holds get the mean embedding of those that are there.
+
+        What is planted in the embeddings of words outlives all training of the layers above.
+        """
+        table = table_of(net, x[:2].to(next((p.device for p in net.parameters()), torch.device("cpu"))))
+        place = table.untyped_storage().data_ptr() if table is not None else 0
+        for p in net.parameters():
+            if p.untyped_storage().data_ptr() == place and self.tokens is not None:
+                there = torch.zeros(len(p), dtype=torch.bool, device=p.device)
+                there[x.unique().to(p.device)] = True
+                there[sorted(self.tokens.specials)] = True
+                p[~there] = p[x.unique().to(p.device)].mean(0)
 
     def late(self, layers: int, moves: Callable[[int], bool]) -> int:
         """The first from a third up where the shift has an effect: that of keys has none (softmax)."""
