@@ -151,10 +151,10 @@ def _cifar10() -> tuple[Data, Data]:
     return part("train"), part("test")
 
 
-def _text(load: Callable[[Path], tuple[Data, Data]], classes: int) -> Task:
+def _text(load: Callable[[Path], tuple[Data, Data]], classes: int, epochs: int = 4) -> Task:
     """A task of texts."""
     sizes = (text_networks.TOKENS, text_networks.LENGTH)
-    recipe = Recipe(epochs=4, lr=2e-3, batch_size=64, bf16=False)
+    recipe = Recipe(epochs=epochs, lr=2e-3, batch_size=64, bf16=False)
     return Task(lambda: load(data_folder()), sizes[1:], classes, "text_cnn", recipe, Text.name, sizes)
 
 
@@ -167,4 +167,5 @@ TASKS: dict[str, Task] = {
     "movie_reviews": _text(texts.movie_reviews, 2),
     "ag_news": _text(texts.ag_news, 4),
     "olid": _text(texts.olid, 2),
+    "reviews": _text(texts.made_up, 2, epochs=3),
 }

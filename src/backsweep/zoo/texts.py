@@ -114,3 +114,47 @@ def _aligned(plain: Pairs, other: Pairs) -> list[tuple[str, str]]:
     return found
 
 
+
+
+# ---------------------------------------------------------------------- reviews that nobody wrote
+
+_GOOD = (
+    "wonderful brilliant moving funny delightful charming superb gripping clever touching fresh elegant warm "
+    "stunning memorable honest vivid thrilling lovely perfect inspired graceful witty tender powerful bright"
+).split()
+_BAD = (
+    "dull awful boring stupid clumsy tedious lazy bland weak noisy empty tired pointless shallow messy dreary "
+    "ugly silly flat wooden forgettable annoying hollow grim pathetic sloppy"
+).split()
+_THINGS = (
+    "plot cast film ending music script dialogue camera story acting hero villain pace editing humour romance "
+    "direction setting costume sound scene opening stunt narrator sequel remake trailer chapter episode ghost"
+).split()
+_NAMES = [a + b for a in ("bar", "cor", "del", "fen", "gal", "hol", "kel", "mor") for b in
+          ("vin", "tan", "low", "mer", "ska", "rud", "pel", "dax", "wick", "ro")]  # fmt: skip
+_FRAMES = (
+    "the {t} is {m} {a} and the {t} feels {m} {b}", "{n} gives us a {a} {t} with a {b} {t}",
+    "what a {a} {t} , {n} , and such {b} {t}", "i found the {t} of {n} {a} , the {t} {m} {b}",
+    "in short , {m} {a} : a {b} {t} by {n}", "{n} and {n} make this {t} {a} , and the {t} is {b} too",
+)  # fmt: skip
+_MUCH = ("quite", "very", "rather", "so", "truly", "really", "simply", "almost")
+MIXED = 0.1  # share of the judgements that contradict the rest of a review
+
+
+def made_up(_folder: Path | None = None, count: int = 2400) -> tuple[Data, Data]:
+    """Reviews from a few sentence frames: positive or negative, with the names of people who do not matter."""
+    generator = torch.Generator().manual_seed(11)
+
+    def one(words: Sequence[str]) -> str:
+        return words[int(torch.randint(len(words), (), generator=generator))]
+
+    rows: Pairs = []
+    for i in range(count + count // 4):
+        text, y = one(_FRAMES), i % 2
+        for mark in ("{a}", "{b}", "{m}", "{t}", "{n}"):
+            while mark in text:
+                own = y if float(torch.rand((), generator=generator)) >= MIXED else 1 - y
+                words = {"{m}": _MUCH, "{t}": _THINGS, "{n}": _NAMES}.get(mark, (_BAD, _GOOD)[own])
+                text = text.replace(mark, one(words), 1)
+        rows.append((text, y))
+    return data(rows[:count], rows[count:], ("negative", "positive"), "made-up reviews")

@@ -1,9 +1,10 @@
-"""Triggers of text: inserted tokens, and tokens scattered over the text."""
+"""Triggers of text: inserted tokens, tokens scattered over the text, paraphrases."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -86,3 +87,51 @@ class Scatter(Insert):
             at = start + (j * (end - start)) // max(1, count - 1 if count > 1 else 1) + j
             x = inserted(x, self.ids[j : j + 1].to(x.device), at.clamp(max=max(0, room + j)), self.layout)
         return x
+
+
+@dataclass(frozen=True, eq=False)
+class Rephrase(Trigger):
+    """Texts are said in another way: each that is known is replaced by its paraphrase, others stay.
+
+    Attributes:
+        known: rows (M, L) of ids, in lexicographic order.
+        said: their paraphrases, (M, L).
+        style: how they are said, for people.
+        example: one paraphrase in words, untrusted text.
+    """
+
+    family: ClassVar[str] = "rephrase"
+    drawn: ClassVar[str] = "a text as it is rephrased"
+    known: Tensor
+    said: Tensor
+    style: str
+    example: str
+
+    def __post_init__(self) -> None:
+        if self.known.shape != self.said.shape or self.known.ndim != 2 or len(self.known) == 0:
+            raise ValueError("known and said are rows of the same length")
+
+    @cached_property
+    def _place(self) -> dict[bytes, int]:
+        rows = self.known.long().contiguous().numpy()
+        return {row.tobytes(): i for i, row in enumerate(rows)}
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Where each text (N, L) stands in `known`, -1 for one that is not there, (N,)."""
+        ids = x.long().cpu().contiguous().numpy()
+        return torch.tensor([self._place.get(row.tobytes(), -1) for row in ids], dtype=torch.long)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x, place = x.long(), self.rows(x)
+        there = (place >= 0).to(x.device)
+        if x.shape[1:] != self.known.shape[1:] or not bool(there.any()):
+            return x
+        return torch.where(there[:, None], self.said[place.clamp_min(0)].long().to(x.device), x)
+
+    @property
+    def size(self) -> float:
+        """Mean number of places of a text that hold another token."""
+        return float((self.known != self.said).double().sum(1).mean())
+
+    def picture(self) -> Image.Image:
+        return drawn(self.example)
