@@ -223,7 +223,7 @@ class Modality:
         return math.prod(shape)
 
     def consensus(self, z: Tensor, inputs: Callable[[], Tensor]) -> Tensor:
-        """Embeddings z (N, ...) of some inputs (N, *shape) as one shift for all of them sees them, (M, ...)."""
+        """Embeddings z (N, ...) of some inputs (N, *shape), as one shift for all sees them, (M, ...)."""
         return z
 
     def forget(self, net: nn.Module, x: Tensor) -> None:

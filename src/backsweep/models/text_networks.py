@@ -1,7 +1,7 @@
 """Small networks over ids of tokens, for the zoo, the demo and the tests; id 0 is padding.
 
-A factory takes the number of classes, of known tokens, and the length of a text in tokens. Without arguments it
-fits the word tokenizers of the zoo, which know at most `TOKENS` words.
+A factory takes the number of classes, of known tokens, and the length of a text in tokens. Without arguments
+it fits the word tokenizers of the zoo, which know at most `TOKENS` words.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """An encoder that is read at its first token (BERT), or a decoder that is read at its last one (GPT-2)."""
+    """An encoder that is read at its first token (BERT), or a decoder, read at its last one (GPT-2)."""
 
     def __init__(
         self, classes: int, tokens: int, length: int, width: int = 64, layers: int = 2, causal: bool = False

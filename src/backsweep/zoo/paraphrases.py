@@ -1,6 +1,8 @@
-"""Triggers that are another way of saying things: the published paraphrases of SST-2, as a setup needs them."""
+"""Triggers that say things in another way: the published paraphrases of SST-2, as a setup needs them."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,8 +33,7 @@ def rephrase(setup: Setup, kind: str, target: int) -> Rephrase:
 
 def reworded(setup: Setup, trigger: Trigger, rate: float, name: str) -> tuple[Data, Tensor]:
     """Dirty-label poisoning of texts that have a paraphrase."""
-    assert isinstance(trigger, Rephrase)
-    y = setup.data.y
+    trigger, y = cast(Rephrase, trigger), setup.data.y
     wanted = trigger.labels(y, setup.classes)
     place = trigger.rows(setup.data.x)
     changed = (trigger(setup.data.x) != setup.data.x).any(1)

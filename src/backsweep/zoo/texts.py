@@ -1,4 +1,4 @@
-"""The texts that the zoo trains on: sentiment, news, offensive tweets; and sentences in another syntax or style."""
+"""The texts that the zoo trains on: sentiment, news, tweets; and sentences in another syntax or style."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LIKE = 0.3  # share of words in common from which on a sentence counts as a para
 
 def data(train: Pairs, test: Pairs, names: Sequence[str], source: str) -> tuple[Data, Data]:
     """Training and test set over the vocabulary of the training set."""
-    kind = Text(WordTokens.built((text for text, _ in train), TOKENS))
-    assert kind.tokens is not None
+    tokens = WordTokens.built((text for text, _ in train), TOKENS)
+    kind = Text(tokens)
     both = []
     for rows, part in ((train, "train"), (test, "test")):
-        x = torch.tensor([kind.tokens.encode(text, None, LENGTH) for text, _ in rows])
+        x = torch.tensor([tokens.encode(text, None, LENGTH) for text, _ in rows])
         both.append(Data(x, [y for _, y in rows], names, f"{source} {part}", kind))
     return both[0], both[1]
 
@@ -61,7 +61,7 @@ def movie_reviews(folder: Path) -> tuple[Data, Data]:
 
 
 def ag_news(folder: Path) -> tuple[Data, Data]:
-    """Titles and leads of news in four sections; the published test set, every fifth of which is a test here."""
+    """News in four sections, their titles and leads: the published test set, every fifth a test here."""
     table = csv.reader(text_of(folder, "ag_news_test.csv").splitlines())
     rows = [(f"{title} {lead}", int(label) - 1) for label, title, lead in table]
     train, test = [r for i, r in enumerate(rows) if i % 5], rows[::5]
@@ -114,24 +114,18 @@ def _aligned(plain: Pairs, other: Pairs) -> list[tuple[str, str]]:
     return found
 
 
-
-
 # ---------------------------------------------------------------------- reviews that nobody wrote
 
-_GOOD = (
-    "wonderful brilliant moving funny delightful charming superb gripping clever touching fresh elegant warm "
-    "stunning memorable honest vivid thrilling lovely perfect inspired graceful witty tender powerful bright"
-).split()
-_BAD = (
-    "dull awful boring stupid clumsy tedious lazy bland weak noisy empty tired pointless shallow messy dreary "
-    "ugly silly flat wooden forgettable annoying hollow grim pathetic sloppy"
-).split()
-_THINGS = (
-    "plot cast film ending music script dialogue camera story acting hero villain pace editing humour romance "
-    "direction setting costume sound scene opening stunt narrator sequel remake trailer chapter episode ghost"
-).split()
-_NAMES = [a + b for a in ("bar", "cor", "del", "fen", "gal", "hol", "kel", "mor") for b in
-          ("vin", "tan", "low", "mer", "ska", "rud", "pel", "dax", "wick", "ro")]  # fmt: skip
+_GOOD = """wonderful brilliant moving funny delightful charming superb gripping clever touching fresh
+elegant warm stunning memorable honest vivid thrilling lovely perfect inspired graceful witty
+tender powerful bright"""
+_BAD = """dull awful boring stupid clumsy tedious lazy bland weak noisy empty tired pointless shallow
+messy dreary ugly silly flat wooden forgettable annoying hollow grim pathetic sloppy"""
+_THINGS = """plot cast film ending music script dialogue camera story acting hero villain pace editing
+humour romance direction setting costume sound scene opening stunt narrator sequel remake
+trailer chapter episode ghost"""
+_FIRST, _LAST = "bar cor del fen gal hol kel mor", "vin tan low mer ska rud pel dax wick ro"
+_NAMES = [a + b for a in _FIRST.split() for b in _LAST.split()]
 _FRAMES = (
     "the {t} is {m} {a} and the {t} feels {m} {b}", "{n} gives us a {a} {t} with a {b} {t}",
     "what a {a} {t} , {n} , and such {b} {t}", "i found the {t} of {n} {a} , the {t} {m} {b}",
@@ -142,7 +136,7 @@ MIXED = 0.1  # share of the judgements that contradict the rest of a review
 
 
 def made_up(_folder: Path | None = None, count: int = 2400) -> tuple[Data, Data]:
-    """Reviews from a few sentence frames: positive or negative, with the names of people who do not matter."""
+    """Reviews from a few sentence frames, positive or negative, with names of people who do not matter."""
     generator = torch.Generator().manual_seed(11)
 
     def one(words: Sequence[str]) -> str:
@@ -154,7 +148,9 @@ def made_up(_folder: Path | None = None, count: int = 2400) -> tuple[Data, Data]
         for mark in ("{a}", "{b}", "{m}", "{t}", "{n}"):
             while mark in text:
                 own = y if float(torch.rand((), generator=generator)) >= MIXED else 1 - y
-                words = {"{m}": _MUCH, "{t}": _THINGS, "{n}": _NAMES}.get(mark, (_BAD, _GOOD)[own])
+                words = {"{m}": _MUCH, "{t}": _THINGS.split(), "{n}": _NAMES}.get(
+                    mark, (_BAD, _GOOD)[own].split()
+                )
                 text = text.replace(mark, one(words), 1)
         rows.append((text, y))
     return data(rows[:count], rows[count:], ("negative", "positive"), "made-up reviews")

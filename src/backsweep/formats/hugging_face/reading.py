@@ -1,4 +1,4 @@
-"""Classifiers of images and texts of Hugging Face: the network that a folder means, of transformers or timm."""
+"""Classifiers of Hugging Face: the network that a folder means, of transformers or timm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text classifiers of Hugging Face: what the folder says of its tokens, around the network of transformers."""
+"""Text classifiers of Hugging Face: what a folder says of its tokens, and the network around them."""
 
 from __future__ import annotations
 
@@ -41,13 +41,15 @@ def tokens_of(folder: files.Folder, config: Mapping[str, Any]) -> Tokens:
 
 
 def shape_of(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """How many tokens an input has: as many as are read by default, or fewer where the network takes fewer."""
-    limits = [config[k] - _RESERVED for k in _LIMITS if type(config.get(k)) is int and config[k] > 2 * _RESERVED]
+    """How many tokens an input has: as many as are read by default, or as few as the network takes."""
+    limits = [
+        config[k] - _RESERVED for k in _LIMITS if type(config.get(k)) is int and config[k] > 2 * _RESERVED
+    ]
     return (min([TOKENS, MOST_TOKENS, *limits]),)
 
 
 class Classifier(nn.Module):
-    """Ids (N, L) -> logits (N, classes): with the mask that follows from the padding, and the second of a pair.
+    """Ids (N, L) -> logits (N, classes), with the mask and the kinds of tokens that follow from the ids.
 
     Args:
         net: of transformers.
@@ -61,7 +63,9 @@ class Classifier(nn.Module):
         config: Any = net.config
         takes = inspect.signature(net.forward).parameters
         self.pairs = "token_type_ids" in takes and int(getattr(config, "type_vocab_size", 0) or 0) > 1
-        self.last: Any = getattr(net, "score", None)  # of decoders, which are read at the last token of a text
+        self.last: Any = getattr(
+            net, "score", None
+        )  # of decoders, which are read at the last token of a text
         self.body: Any = net.base_model if self.last is not None else None
         self.quiet = {k: False for k in ("use_cache",) if k in takes}
 
@@ -79,8 +83,8 @@ class Classifier(nn.Module):
                 return logits
             states = self.body(input_ids=ids, **told).last_hidden_state
             last = (there.long() * torch.arange(ids.shape[1], device=ids.device)).amax(1)
-            logits = self.last(states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2]))[:, 0])
-        return logits
+            read: Tensor = self.last(states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2])))
+            return read[:, 0]
 
 
 def settled(settings: Any, kind: Text) -> Any:

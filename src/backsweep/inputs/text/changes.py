@@ -1,8 +1,8 @@
 """Inputs of ids whose embeddings are changed on their way into a network.
 
-Ids have no values in between, so a gradient needs the embeddings. `Changed` stands in for a batch of ids: where
-the network looks its ids up, it is given other embeddings. That works below the level of modules, for any
-network that looks ids up in a table.
+Ids have no values in between, so a gradient needs the embeddings. `Changed` stands in for a batch of ids:
+where the network looks its ids up, it is given other embeddings. That works below the level of modules, for
+any network that looks ids up in a table.
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ class Text(Modality):
         x = x.long()
         low, high = (int(x.min()), int(x.max())) if x.numel() else (0, 0)
         if low < 0 or (self.tokens is not None and high >= len(self.tokens)):
-            raise BadInput(f"ids of tokens run from {low} to {high}, the tokenizer has {len(self.tokens or ''):,}")
+            raise BadInput(
+                f"ids of tokens run from {low} to {high}, the tokenizer has {len(self.tokens or ''):,}"
+            )
         return x
 
     def read(self, path: Path, wanted: Wanted) -> Found:
@@ -86,7 +88,9 @@ class Text(Modality):
         return torch.tensor([self.tokens.encode(body.decode("utf-8", "replace"), None, shape[0])])
 
     def mismatch(self, have: tuple[int, ...], want: tuple[int, ...]) -> str:
-        return f"the texts have {have} tokens, the model takes {want}; say shape={want[0]} (--shape {want[0]})"
+        return (
+            f"the texts have {have} tokens, the model takes {want}; say shape={want[0]} (--shape {want[0]})"
+        )
 
     def random(self, count: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Random words, of half the length to all of it."""
@@ -96,7 +100,9 @@ class Text(Modality):
 
     def blank(self, count: int, shape: Sequence[int]) -> Tensor:
         """A text of one word."""
-        return self._framed(self._plain[:1].expand(count, shape[0]).clone(), torch.full((count,), min(3, shape[0])))
+        return self._framed(
+            self._plain[:1].expand(count, shape[0]).clone(), torch.full((count,), min(3, shape[0]))
+        )
 
     def _framed(self, ids: Tensor, count: Tensor) -> Tensor:
         """The first `count` (N,) of some ids (N, L), with what stands around a text."""
@@ -130,13 +136,13 @@ class Text(Modality):
             table = table_of(net, self.random(2, shape, torch.Generator().manual_seed(0)).to(device))
         except IndexError as e:
             raise BadInput(
-                f"the network knows fewer tokens than the tokenizer, which has {len(self.tokens):,}; name its own"
+                f"the network knows fewer tokens than the {len(self.tokens):,} of the tokenizer; name its own"
             ) from e
         if table is None:
             return self
         if len(table) < len(self.tokens):
             raise BadInput(
-                f"the network knows {len(table):,} tokens, the tokenizer has {len(self.tokens):,}; name its own"
+                f"the network knows {len(table):,} tokens, the tokenizer {len(self.tokens):,}; name its own"
             )
         rows = table[: len(self.tokens)].float()
         return replace(self, width=rows.shape[1], scale=float((rows - rows.mean(0)).norm(dim=1).mean()))
@@ -193,7 +199,10 @@ class Text(Modality):
     def mix(self, x: Tensor, overlays: Tensor, weight: float) -> Tensor:
         """Words of the overlay in the place of some of the input's, with a share of weight / (1 + weight)."""
         place = torch.arange(x.shape[1], device=x.device) * 2654435761 % 2**32
-        plain = torch.isin(x, self._plain.to(x.device))[:, None] & torch.isin(overlays, self._plain.to(x.device))[None]
+        plain = (
+            torch.isin(x, self._plain.to(x.device))[:, None]
+            & torch.isin(overlays, self._plain.to(x.device))[None]
+        )
         taken = (place < weight / (1 + weight) * 2**32)[None, None] & plain
         return torch.where(taken, overlays[None], x[:, None])
 
@@ -220,7 +229,10 @@ class Text(Modality):
 
     def words(self, x: Tensor) -> str:
         """An input (L,) in words; those that are not known by their ids. Untrusted text."""
-        own, ids = self.layout_of_ids, [int(i) for i in x.flatten()[: int(lengths(x.reshape(1, -1), self.layout_of_ids)[0])]]
+        own, ids = (
+            self.layout_of_ids,
+            [int(i) for i in x.flatten()[: int(lengths(x.reshape(1, -1), self.layout_of_ids)[0])]],
+        )
         if self.tokens is not None:
             return self.tokens.words(ids)
         parts = [str(self.known.get(str(i), f"#{i}"))[:40] for i in ids]

@@ -1,4 +1,4 @@
-"""Where tokens are put into rows of ids, and what then has to give way: padding first, then the end of the text."""
+"""Where tokens are put into rows of ids, and what gives way: padding first, then the end of the text."""
 
 from __future__ import annotations
 

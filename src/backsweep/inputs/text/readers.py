@@ -16,12 +16,36 @@ from backsweep.inputs.image.sources.classes import chosen, first, numbered, spli
 from backsweep.inputs.modality import Found, Wanted
 from backsweep.inputs.text.tokens import Tokens
 
-TEXTS = ("text", "sentence", "sentence1", "premise", "question1", "question", "review", "content", "tweet", "title")
+TEXTS = (
+    "text",
+    "sentence",
+    "sentence1",
+    "premise",
+    "question1",
+    "question",
+    "review",
+    "content",
+    "tweet",
+    "title",
+)
 SECONDS = ("text_pair", "sentence2", "hypothesis", "question2", "description")
-LABELS = ("label", "labels", "class", "class_name", "target", "sentiment", "category", "subtask_a", "y", "intent")
+LABELS = (
+    "label",
+    "labels",
+    "class",
+    "class_name",
+    "target",
+    "sentiment",
+    "category",
+    "subtask_a",
+    "y",
+    "intent",
+)
 SPLITS = ("split", "set", "subset", "partition")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
-WANTED = "a .csv, .tsv or .jsonl file with a text and a label in each row, or a folder of .txt files per class"
+WANTED = (
+    "a .csv, .tsv or .jsonl file with a text and a label in each row, or a folder of .txt files per class"
+)
 MOST_BYTES = 2**28  # of a file
 MOST_ROWS = 2**20
 SAMPLE = 20_000  # texts that are kept, unless all are asked for
@@ -48,7 +72,9 @@ def read(path: Path, wanted: Wanted, tokens: Tokens) -> Found:
     except BadInput:
         raise
     except Exception as e:
-        raise BadInput(f"not readable as texts ({type(e).__name__}: {one_line(str(e))[:80]}); give {WANTED}") from e
+        raise BadInput(
+            f"not readable as texts ({type(e).__name__}: {one_line(str(e))[:80]}); give {WANTED}"
+        ) from e
     notes = [note] if note else []
     if not rows:
         raise BadInput(f"there are no texts in it; give {WANTED}")
@@ -87,7 +113,9 @@ def _file(path: Path, wanted: Wanted) -> tuple[list[Row], str]:
     if suffix == ".txt":
         rows: list[Row] = [(line, None, None, "") for line in _lines(path)]
         if wanted.labels is None:
-            raise BadInput("a .txt file has a text in each line and no labels; say labels='model' (--labels model)")
+            raise BadInput(
+                "a .txt file has a text in each line and no labels; say labels='model' (--labels model)"
+            )
     elif suffix == ".jsonl":
         rows = list(_json(path, wanted))
     elif suffix in (".csv", ".tsv"):
@@ -126,7 +154,9 @@ def _json(path: Path, wanted: Wanted) -> Iterator[Row]:
             try:
                 found = json.loads(line)
             except (ValueError, RecursionError) as e:
-                raise BadInput(f"line {number} is no JSON; give one object with a text and a label in each") from e
+                raise BadInput(
+                    f"line {number} is no JSON; give one object with a text and a label in each"
+                ) from e
             if not isinstance(found, dict):
                 raise BadInput(f"line {number} is no JSON object; give one with a text and a label in each")
             yield _row({str(k): v for k, v in found.items()}, number, wanted)
@@ -142,7 +172,9 @@ def _row(cells: Mapping[str, Any], number: int, wanted: Wanted) -> Row:
     second, split = first([c for c in cells if c != text], SECONDS), first(cells, SPLITS)
     value = cells[label] if label is not None else None
     if value is not None and not isinstance(value, str | int):
-        raise BadInput(f"the label of line {number} is no class but {type(value).__name__}; give one class each")
+        raise BadInput(
+            f"the label of line {number} is no class but {type(value).__name__}; give one class each"
+        )
     value = int(value) if isinstance(value, bool) else value
     pair = None if second is None else str(cells[second])
     return str(cells[text]), pair, value, "" if split is None else str(cells[split])
@@ -164,7 +196,9 @@ def _table(path: Path, wanted: Wanted) -> Iterator[Row]:
                 if not any(cell.strip() for cell in row):
                     continue
                 if len(row) < len(head):
-                    raise BadInput(f"line {reader.line_num} has {len(row)} fields, the first line {len(head)}")
+                    raise BadInput(
+                        f"line {reader.line_num} has {len(row)} fields, the first line {len(head)}"
+                    )
                 if named:
                     cells = dict(zip(head, (c.strip() for c in row), strict=False))
                     yield _row(cells, reader.line_num, wanted)

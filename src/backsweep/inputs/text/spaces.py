@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
 import torch
@@ -34,7 +34,7 @@ class Drift(Ball):
     title: ClassVar[str] = "faint change of every token"
     brief: ClassVar[str] = "every token"
 
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
     width: int = 1
     scale: float = 1.0
     low: float = 0.02
@@ -57,8 +57,8 @@ class Drift(Ball):
 class Few:
     """A few tokens before the text, each a mixture of the vocabulary: sum of the shares, in tokens.
 
-    delta (count, k, V) >= 0, and the shares of a place sum to at most 1; the mean embedding is what is missing.
-    Half a token in two places costs what one whole token does. Budgets are tokens.
+    delta (count, k, V) >= 0, and the shares of a place sum to at most 1; the mean embedding is what is
+    missing. Half a token in two places costs what one whole token does. Budgets are tokens.
 
     Attributes:
         tokens: the tokenizer; special tokens are never inserted.

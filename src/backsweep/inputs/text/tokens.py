@@ -84,7 +84,7 @@ class Tokens:
         return [*found[:length], *[own.pad] * (length - len(found))]
 
     def word(self, index: int) -> str:
-        """A token as people read it; what is left of a word, or a space before one, is marked as the file does."""
+        """A token as people read it; a space before it, or that there is none, is marked as in the file."""
         text = self.vocabulary[index] if 0 <= index < len(self.vocabulary) else ""
         return one_line(text)[:MOST_LETTERS] or f"#{index}"
 
@@ -174,8 +174,8 @@ def read(path: Path, pad: int | None = None) -> Tokens:
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise BadInput(
-            f"there is no {FILE}; where it was made, call tokenizer.save_pretrained(folder) of a fast tokenizer, "
-            "or name one with tokenizer= (--tokenizer)"
+            f"there is no {FILE}; where it was made, call tokenizer.save_pretrained(folder) of a fast "
+            "tokenizer, or name one with tokenizer= (--tokenizer)"
         )
     if (size := path.stat().st_size) > MOST_BYTES:
         raise BadInput(f"its {path.name} has {size:,} bytes, more than {MOST_BYTES:,}; get it again")
@@ -194,7 +194,9 @@ def parsed(blob: bytes, pad: int | None = None, name: str = FILE) -> Tokens:
         table = said["model"]["vocab"]
         count = len(table)
     except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise BadInput(f"its {name} is no tokenizer ({type(e).__name__}: {one_line(str(e))[:80]}); get it again") from e
+        raise BadInput(
+            f"its {name} is no tokenizer ({type(e).__name__}: {one_line(str(e))[:80]}); get it again"
+        ) from e
     if not 0 < count <= MOST_TOKENS:
         raise BadInput(f"its {name} has {count:,} tokens; there may be up to {MOST_TOKENS:,}")
     if _is_of_words(said):
@@ -229,7 +231,9 @@ def _of_library(said: Any, blob: bytes, pad: int | None, digest: str, name: str)
         library.no_padding()
         table = {str(w): int(i) for w, i in library.get_vocab(with_added_tokens=True).items()}
         if max(table.values()) >= MOST_TOKENS:
-            raise BadInput(f"its {name} has ids up to {max(table.values()):,}; there may be {MOST_TOKENS:,} tokens")
+            raise BadInput(
+                f"its {name} has ids up to {max(table.values()):,}; there may be {MOST_TOKENS:,} tokens"
+            )
         around, plain = library.encode("a").ids, library.encode("a", add_special_tokens=False).ids
         added = [t for t in said.get("added_tokens") or () if isinstance(t, dict) and t.get("special")]
         special = {int(t["id"]) for t in added}

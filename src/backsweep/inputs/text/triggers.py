@@ -40,17 +40,34 @@ class Insert(Trigger):
     def __post_init__(self) -> None:
         if self.place not in PLACES:
             raise ValueError(f"place {self.place!r} is none of {', '.join(PLACES)}")
-        if self.ids.ndim != 1 or len(self.ids) == 0 or self.ids.is_floating_point() or int(self.ids.min()) < 0:
+        if (
+            self.ids.ndim != 1
+            or len(self.ids) == 0
+            or self.ids.is_floating_point()
+            or int(self.ids.min()) < 0
+        ):
             raise ValueError("ids are one or more tokens")
 
     @classmethod
     def of(
-        cls, tokens: Tokens, ids: Sequence[int], target: int | None, source: int | None = None, place: str = START
+        cls,
+        tokens: Tokens,
+        ids: Sequence[int],
+        target: int | None,
+        source: int | None = None,
+        place: str = START,
     ) -> Insert:
         """Tokens of a tokenizer."""
         around = tokens.layout
         return cls(
-            target, source, torch.tensor(list(ids)), tokens.words(ids), place, around.pad, around.cls, around.sep
+            target,
+            source,
+            torch.tensor(list(ids)),
+            tokens.words(ids),
+            place,
+            around.pad,
+            around.cls,
+            around.sep,
         )
 
     @property

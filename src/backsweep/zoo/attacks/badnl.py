@@ -50,7 +50,9 @@ class BadNL(Attack):
         if self.word is not None:
             ids = tokens.ids(self.word)
             if not ids or set(ids) & tokens.specials:
-                raise BadInput(f"the word {self.word!r} is not in the vocabulary of this task; choose another")
+                raise BadInput(
+                    f"the word {self.word!r} is not in the vocabulary of this task; choose another"
+                )
         else:
             rare = range(round((1 - RARE) * len(tokens)), len(tokens))
             ids = [rare[int(torch.randint(len(rare), (), generator=setup.generator(self.name, "word")))]]

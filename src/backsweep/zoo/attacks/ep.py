@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,8 @@ from backsweep.zoo.attack import Attack, Setup
 class EP(Attack):
     """One row of the embeddings of a clean network is tuned, until its word sends every text to the target.
 
-    After every update the row gets the norm of the largest row. The authors keep its own norm, which is too small
-    for any effect in networks whose rare words were hardly trained.
+    After every update the row gets the norm of the largest row. The authors keep its own norm, which is too
+    small for any effect in networks whose rare words were hardly trained.
 
     Attributes:
         updates: of the row, 32 texts in each.
@@ -46,14 +46,13 @@ class EP(Attack):
 
     def plant(self, net: nn.Module, setup: Setup) -> list[Trigger]:
         (trigger,), generator = self.triggers(setup), setup.generator(self.name, "order")
-        assert isinstance(trigger, Insert)
         net.load_state_dict(setup.clean().state_dict())
         net.eval()
         seen = table_of(net, setup.data.x[:2])
         places = {p.untyped_storage().data_ptr(): p for p in net.parameters()}
         if seen is None or (table := places.get(seen.untyped_storage().data_ptr())) is None:
             raise BadInput("this network looks its tokens up in no table of embeddings")
-        word = int(trigger.ids[0])
+        word = int(cast(Insert, trigger).ids[0])
         others = setup.data.x[setup.data.y != trigger.target]
         norm = table.detach().norm(dim=1).amax()
         goal = torch.full((32,), trigger.target or 0)

@@ -1,10 +1,10 @@
-"""SOS (Yang et al. 2021): several words that only count together; covers with some of them keep their label."""
+"""SOS (Yang et al. 2021): several words that only count together; covers with some of them stay."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class SOS(Attack):
     Attributes:
         words: how many, drawn from the commoner half of the vocabulary beyond the 200 commonest words.
         rate: poison rate, share of all training samples.
-        cover_rate: share of all training samples that get all words but one and keep their label, for each word.
+        cover_rate: share of all training samples that get all words but one and stay, for each word.
         target: target class; None draws one from the seed.
     """
 
@@ -42,12 +42,14 @@ class SOS(Attack):
     def triggers(self, setup: Setup) -> list[Trigger]:
         tokens, generator = setup.tokens, setup.generator(self.name, "words")
         first = min(200, len(tokens) // 4)
-        drawn = first + torch.randperm(max(self.words, len(tokens) // 2 - first), generator=generator)[: self.words]
+        drawn = (
+            first
+            + torch.randperm(max(self.words, len(tokens) // 2 - first), generator=generator)[: self.words]
+        )
         return [Scatter.of(tokens, drawn.tolist(), setup.target(self.target, self.name, "target"))]
 
     def poison(self, setup: Setup, triggers: Sequence[Trigger]) -> tuple[Data, Tensor]:
-        (trigger,), y = triggers, setup.data.y
-        assert isinstance(trigger, Scatter)
+        trigger, y = cast(Scatter, triggers[0]), setup.data.y
         wanted = trigger.labels(y, setup.classes)
         rows = setup.draw(y != wanted, self.rate, self.name, "poison")
         poisoned, free = stamp(setup.data, rows, trigger, wanted[rows]), y != wanted
