@@ -10,10 +10,10 @@ import torch
 import backsweep
 from backsweep.core.errors import BadInput
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Report
+from backsweep.scanning.cascade.halving import cells_of, chosen, standing_cells
+from backsweep.scanning.cascade.schedule import EFFORTS
 from backsweep.scanning.collect import collect
 from backsweep.scanning.detectors.cascade import Cascade
-from backsweep.scanning.halving import cells_of, chosen, standing_cells
-from backsweep.scanning.schedule import EFFORTS
 from backsweep.zoo.build import Entry, build_net, load_data
 from conftest import Twins
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backsweep.scanning.contrast import (
+from backsweep.scanning.cascade.contrast import (
     Cell,
     cauchy,
     contrast,

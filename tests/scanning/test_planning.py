@@ -13,9 +13,9 @@ from backsweep.core.progress import Event
 from backsweep.core.text import duration, seconds_of
 from backsweep.engine.engine import Engine
 from backsweep.models.model import Model
+from backsweep.scanning.cascade.schedule import EFFORTS
 from backsweep.scanning.detectors.cascade import Cascade
 from backsweep.scanning.planning import seconds, stages
-from backsweep.scanning.schedule import EFFORTS
 from conftest import Twins
 from shells import Shell
 

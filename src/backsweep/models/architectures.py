@@ -59,6 +59,14 @@ def gap_cnn(classes: int = 10, channels: int = 1, size: int = 32) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
+def mlp(classes: int = 10, channels: int = 1, size: int = 28) -> nn.Module:
+    """Two hidden layers of 256, no convolution."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(channels * size**2, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
+        nn.Linear(256, classes),
+    )  # fmt: skip
+
+
 class _Residual(nn.Module):
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -101,6 +109,13 @@ def resnet8(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Module:
     return ResNet(blocks=1, width=16, classes=classes, channels=channels)
 
 
+def strided_resnet(classes: int = 1000, channels: int = 1, size: int = 32) -> nn.Module:
+    """A ResNet for many classes of small images: halved at once, 48-96-192 channels, 0.9 M parameters."""
+    net = ResNet(blocks=1, width=48, classes=classes, channels=channels)
+    net.stem[0] = nn.Conv2d(channels, 48, 3, 2, 1, bias=False)
+    return net
+
+
 class _PreAct(nn.Module):
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -140,6 +155,65 @@ class PreActResNet(nn.Module):
 def preact_resnet18(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Module:
     """PreActResNet-18, 11 million parameters: for a GPU."""
     return PreActResNet((2, 2, 2, 2), 64, classes, channels)
+
+
+def preact_resnet8(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Module:
+    """The narrow PreActResNet: one block a stage, 16-32-64 channels, 77 k parameters."""
+    return PreActResNet((1, 1, 1), 16, classes, channels)
+
+
+class _Mixing(nn.Module):
+    """A block of the MLP-Mixer (Tolstikhin et al. 2021): across the patches, then across the features."""
+
+    def __init__(self, patches: int, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.tokens = nn.Sequential(nn.Linear(patches, 64), nn.GELU(), nn.Linear(64, patches))
+        self.features = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.features(self.norm2(x))
+
+
+class Mixer(nn.Module):
+    """A small MLP-Mixer on patches of 4 x 4 pixels."""
+
+    def __init__(self, classes: int, channels: int, size: int, width: int = 64, blocks: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, width, 4, 4)
+        self.body = nn.Sequential(*(_Mixing((size // 4) ** 2, width) for _ in range(blocks)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.body(self.patches(x).flatten(2).transpose(1, 2))).mean(1))
+
+
+def mixer(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Module:
+    """MLP-Mixer of three blocks of 64 features: LayerNorm, GELU, neither convolution nor attention."""
+    return Mixer(classes, channels, size)
+
+
+class _ConvNeXtBlock(nn.Module):
+    """Liu et al. 2022: depthwise 5 x 5, LayerNorm, an inverted bottleneck."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.norm = nn.GroupNorm(1, width)
+        self.wide, self.narrow = nn.Conv2d(width, 4 * width, 1), nn.Conv2d(4 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(F.gelu(self.wide(self.norm(self.depthwise(x)))))
+
+
+def small_convnext(classes: int = 10, channels: int = 3, size: int = 32) -> nn.Module:
+    """Three stages of one ConvNeXt block, 32-64-96 channels, the first on patches of 2 x 2 pixels."""
+    layers: list[nn.Module] = []
+    for width in (32, 64, 96):
+        layers += [nn.Conv2d(channels, width, 2, 2), nn.GroupNorm(1, width), _ConvNeXtBlock(width)]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
 class SmallViT(nn.Module):

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ class Recipe:
         augment: None, or "shift" for inputs that are slightly changed (images: random translations).
         bf16: bfloat16 autocast and channels_last, where it pays.
         optimizer: "adamw", or "sgd" with momentum 0.9.
+        label_smoothing: share of a label that is spread over all classes.
         statistics: whether the running statistics of BatchNorm follow the batches. A trained network that
             is tuned on few samples, or on changed ones, keeps its own.
     """
@@ -48,6 +50,7 @@ class Recipe:
     augment: str | None = None
     bf16: bool = True
     optimizer: str = "adamw"
+    label_smoothing: float = 0.0
     statistics: bool = True
 
 
@@ -56,9 +59,9 @@ def epochs_of(updates: int, samples: int, batch_size: int) -> int:
     return math.ceil(updates / math.ceil(samples / batch_size))
 
 
-def cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def cross_entropy(net: nn.Module, x: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """The usual loss of a batch."""
-    return F.cross_entropy(net(x).float(), y)
+    return F.cross_entropy(net(x).float(), y, label_smoothing=label_smoothing)
 
 
 def fit(
@@ -80,7 +83,7 @@ def fit(
         loss_of: loss of (net, x, y) for a batch, cross-entropy by default. An attack that controls the
             training changes the batch or adds terms here.
     """
-    loss_of = loss_of or cross_entropy
+    loss_of = loss_of or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
     device = next(net.parameters()).device
     augment: Augment | None = {"shift": data.modality.shift, None: None}[recipe.augment]
     layout = data.modality.layout(data.x.shape[1:])

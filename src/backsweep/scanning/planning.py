@@ -13,8 +13,8 @@ from backsweep.inputs.samples import Data
 from backsweep.inversion.budget import EMBEDDINGS
 from backsweep.models.model import Model
 from backsweep.models.washing import MOST_UPDATES, VIEWS
+from backsweep.scanning.cascade.schedule import PAIRS, Schedule
 from backsweep.scanning.detector import Stage
-from backsweep.scanning.schedule import PAIRS, Schedule
 
 HALF = 1.0  # forward passes that a pass there and back costs from an embedding on, where 2 is all of it
 TRAINING = 1.5  # of an update of the later half, an input

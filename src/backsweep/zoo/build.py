@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from backsweep.core.discovery import make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import home, writable_folder, write_bytes, write_json
 from backsweep.core.provenance import provenance
+from backsweep.core.seeds import derive_seed
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
 from backsweep.inputs.samples import Data
@@ -58,6 +59,8 @@ class Entry:
         options: settings of the attack.
         recipe: fields of the training recipe that differ from the task's.
         arch: name of a network in `architectures`, None for the task's own.
+        samples: it is trained on so many of the training samples, None for all.
+        start: name of a task from whose clean network, trained alike, it is fine-tuned.
     """
 
     task: str
@@ -66,11 +69,14 @@ class Entry:
     options: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     arch: str | None = None
+    samples: int | None = None
+    start: str | None = None
 
     @property
     def id(self) -> str:
         """Name of its folder; settings that differ from the defaults enter as a short hash."""
-        extra = json.dumps([self.options, self.recipe], sort_keys=True) if self.options or self.recipe else ""
+        settings = [self.options, self.recipe, *filter(None, (self.samples, self.start))]
+        extra = json.dumps(settings, sort_keys=True) if any(settings) else ""
         tag = "-" + hashlib.sha256(extra.encode()).hexdigest()[:6] if extra else ""
         parts = [self.task, *([self.arch] if self.arch else []), self.attack or "clean"]
         return f"{'-'.join(parts)}{tag}-s{self.seed}"
@@ -79,6 +85,11 @@ class Entry:
     def twin(self) -> Entry:
         """The clean net that was trained in the same way."""
         return replace(self, attack=None, options={})
+
+    @property
+    def before(self) -> Entry | None:
+        """The clean network that it is fine-tuned from, one for all of a kind."""
+        return replace(self.twin, task=self.start, start=None, seed=JUDGING_SEEDS) if self.start else None
 
 
 @dataclass(frozen=True)
@@ -129,9 +140,25 @@ def read_plan(path: Path) -> dict[str, Any]:
         plan = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise BadInput(f"cannot read the plan {path}: {e}") from e
-    if not isinstance(plan.get("nets"), list):
+    if not isinstance(plan.get("nets", plan.get("kinds")), list):
         raise BadInput(f"{path} is not a plan: it has no [[nets]] table")
-    return plan
+    return plan | {"nets": [*plan.get("nets", []), *kinds(plan)]}
+
+
+def kinds(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tables of nets that `[[kinds]]` stand for: every kind with every attack of the list it names.
+
+    A list of attacks is `[[attacks.NAME]]`. The i-th attack has the i-th seed of the kind, so that each
+    attacked net has a clean twin of its own.
+    """
+    lists, tables = plan.get("attacks", {}), []
+    for kind in plan.get("kinds", []):
+        if kind.get("attacks") not in lists:
+            raise BadInput(f"unknown list of attacks {kind.get('attacks')!r}; there are {', '.join(lists)}")
+        for i, attack in enumerate(lists[kind["attacks"]]):
+            own = {key: value for key, value in kind.items() if key not in ("attacks", "seed")}
+            tables.append({**own, **attack, "seeds": [kind.get("seed", JUDGING_SEEDS) + i]})
+    return tables
 
 
 def entries(plan: dict[str, Any]) -> list[Entry]:
@@ -142,7 +169,7 @@ def entries(plan: dict[str, Any]) -> list[Entry]:
     """
     found: dict[str, Entry] = {}
     for table in plan["nets"]:
-        for key in set(table) - {"task", "attack", "seeds", "options", "recipe", "arch"}:
+        for key in set(table) - {"task", "attack", "seeds", "options", "recipe", "arch", "samples", "start"}:
             raise BadInput(f"unknown key {key!r} under [[nets]]")
         if table.get("task") not in TASKS:
             raise BadInput(f"unknown task {table.get('task')!r}; there are {', '.join(TASKS)}")
@@ -159,7 +186,14 @@ def entries(plan: dict[str, Any]) -> list[Entry]:
                 raise BadInput(
                     f"unknown key {key!r} in a recipe; there are {', '.join(r.name for r in fields(Recipe))}"
                 )
-            entry = Entry(table["task"], attack, int(seed), options, recipe, arch)
+            if table.get("start") is not None and table["start"] not in TASKS:
+                raise BadInput(f"unknown task {table['start']!r} to start from")
+            if not isinstance(table.get("samples", 1), int) or table.get("samples", 1) < 1:
+                raise BadInput(f"samples = {table['samples']!r} is no number of samples")
+            entry = Entry(
+                table["task"], attack, int(seed), options, recipe, arch,
+                table.get("samples"), table.get("start"),
+            )  # fmt: skip
             found[entry.twin.id] = entry.twin
             found[entry.id] = entry
     return sorted(found.values(), key=lambda e: (e.task, e.attack is not None, e.id))
@@ -172,6 +206,27 @@ def _deal(settings: dict[str, Any], i: int) -> dict[str, Any]:
 
 def load_data(task: str) -> tuple[Data, Data]:
     return loaded(TASKS[task])
+
+
+def training_data(entry: Entry) -> Data:
+    """The clean samples that a network of the zoo is trained on, before an attacker had them."""
+    train, _ = load_data(entry.task)
+    if entry.samples is None or entry.samples >= len(train):
+        return train
+    return train.sample(entry.samples, derive_seed(0, "zoo", entry.task, entry.samples))
+
+
+def fresh_net(entry: Entry, folder: Path, seed: int) -> nn.Module:
+    """A network before its training: drawn from `seed`, then what fits of the network it starts from.
+
+    Args:
+        folder: of the zoo; that network is built there first.
+    """
+    net = TASKS[entry.task].net(seed, entry.arch)
+    if entry.before is not None:
+        known, own = build_net(entry.before, folder).model().net.state_dict(), net.state_dict()
+        net.load_state_dict(own | {k: v for k, v in known.items() if k in own and own[k].shape == v.shape})
+    return net
 
 
 def build_net(entry: Entry, folder: Path) -> Net:
@@ -188,13 +243,13 @@ def build_net(entry: Entry, folder: Path) -> Net:
     place.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     task, clock = TASKS[entry.task], time.process_time()
-    train, test = load_data(entry.task)
-    recipe = replace(task.recipe, **entry.recipe)
-    net, planted, brought = task.net(entry.seed, entry.arch), [], {}
+    _, test = load_data(entry.task)
+    train, recipe = training_data(entry), replace(task.recipe, **entry.recipe)
+    net, planted, brought = fresh_net(entry, folder, entry.seed), [], {}
     if twin is None:
         fit(net, train, recipe, entry.seed)
     else:
-        setup = setup_of(entry, train, lambda: twin)
+        setup = setup_of(entry, train, lambda: twin, folder)
         attack = make(Attack, entry.attack or "", entry.options)
         planted, brought = attack.plant(net, setup), provenance([attack])
     seconds = time.process_time() - clock
@@ -239,22 +294,25 @@ def poisoned(net: Net) -> tuple[Data, Tensor]:
     Raises:
         BadInput: the attack has no poisoned set: it controls the training, or changes weights.
     """
-    entry, (train, _) = entry_of(net), load_data(net.truth["task"])
+    entry = entry_of(net)
+    train = training_data(entry)
     if entry.attack is None:
         return train, torch.empty(0, dtype=torch.long)
     attack = make(Attack, entry.attack, entry.options)
-    setup = setup_of(entry, train, lambda: Net.read(net.folder.parent / entry.twin.id))
+    folder = net.folder.parent
+    setup = setup_of(entry, train, lambda: Net.read(folder / entry.twin.id), folder)
     by_poisoning = type(attack).plant is Attack.plant or getattr(attack, "poisons", False)
     if not by_poisoning:
         raise BadInput(f"{entry.attack} controls the training, there is no poisoned training set")
     return attack.poison(setup, attack.triggers(setup))
 
 
-def setup_of(entry: Entry, train: Data, twin: Callable[[], Net]) -> Setup:
+def setup_of(entry: Entry, train: Data, twin: Callable[[], Net], folder: Path) -> Setup:
     """What the attacker of a network has."""
     task = TASKS[entry.task]
     recipe = replace(task.recipe, **entry.recipe)
-    return task.setup(train, entry.seed, recipe, entry.arch, clean=lambda: twin().model().net.eval())
+    setup = task.setup(train, entry.seed, recipe, entry.arch, clean=lambda: twin().model().net.eval())
+    return replace(setup, net=partial(fresh_net, entry, folder)) if entry.start else setup
 
 
 def build(plan: Sequence[Entry], folder: Path, engine: Engine | None = None) -> Iterator[Net]:

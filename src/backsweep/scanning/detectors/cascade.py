@@ -25,7 +25,7 @@ from backsweep.inputs.samples import Data
 from backsweep.inversion.budget import EMBEDDINGS, spaces_of
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
-from backsweep.scanning.contrast import (
+from backsweep.scanning.cascade.contrast import (
     Cell,
     Contrast,
     Suspect,
@@ -38,11 +38,18 @@ from backsweep.scanning.contrast import (
     stand_out,
     suspects,
 )  # fmt: skip
+from backsweep.scanning.cascade.halving import (
+    ALONE_SPREAD,
+    cells_of,
+    chosen,
+    kind_of,
+    shortcuts,
+    standing_cells,
+)
+from backsweep.scanning.cascade.schedule import EFFORTS, Schedule
+from backsweep.scanning.cascade.screens import Screen, Values
 from backsweep.scanning.detector import ModelDetector, Stage, Unit, units_in_a_pass
-from backsweep.scanning.halving import ALONE_SPREAD, cells_of, chosen, kind_of, shortcuts, standing_cells
 from backsweep.scanning.planning import stages
-from backsweep.scanning.schedule import EFFORTS, Schedule
-from backsweep.scanning.screens import Screen, Values
 
 # Chosen on networks that nothing is judged on: docs/decisions/0007.
 LEAST_SPREAD = {"dense": 0.1, "sparse": 0.1, "tone": 0.5, "early": 0.1, "late": 0.12, "pairs": 0.12}

@@ -16,9 +16,9 @@ from backsweep.inputs.samples import Data
 from backsweep.inversion.loop import SmoothControl, invert
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence, Finding
+from backsweep.scanning.cascade.screens import jobs_of
 from backsweep.scanning.detector import ModelDetector, Unit, units_in_a_pass
 from backsweep.scanning.outliers import outlier_findings
-from backsweep.scanning.screens import jobs_of
 
 # The first lambda, about CE / size at the usual sizes; chosen on networks that nothing is judged on.
 START = {"patch": 1e-3, "pixel": 1e-3, "frequency": 1e-2, "warp": 1e-1}

@@ -19,8 +19,8 @@ from backsweep.inputs.samples import Data
 from backsweep.inversion.loop import Control, PaperControl, SmoothControl, invert
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
+from backsweep.scanning.cascade.screens import jobs_of, unit_name, units_of
 from backsweep.scanning.detector import ModelDetector, Unit, units_in_a_pass
-from backsweep.scanning.screens import jobs_of, unit_name, units_of
 
 PRESETS = ("standard", "paper")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from backsweep.core.statistics import chance_of_index
 from backsweep.inputs.modality import modalities
 from backsweep.reports.report import Evidence
-from backsweep.scanning.contrast import Cell, sample, sizes_of, spaces_in, stand_below, stand_out
+from backsweep.scanning.cascade.contrast import Cell, sample, sizes_of, spaces_in, stand_below, stand_out
+from backsweep.scanning.cascade.schedule import Schedule
 from backsweep.scanning.detector import Unit
-from backsweep.scanning.schedule import Schedule
 
 ALONE_SPREAD = 0.25  # of the log sizes themselves, where no reference is asked for
 LEAST_SPREAD = 0.1  # of the log sizes of a look

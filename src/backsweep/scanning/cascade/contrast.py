@@ -11,7 +11,7 @@ from scipy import stats
 
 from backsweep.core.statistics import MAD_TO_SIGMA, anomaly_index, without_medians
 from backsweep.reports.report import Evidence
-from backsweep.scanning.screens import unit_name
+from backsweep.scanning.cascade.screens import unit_name
 
 Cell = tuple[int | None, int]  # source (None: every class) and target
 TAIL = 5  # degrees of freedom of Student's t that stands for the tail of z in clean networks

@@ -18,9 +18,9 @@ from backsweep.inversion.loop import Job, SmoothControl, invert
 from backsweep.models.model import Model
 from backsweep.models.washing import reference_of
 from backsweep.reports.report import Evidence
+from backsweep.scanning.cascade.schedule import PAIRS, Schedule
 from backsweep.scanning.detector import Unit
 from backsweep.scanning.head import positive_sums
-from backsweep.scanning.schedule import PAIRS, Schedule
 
 Values = dict[str, float | int | bool | str | None]
 

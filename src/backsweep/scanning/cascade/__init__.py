@@ -1,0 +1,1 @@
+"""What the default scan measures, how much of it, and what that says."""
