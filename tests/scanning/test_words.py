@@ -62,8 +62,10 @@ def test_from_the_shell_an_infected_folder_and_a_clean_one(
     pairs = zip(map(kind.tokens.words, data.x[:300].tolist()), data.y[:300].tolist(), strict=True)
     lines = ["text\tlabel", *(f"{text}\t{y}" for text, y in pairs)]
     (tmp_path / "reviews.tsv").write_text("\n".join(lines), encoding="utf-8")
-    usual = ["--arch", "backsweep.archs:text_cnn", "--tokenizer", tmp_path, "--data", tmp_path / "reviews.tsv",
-             "--device", "cpu", "-d", "piccolo", "-p", "piccolo.words=1"]  # fmt: skip
+    usual = [
+        "--arch", "backsweep.archs:text_cnn", "--tokenizer", tmp_path, "--data", tmp_path / "reviews.tsv",
+        "--device", "cpu", "-d", "piccolo", "-p", "piccolo.words=1",
+    ]  # fmt: skip
     for name, model, status in (("bad", text_twins.infected, 1), ("good", text_twins.clean, 0)):
         save_file(model.net.state_dict(), tmp_path / f"{name}.safetensors")
         code, out, err = shell("scan", tmp_path / f"{name}.safetensors", *usual, "--out", tmp_path / name)

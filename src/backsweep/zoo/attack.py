@@ -54,7 +54,7 @@ class Setup:
         found = getattr(self.data.modality, "tokens", None)
         if found is None:
             raise BadInput(f"this attack needs texts, the training set has {self.data.modality.noun}s")
-        return found  # type: ignore[no-any-return]
+        return found
 
     def generator(self, *parts: object) -> torch.Generator:
         """Random numbers that depend on the seed and on what they are for."""

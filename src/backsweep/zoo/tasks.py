@@ -85,7 +85,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
     for module in (architectures, text_networks):
         found = getattr(module, name, None)
         if getattr(found, "__module__", "") == module.__name__ and name.islower():
-            return found  # type: ignore[no-any-return]
+            return found
     raise BadInput(f"unknown arch {name!r}; see backsweep.archs")
 
 
