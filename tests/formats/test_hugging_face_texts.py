@@ -1,4 +1,4 @@
-"""Folders of text classifiers: read as transformers computes, with masks, pairs, and what is wrong with them."""
+"""Folders of text classifiers: read as transformers computes, with masks and pairs, and what is wrong."""
 
 from __future__ import annotations
 
