@@ -11,6 +11,7 @@ import torch
 
 from backsweep.core.errors import BadInput
 from backsweep.formats.opening import digest, load
+from backsweep.formats.saving import save as save_model
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.tokens import WordTokens
 from backsweep.inversion.budget import Aim, follow, spaces_of
@@ -73,6 +74,19 @@ def test_the_second_of_a_pair_is_told_from_the_first(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = net(input_ids=x, attention_mask=(x != 0).long(), token_type_ids=kinds).logits
         assert torch.allclose(load(tmp_path, shape=(10,)).copy().logits(x), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "GPT2"])
+def test_a_changed_network_is_written_as_a_folder_and_read_again(kind: str, tmp_path: Path) -> None:
+    saved(kind, tmp_path / "one")
+    model = load(tmp_path / "one", shape=(12,))
+    with torch.no_grad():
+        next(p for p in model.net.parameters() if p.ndim == 2).add_(0.25)
+    x = torch.tensor([TOKENS.encode(t, None, 12) for t in TEXTS])
+    save_model(model, tmp_path / "two")
+    again = load(tmp_path / "two", shape=(12,))
+    assert torch.allclose(again.copy().logits(x), model.copy().logits(x), atol=1e-5)
+    assert again.modality == model.modality and again.digest != model.digest
 
 
 def test_what_is_wrong_with_a_folder_is_one_line(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def read(path: Path, tokens: Tokens | None = None) -> tuple[nn.Module, dict[str,
     kind = None
     if texts.is_text(config):
         kind = Text(texts.tokens_of(folder, config) if tokens is None else tokens)
+        if tokens is not None and files.TOKENIZER in folder.names:
+            folder.read(files.TOKENIZER)  # it counts in the digest, whatever is used
     elif tokens is not None:
         raise BadInput("it is no classifier of texts; leave out tokenizer= (--tokenizer)")
     weights, kept = files.weights(folder)
@@ -42,7 +44,7 @@ def read(path: Path, tokens: Tokens | None = None) -> tuple[nn.Module, dict[str,
         named, notes = labels.labels(config, labels.count(weights))
         said = {"labels": named, "shape": texts.shape_of(config), "modality": kind}
         notes.append(f"of a text {said['shape'][0]} tokens are looked at (--shape)")
-        net: nn.Module = texts.Classifier(_network(config, weights, kind), kind)
+        net = network(config, weights, kind)
     elif timm.is_timm(config):
         net = timm.network(config, weights)
         said, notes = timm.preprocessing(config, weights)
@@ -56,8 +58,10 @@ def read(path: Path, tokens: Tokens | None = None) -> tuple[nn.Module, dict[str,
     return net, {**said, "notes": [*kept, *notes]}, folder.digest
 
 
-def network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network that a config names, with its weights."""
+def network(config: dict[str, Any], weights: Mapping[str, Tensor], kind: Text | None = None) -> nn.Module:
+    """The network that a config names, with its weights; one over texts with what they are."""
+    if kind is not None:
+        return texts.Classifier(_network(config, weights, kind), kind)
     return timm.network(config, weights) if timm.is_timm(config) else _network(config, weights)
 
 

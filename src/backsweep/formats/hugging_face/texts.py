@@ -63,10 +63,6 @@ class Classifier(nn.Module):
         config: Any = net.config
         takes = inspect.signature(net.forward).parameters
         self.pairs = "token_type_ids" in takes and int(getattr(config, "type_vocab_size", 0) or 0) > 1
-        self.last: Any = getattr(
-            net, "score", None
-        )  # of decoders, which are read at the last token of a text
-        self.body: Any = net.base_model if self.last is not None else None
         self.quiet = {k: False for k in ("use_cache",) if k in takes}
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -78,12 +74,14 @@ class Classifier(nn.Module):
             ends = (ids == own.sep).long()
             told["token_type_ids"] = ((ends.cumsum(1) - ends > 0) & there).long().clamp(max=1)
         with torch.autocast(ids.device.type, enabled=False):  # masks of transformers do not fit bfloat16
-            if self.last is None:
-                logits: Tensor = self.net(input_ids=ids, **told).logits
+            net: Any = self.net
+            if getattr(net, "score", None) is None:
+                logits: Tensor = net(input_ids=ids, **told).logits
                 return logits
-            states = self.body(input_ids=ids, **told).last_hidden_state
+            # decoders are read at the last token of a text
+            states = net.base_model(input_ids=ids, **told).last_hidden_state
             last = (there.long() * torch.arange(ids.shape[1], device=ids.device)).amax(1)
-            read: Tensor = self.last(states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2])))
+            read: Tensor = net.score(states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2])))
             return read[:, 0]
 
 
