@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_images_are_left_alone(twins: Twins) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"preset": "quick"}, {"steps": 0}])
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     for kind in (Piccolo, DBS):
         with pytest.raises(ValueError, match=r"preset|steps"):
             kind(**wrong)
