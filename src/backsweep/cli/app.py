@@ -223,11 +223,14 @@ def repair(
 
 @app.command()
 def demo(
-    out: Out = None, seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0
+    out: Out = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    text: Annotated[bool, typer.Option("--text", help="On reviews instead of digits.")] = False,
 ) -> None:
-    """Train a clean and a backdoored net on real digits, scan both, tell them apart."""
-    from backsweep.cli.demo import run
+    """Train a clean and a backdoored net on real digits, or on reviews; scan both, tell them apart."""
+    from backsweep.cli import demo, text_demo
 
+    run = text_demo.run if text else demo.run
     with Progress() as on_event:
         run(console(), out or Path("backsweep-demo"), seed, on_event)
 
