@@ -42,10 +42,7 @@ def test_detectors_by_name_and_by_instance(twins: Twins) -> None:
 def test_settings_of_a_command_line() -> None:
     chosen = configure(ModelDetector, ["neural_cleanse"], ["neural_cleanse.preset=paper"])
     assert chosen == [NeuralCleanse(preset="paper")]
-    assert configure(ModelDetector, DEFAULT_DETECTORS, ["cascade.steps=7"]) == [
-        Cascade(steps=7),
-        NeuralCleanse(),
-    ]
+    assert configure(ModelDetector, DEFAULT_DETECTORS, ["cascade.steps=7"]) == [Cascade(steps=7)]
     for wrong in ("preset=paper", "neural_cleanse.preset", "nothing.x=1", "mm_bd.preset=paper"):
         with pytest.raises(BadInput):
             configure(ModelDetector, DEFAULT_DETECTORS, [wrong])

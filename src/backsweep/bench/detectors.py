@@ -153,6 +153,7 @@ def run_cell(net: build.Net, detector: ModelDetector) -> dict[str, Any]:
         "layout": model.layout, "shape": list(model.shape), "classes": model.classes,
         "detector": detector.name, "settings": detector.settings(), "files": detector.depends_on(),
         **provenance([detector]), **outcome(report, net), **failed,
+        **({"measured": measured} if (measured := detector.measured(report.evidence, model.classes)) else {}),
         "data_sha256": clean.digest, **versions(),
     }  # fmt: skip
 

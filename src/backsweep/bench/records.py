@@ -59,7 +59,7 @@ def about(net: Net) -> dict[str, Any]:
         "net": net.id, "task": truth["task"], "attack": truth["attack"], "seed": truth["seed"],
         "split": split_of(truth["seed"]),
         "options": truth["options"], "recipe": truth["recipe"], "training": truth["training"],
-        "arch": truth.get("arch"),
+        "arch": truth.get("arch"), "samples": truth.get("samples"), "start": truth.get("start"),
         "targets": planted("target"), "sources": planted("source"), "families": planted("family"),
         "clean_accuracy": truth["clean_accuracy"],
         "attack_success_rate": truth["attack_success_rate"],

@@ -149,3 +149,45 @@ def bench_null(
         raise BadInput(f"{lines} has no clean network with a seed of {build.CALIBRATION_SEEDS} or more")
     write_json(out, tables)
     console().print(f"{len(tables)} tables of {len(own)} scans in {out}")
+
+
+@bench_app.command("kinds")
+def bench_kinds(
+    lines: Annotated[Path, typer.Argument(help="What `bench run` wrote of networks of many kinds.")],
+    out: Annotated[Path | None, typer.Option(help="File, .md or .html; else Markdown, printed.")] = None,
+) -> None:
+    """Judge every network by those of all other kinds: what a verdict on a stranger's model is worth."""
+    from backsweep.bench import kinds
+    from backsweep.bench.records import read
+    from backsweep.core.files import write_text
+    from backsweep.render.boards import board
+    from backsweep.render.boards import kinds as boards
+
+    own = read(lines)
+    refused = sum(bool(line.get("gate")) for line in own)
+    page = boards.page(kinds.networks(own), refused)
+    text = board.html(page) if out is not None and out.suffix == ".html" else board.markdown(page)
+    if out is None:
+        typer.echo(text)
+    else:
+        write_text(out, text)
+
+
+@bench_app.command("population")
+def bench_population(
+    lines: Annotated[Path, typer.Argument(help="What `bench run` wrote of networks of many kinds.")],
+    out: Annotated[Path, typer.Option(help="JSON file; the package has its own beside the cascade.")],
+) -> None:
+    """Fit what clean networks of many kinds are like, for verdicts on kinds that were not seen."""
+    from backsweep.bench import kinds
+    from backsweep.bench.records import read
+    from backsweep.core.files import write_json
+    from backsweep.core.versions import versions
+
+    own = [line for line in read(lines) if line.get("measured")]
+    known = kinds.networks(own)
+    found = kinds.fit(known, own[0]["settings"] if own else {})
+    document = found.document()
+    document["made"] = {**document["made"], **versions()}
+    write_json(out, [document])
+    console().print(f"{found.words} in {out}")

@@ -126,7 +126,10 @@ def judge(
     every = [f for f in every if f.p_value is not None]
     if null is None or not every:
         findings = detector.judge(evidence, classes, alpha)
-        return [_told(f, str(f.details.get("null", UNCALIBRATED))) for f in findings]
+        return [
+            _doubted(_told(f, str(f.details.get("null", UNCALIBRATED))), getattr(detector, "cautious", False))
+            for f in findings
+        ]
     if null.critical(alpha) is None:
         least = null.p_value(math.inf)
         doubt = (
@@ -148,6 +151,14 @@ def judge(
         else _told(replace(f, p_value=null.p_value(f.score), threshold=null.critical(alpha)), null.words)
         for f in findings
     ]  # fmt: skip
+
+
+def _doubted(finding: Finding, cautious: bool) -> Finding:
+    """The finding; an alarm of a cautious detector that no clean networks stand behind is no verdict."""
+    if not cautious or finding.level != ERROR or finding.details.get("null") != UNCALIBRATED:
+        return finding
+    message = f"cannot tell, no clean networks like this one were measured: {finding.message}"
+    return replace(finding, level=WARNING, message=message)
 
 
 def _told(finding: Finding, null: str) -> Finding:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from backsweep.core.method import Method
 from backsweep.inputs.samples import Data
@@ -65,6 +65,7 @@ class ModelDetector(Method):
 
     Attributes:
         threads: whether `probe` may run in several threads at once: it changes nothing that it shares.
+        cautious: whether an alarm of which no clean networks say what it is worth is no verdict.
     """
 
     noun: ClassVar[str] = "detector"
@@ -72,6 +73,7 @@ class ModelDetector(Method):
     group: ClassVar[str] = "backsweep.detectors"
     code: ClassVar[str] = ""
     threads: ClassVar[bool] = False
+    cautious: ClassVar[bool] = False
 
     def applies(self, model: Model, data: Data) -> str:
         """Why this detector cannot look at this model, "" when it can."""
@@ -125,6 +127,10 @@ class ModelDetector(Method):
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
         """Findings from the evidence of all units."""
         raise NotImplementedError
+
+    def measured(self, evidence: Sequence[Evidence], classes: int) -> Mapping[str, Any]:
+        """What the bench keeps of the evidence, so that it can be judged again from its lines alone."""
+        return {}
 
     def rows(self, evidence: Sequence[Evidence], classes: int) -> list[Evidence]:
         """The evidence for people, one record for each class or pair that can be suspected."""

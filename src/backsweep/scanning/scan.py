@@ -46,7 +46,7 @@ from backsweep.scanning.collect import OutOfTime, collect
 from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.planning import seconds, told
 
-DEFAULT_DETECTORS = ("cascade", "neural_cleanse")
+DEFAULT_DETECTORS = ("cascade",)
 BLACK_BOX_DETECTORS = ("black_box_path",)  # of a network that only answers
 EXAMPLES = 8
 OVER = "the budget of {:g} s ended: {}; of a part nothing is concluded, a scan with an output folder goes on"

@@ -116,7 +116,7 @@ def stand_out(looks: Sequence[Mapping[Cell, float]], count: int) -> tuple[list[C
     return first, [c for c in usual if c not in first]
 
 
-def of_many(p: float, tests: int) -> float:
+def of_many(p: float, tests: float) -> float:
     """Chance that the smallest of `tests` independent p-values is at most `p` (Sidak)."""
     return -math.expm1(tests * math.log1p(-p)) if p < 1 else 1.0
 
@@ -207,9 +207,14 @@ def spaces_in(evidence: Sequence[Evidence]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def doubt_of(trial: Evidence | None, classes: int) -> str:
-    """Why this cannot be told either way; "" when it can."""
-    if classes < 3:
+def doubt_of(trial: Evidence | None, classes: int, compared: bool = False) -> str:
+    """Why this cannot be told either way; "" when it can.
+
+    Args:
+        trial: the patch of the most suspicious class, tried in both networks.
+        compared: whether the classes are compared with those of other networks too.
+    """
+    if classes < 3 and not compared:
         return "cannot tell: with 2 classes no class can stand out from the others"
     right = trial.values.get("reference_accuracy") if trial else None
     if right is not None and trial and float(right) < 0.5 * float(trial.values["accuracy"] or 0):

@@ -1,36 +1,123 @@
-"""Clean networks of many kinds: how much their classes differ from a reference, and what that is worth.
+"""Clean networks of many kinds: what is usual in each space, how the spaces are joined, and a null.
 
 A kind is task x architecture x training. From clean networks of some kinds follow, for every space, how the
-difference d = beta log r - log s scatters among the classes of a network and among networks (`Prior`), how the spaces are joined
-(`weights`), and how the joint score of a clean network scatters within a kind and between kinds (`Null`).
-A network of a kind that nobody has seen is then judged by its own classes as far as it has some, and by the
-others for the rest, so that two classes are enough.
+difference d = beta log r - log s scatters among the classes of a network and among networks (`Prior`); from
+these and attacked ones how the spaces are joined (`weights`, none negative); and from the clean ones again
+how the joint score of a clean network scatters within a kind and between kinds (`Null`). A network of a kind
+that nobody has seen is judged by its own classes as far as it has some, and by the others for the rest:
+two classes are enough.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special, stats
 
 from backsweep.core.statistics import MAD_TO_SIGMA
+from backsweep.reports.report import Evidence
+from backsweep.scanning.cascade.contrast import (
+    Cell,
+    Suspect,
+    of_many,
+    sizes_of,
+    slope,
+    spaces_in,
+)  # fmt: skip
 
-MAD_EFFICIENCY = 0.37  # of the median absolute deviation, for normal values
+FILE = Path(__file__).with_name("population.json")
+PAIRS = "pairs"
+PAIR_SHARE = 0.2  # of alpha, that pairs have; the rest is the classes'
+EFFICIENCY = 0.37  # of the median absolute deviation, for normal values
 CAP = 6.0  # sigmas that a single space can say at most
+SHARE = 0.2  # of clean classes that lie in the tail
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One (source, target) cell that was looked at closely.
+
+    Attributes:
+        difference: log size in the reference less that in the suspect.
+        usual: whether it was chosen as a usual one, and not because it stands out.
+    """
+
+    source: int
+    target: int
+    difference: float
+    usual: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a scan measured, as far as it is judged.
+
+    Attributes:
+        classes: of the network.
+        sizes: by space and class, log size in the suspect and in the reference.
+        pairs: cells that were looked at closely.
+    """
+
+    classes: int
+    sizes: Mapping[str, Mapping[int, tuple[float, float]]]
+    pairs: tuple[Pair, ...] = ()
+
+    @classmethod
+    def of(cls, evidence: Sequence[Evidence], classes: int, usual: Sequence[Cell]) -> Measured:
+        """From evidence; `usual` says which cells were chosen as usual ones."""
+        sizes: dict[str, dict[int, tuple[float, float]]] = {}
+        for name in spaces_in(evidence):
+            own, there = (sizes_of(evidence, f"{kind}-{name}-") for kind in ("class", "reference"))
+            sizes[name] = {c[1]: (own[c], there[c]) for c in own if c in there}
+        own, there = (sizes_of(evidence, "closer-", key) for key in ("log_size", "reference_log_size"))
+        pairs = (
+            Pair(c[0] or 0, c[1], there[c] - own[c], c in usual) for c in sorted(own, key=_key) if c in there
+        )
+        return cls(classes, sizes, tuple(pairs))
+
+    def document(self) -> dict[str, Any]:
+        """For a line of the bench."""
+        sizes = {
+            name: [[t, round(s, 4), round(r, 4)] for t, (s, r) in sorted(own.items())]
+            for name, own in self.sizes.items()
+        }
+        pairs = [[p.source, p.target, round(p.difference, 4), p.usual] for p in self.pairs]
+        return {"sizes": sizes, "pairs": pairs}
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any], classes: int) -> Measured:
+        """The same again."""
+        sizes = {name: {int(t): (s, r) for t, s, r in rows} for name, rows in document["sizes"].items()}
+        return cls(classes, sizes, tuple(Pair(*row) for row in document["pairs"]))
+
+    def differences(self, space: str) -> dict[int, float]:
+        """d = beta log r - log s of every class; beta is the robust slope of log s on log r."""
+        own = self.sizes.get(space, {})
+        beta = slope([r for _, r in own.values()], [s for s, _ in own.values()])
+        return {t: beta * r - s for t, (s, r) in own.items()}
+
+
+def _key(cell: Cell) -> tuple[int, int]:
+    return (cell[0] or 0, cell[1])
 
 
 @dataclass(frozen=True)
 class Prior:
-    """The differences in one space, in clean networks.
+    """The differences in one space, in clean networks of many kinds.
 
     Attributes:
-        center: usual difference.
-        between: standard deviation of a network's usual difference around it.
+        center: a network's usual difference.
+        between: its standard deviation among networks.
         within: standard deviation of the classes of a network.
-        freedom: how many degrees of freedom that is worth beside a network's own.
+        freedom: how many degrees of freedom that is worth beside a network's own classes.
     """
 
     center: float
@@ -38,29 +125,157 @@ class Prior:
     within: float
     freedom: float
 
-    def z(self, d: Sequence[float]) -> list[float]:
-        """How far each class lies above what is usual, in sigmas.
+    def z(self, differences: Mapping[int, float]) -> dict[int, float]:
+        """How far each class lies above what is usual among the others, as a normal deviate."""
+        keys, values = list(differences), np.array(list(differences.values()), dtype=np.float64)
+        return {key: self.deviate(float(values[i]), np.delete(values, i)) for i, key in enumerate(keys)}
 
-        What is usual follows from the *other* classes, shrunk towards the prior (the best linear predictor), and
-        so does the spread (the moderated variance of Smyth 2004):
+    def deviate(self, d: float, others: NDArray[np.float64]) -> float:
+        """How far a difference lies above what is usual, as a normal deviate.
 
-            m_t = w median(d_-t) + (1 - w) center,    w = (C - 1) / (C - 1 + within^2 / between^2)
-            s_t^2 = (freedom within^2 + f MAD(d_-t)^2) / (freedom + f),   f = 0.37 (C - 2)
-            z_t = (d_t - m_t) / sqrt(s_t^2 + within^2 / (C - 1 + within^2 / between^2))
+        What is usual follows from n others, shrunk towards the prior (the best linear predictor), and so does
+        the spread (the moderated variance of Smyth 2004):
 
-        turned from Student's t with freedom + f degrees into a normal deviate.
+            m = (n median(others) + k center) / (n + k),                        k = within^2 / between^2
+            v = (freedom within^2 + f MAD(others)^2) / (freedom + f),           f = 0.37 (n - 1)
+            t = (d - m) / sqrt(v + within^2 / (n + k))
+
+        is Student's t with freedom + f degrees of freedom.
         """
-        values, ratio = np.asarray(d, dtype=np.float64), (self.within / self.between) ** 2
-        found = []
-        for t in range(len(values)):
-            others = np.delete(values, t)
-            count = len(others)
-            middle = float(np.median(others)) if count else self.center
-            w = count / (count + ratio)
-            free = MAD_EFFICIENCY * max(0, count - 1)
-            own = (MAD_TO_SIGMA * float(np.median(np.abs(others - middle)))) ** 2 if count > 1 else 0.0
-            variance = (self.freedom * self.within**2 + free * own) / (self.freedom + free)
-            spread = math.sqrt(variance + self.within**2 / (count + ratio))
-            value = (values[t] - w * middle - (1 - w) * self.center) / spread
-            found.append(float(-special.ndtri(stats.t.sf(value, self.freedom + free))))
+        count, ratio = len(others), (self.within / self.between) ** 2
+        middle = float(np.median(others)) if count else self.center
+        free = EFFICIENCY * max(0, count - 1)
+        own = (MAD_TO_SIGMA * float(np.median(np.abs(others - middle)))) ** 2 if count > 1 else 0.0
+        variance = (self.freedom * self.within**2 + free * own) / (self.freedom + free)
+        usual = (count * middle + ratio * self.center) / (count + ratio)
+        t = (d - usual) / math.sqrt(variance + self.within**2 / (count + ratio))
+        p = float(np.clip(stats.t.sf(t, self.freedom + free), 1e-12, 1 - 1e-12))
+        return float(-special.ndtri(p))
+
+
+@dataclass(frozen=True)
+class Null:
+    """Scores of clean networks within a kind and between kinds.
+
+    Within a kind the score, minus the log of a chance, is exponential; its rates in the kinds are a Gamma
+    distribution. A clean network of a kind that was drawn like them, but not seen, exceeds x with probability
+
+        p(x) = (1 + x / rate)^(-shape)                                                          (Lomax)
+
+    Attributes:
+        shape, rate: of that Gamma distribution.
+    """
+
+    shape: float
+    rate: float
+
+    def p_value(self, score: float) -> float:
+        return float((1 + score / self.rate) ** -self.shape)
+
+    def score(self, p_value: float) -> float:
+        """The score with that p-value."""
+        return float(self.rate * (p_value ** (-1 / self.shape) - 1))
+
+
+@dataclass(frozen=True)
+class Population:
+    """What clean networks of many kinds are like.
+
+    Attributes:
+        settings: of the detector that measured them.
+        priors, weights: by space.
+        pairs: the prior of usual pairs.
+        start, scale: beyond `start` a share SHARE of clean classes falls exponentially with `scale`.
+        null, null_of_pairs: of the scores of networks.
+        classes: fewest and most that a network may have.
+        made: kinds, networks, versions.
+    """
+
+    settings: Mapping[str, Any]
+    priors: Mapping[str, Prior]
+    weights: Mapping[str, float]
+    pairs: Prior
+    start: float
+    scale: float
+    null: Null
+    null_of_pairs: Null
+    classes: tuple[int, int]
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Population:
+        d = dict(document)
+        d["priors"] = {name: Prior(**p) for name, p in d["priors"].items()}
+        d |= {"pairs": Prior(**d["pairs"]), "classes": tuple(d["classes"])}
+        return cls(**{**d, "null": Null(**d["null"]), "null_of_pairs": Null(**d["null_of_pairs"])})
+
+    @property
+    def words(self) -> str:
+        """What a p-value rests on."""
+        return f"{self.made.get('networks')} clean networks of {len(self.made.get('kinds', ()))} kinds"
+
+    def fits(self, measured: Measured) -> bool:
+        """Whether it speaks of such a network: of its kind of input, and with about so many classes."""
+        low, high = self.classes
+        return set(measured.sizes) == set(self.priors) and low <= measured.classes <= high
+
+    def z(self, measured: Measured) -> dict[int, dict[str, float]]:
+        """By class and space."""
+        found: dict[int, dict[str, float]] = {}
+        for name, prior in self.priors.items():
+            for t, z in prior.z(measured.differences(name)).items():
+                found.setdefault(t, {})[name] = z
         return found
+
+    def joint(self, z: Mapping[str, float]) -> float:
+        """One score of a class: the weighted mean of what its spaces say, none less than 0 or above CAP."""
+        there = [(w, min(max(z[name], 0.0), CAP)) for name, w in self.weights.items() if name in z]
+        return sum(w * v for w, v in there) / max(sum(w for w, _ in there), 1e-9)
+
+    def score(self, joint: float, classes: int) -> float:
+        """Minus the log of the chance that the first of so many clean classes is joined to at least this."""
+        if joint >= self.start:
+            chance = SHARE * math.exp(-(joint - self.start) / self.scale)
+        else:
+            chance = 1 - (1 - SHARE) * joint / self.start
+        return -math.log(max(of_many(chance, classes), 1e-300))
+
+    def best_pairs(self, measured: Measured) -> dict[int, tuple[float, float, int]]:
+        """By target, of the pair that stands out most: its sigmas, its score, and its source."""
+        usual = np.array([p.difference for p in measured.pairs if p.usual])
+        standing = [p for p in measured.pairs if not p.usual] if measured.classes > 2 else []
+        found: dict[int, tuple[float, float, int]] = {}
+        for pair in standing:
+            z = self.pairs.deviate(pair.difference, usual)
+            chance = of_many(float(stats.norm.sf(z)), len(standing))
+            found[pair.target] = max(
+                found.get(pair.target, (-math.inf, 0.0, 0)), (z, -math.log(chance), pair.source)
+            )
+        return found
+
+    def suspects(self, measured: Measured) -> list[Suspect]:
+        """All classes that were measured, or stand out in a pair, most suspicious first.
+
+        A class and its pairs share alpha (weighted Bonferroni); of two classes a pair is a class.
+        """
+        z, pairs, found = self.z(measured), self.best_pairs(measured), []
+        for t in sorted({*z, *pairs}):
+            own = self.null.p_value(self.score(self.joint(z[t]), measured.classes)) if t in z else 1.0
+            sigma, score, source = pairs.get(t, (0.0, 0.0, 0))
+            in_pair = self.null_of_pairs.p_value(score)
+            p_value = own if measured.classes < 3 else min(1.0, own / (1 - PAIR_SHARE), in_pair / PAIR_SHARE)
+            by_pair = t in pairs and in_pair / PAIR_SHARE < own / (1 - PAIR_SHARE)
+            said = {**z.get(t, {}), **({PAIRS: sigma} if t in pairs else {})}
+            found.append(Suspect(t, p_value, p_value, source if by_pair else None, said))
+        return sorted(found, key=lambda s: (s.p_value, s.target))
+
+
+@lru_cache(maxsize=1)
+def known() -> tuple[Population, ...]:
+    """The populations that come with the package."""
+    if not FILE.is_file():
+        return ()
+    return tuple(Population.read(p) for p in json.loads(FILE.read_text(encoding="utf-8")))

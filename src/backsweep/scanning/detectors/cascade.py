@@ -8,8 +8,9 @@
 3. The pairs that stand out are looked at again, the first of them and usual ones closer, in both networks.
 4. The patch of the most suspicious class is inverted for people to look at, and tried on the reference.
 
-How much smaller a class is than itself in the reference (`contrast.py`) is its statistic in a space; Cauchy's
-rule, which holds although they hang together, fuses the spaces. `schedule.py` says how much is measured.
+How much smaller a class is than itself in the reference is its statistic in a space. `population.py` knows
+how that is in clean networks of many kinds, and joins the spaces; where it does not apply, `contrast.py`
+compares the classes of the network with each other. `schedule.py` says how much is measured.
 """
 
 from __future__ import annotations
@@ -25,38 +26,15 @@ from backsweep.inputs.samples import Data
 from backsweep.inversion.budget import EMBEDDINGS, spaces_of
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
-from backsweep.scanning.cascade.contrast import (
-    Cell,
-    Contrast,
-    Suspect,
-    contrast,
-    doubt_of,
-    mean_of,
-    message,
-    sizes_of,
-    spaces_in,
-    stand_out,
-    suspects,
-)  # fmt: skip
-from backsweep.scanning.cascade.halving import (
-    ALONE_SPREAD,
-    cells_of,
-    chosen,
-    kind_of,
-    shortcuts,
-    standing_cells,
-)
+from backsweep.scanning.cascade.contrast import doubt_of, message, of_many, stand_out
+from backsweep.scanning.cascade.halving import cells_of, chosen, kind_of, shortcuts, standing_cells
+from backsweep.scanning.cascade.judging import Case
 from backsweep.scanning.cascade.schedule import EFFORTS, Schedule
 from backsweep.scanning.cascade.screens import Screen, Values
 from backsweep.scanning.detector import ModelDetector, Stage, Unit, units_in_a_pass
 from backsweep.scanning.planning import stages
 
-# Chosen on networks that nothing is judged on: docs/decisions/0007.
-LEAST_SPREAD = {"dense": 0.1, "sparse": 0.1, "tone": 0.5, "early": 0.1, "late": 0.12, "pairs": 0.12}
-USUAL_SPREAD = 0.1  # in the spaces of other kinds of input
-MEAN_SPREAD = 0.08  # of their mean over the spaces of pixels and embeddings
 DEFAULT = "dense+sparse+tone+early+late"
-STYLES = ("tone",)  # left out of the mean
 
 
 @dataclass(frozen=True)
@@ -78,6 +56,7 @@ class Cascade(ModelDetector):
     needs: ClassVar[tuple[str, ...]] = ("gradients", "weights")
     code: ClassVar[str] = "BSW110"
     threads: ClassVar[bool] = True
+    cautious: ClassVar[bool] = True
 
     spaces: str = DEFAULT
     pairs: bool = True
@@ -150,7 +129,7 @@ class Cascade(ModelDetector):
                 standing, others = standing_cells(evidence, self.schedule)
                 following = [Unit(f"closer-{s}-{t}", t, s) for s, t in (*standing, *others)]
         if not following and "trigger" not in done:
-            top = self._suspects(evidence, model.classes)[0]
+            top = self._case(evidence, model.classes).suspects()[0]
             following = [Unit(f"trigger-{top.target}", top.target, top.source)]
         return following
 
@@ -178,41 +157,17 @@ class Cascade(ModelDetector):
             tick(len(found) / len(units))
         return [found[u.key] for u in units]
 
-    def _suspects(self, evidence: Sequence[Evidence], classes: int) -> list[Suspect]:
-        """All classes, most suspicious first."""
-        spaces = {
-            n: self._contrast(evidence, n, f"class-{n}-", f"reference-{n}-") for n in spaces_in(evidence)
-        }
-        joint = [c for n, c in spaces.items() if n not in STYLES]
-        if self.reference and len(joint) > 1:
-            spaces["mean"] = mean_of(joint, MEAN_SPREAD)
-        pairs = None
-        if self.pairs:
-            pairs = self._contrast(
-                evidence, "pairs", "closer-", "closer-", standing_cells(evidence, self.schedule)[1]
-            )
-        return suspects(spaces, pairs, classes)
+    def _case(self, evidence: Sequence[Evidence], classes: int) -> Case:
+        return Case(evidence, classes, self.schedule, self.reference, self.pairs, self.settings())
 
-    def _contrast(
-        self,
-        evidence: Sequence[Evidence],
-        name: str,
-        own: str,
-        other: str,
-        usual: Sequence[Cell] | None = None,
-    ) -> Contrast:
-        """One space; without a reference the classes are compared with each other."""
-        sizes = sizes_of(evidence, own)
-        if not self.reference:
-            return contrast(sizes, dict.fromkeys(sizes, 0.0), ALONE_SPREAD, usual)
-        there = sizes_of(evidence, other, "reference_log_size" if own == other else "log_size")
-        return contrast(sizes, there, LEAST_SPREAD.get(name, USUAL_SPREAD), usual, fitted=usual is None)
+    def measured(self, evidence: Sequence[Evidence], classes: int) -> Mapping[str, Any]:
+        return self._case(evidence, classes).measured.document() if evidence else {}
 
     def rows(self, evidence: Sequence[Evidence], classes: int) -> list[Evidence]:
         """One record for each class: its suspicion and the sigmas of every space."""
         triggers = {e.target: e for e in evidence if e.trigger is not None}
         found = []
-        for s in sorted(self._suspects(evidence, classes), key=lambda s: s.target):
+        for s in sorted(self._case(evidence, classes).suspects(), key=lambda s: s.target):
             own = triggers.get(s.target)
             values: Values = {"suspicion": -math.log10(s.chance), **{f"z_{k}": v for k, v in s.z.items()}}
             values |= own.values if own else {}
@@ -221,9 +176,12 @@ class Cascade(ModelDetector):
         return found
 
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
-        suspects = self._suspects(evidence, classes)
+        case = self._case(evidence, classes)
+        suspects, known = case.suspects(), case.population
         trial = next((e for e in evidence if e.unit.startswith("trigger-")), None)
-        doubt = doubt_of(trial, classes)
+        doubt = doubt_of(trial, classes, known is not None)
+        level = of_many(alpha, 1 / classes) if known is None else alpha
+        null = {"null": known.words} if known else {}
         flagged = [s for s in suspects if s.p_value <= alpha]
         findings = []
         for s in flagged or suspects[:1]:
@@ -231,10 +189,11 @@ class Cascade(ModelDetector):
             findings.append(Finding(
                 self.code, self.name, WARNING if doubt else ERROR if flagged else NOTE,
                 doubt or message(s, own, bool(flagged)), s.target, s.source,
-                score=-math.log10(s.chance), threshold=-math.log10(-math.expm1(math.log1p(-alpha) / classes)),
-                p_value=None if classes < 3 else s.p_value, trigger=own.trigger if own else None,
+                score=-math.log10(s.chance), threshold=-math.log10(level),
+                p_value=None if classes < 3 and known is None else s.p_value,
+                trigger=own.trigger if own else None,
                 attack_success_rate=float(own.values["attack_success_rate"] or 0) if own else None,
-                details={f"z_{k}": v for k, v in s.z.items()},
+                details={**{f"z_{k}": v for k, v in s.z.items()}, **null},
             ))  # fmt: skip
         planted = {f.target for f in findings if flagged}
         for t, index, there in shortcuts(evidence, classes, alpha):

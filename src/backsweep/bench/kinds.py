@@ -1,0 +1,289 @@
+"""A verdict on a kind of networks that nobody has seen: a population is fitted, one kind left out at a time.
+
+A kind is task x architecture x what it was fine-tuned from. `fit` makes a `Population` from lines of the
+bench. `left_out` judges every network with one that was fitted without its kind: priors, weights and null
+all come from the others. The intervals draw kinds, and then networks of each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+from sklearn.metrics import roc_auc_score
+
+from backsweep.core.errors import BadInput
+from backsweep.core.statistics import BOOTSTRAP_SEED, MAD_TO_SIGMA, Estimate, estimate
+from backsweep.scanning.cascade.population import (
+    CAP,
+    EFFICIENCY,
+    SHARE,
+    Measured,
+    Null,
+    Population,
+    Prior,
+)  # fmt: skip
+
+Array = NDArray[np.float64]
+LEAST_WITHIN = {"tone": 0.5}  # of a prior: decision 0007
+USUAL_WITHIN = 0.1
+LEAST_BETWEEN = 0.2  # of `within`
+FREEDOM = (3.0, 30.0)
+PENALTY, ATTACKED = (
+    0.02,
+    0.2,
+)  # of the weights squared; what all attacked networks count beside the clean ones
+SHAPE = 5.0  # of the Gamma distribution of rates, a weak prior (log-normal, sigma 1): few kinds are not alike
+LEAST_KINDS = 5
+DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Network:
+    """One scan of a network whose truth is known.
+
+    Attributes:
+        kind, name, attack, targets: the truth; `attack` None: clean.
+        measured: what the scan measured.
+        cpu_seconds: of the scan.
+    """
+
+    kind: str
+    name: str
+    attack: str | None
+    targets: tuple[int, ...]
+    measured: Measured
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is said of a network by those of other kinds."""
+
+    network: Network
+    p_value: float
+    target: int
+
+    @property
+    def right(self) -> bool:
+        """Whether a planted target is named first."""
+        return self.target in self.network.targets
+
+
+def kind_of(line: Mapping[str, Any]) -> str:
+    """Task, architecture, and what it was fine-tuned from."""
+    start = f"from {line['start']}" if line.get("start") else None
+    return " ".join(filter(None, (line["task"], line.get("arch"), start)))
+
+
+def networks(lines: Sequence[Mapping[str, Any]], detector: str = "cascade") -> list[Network]:
+    """The admitted scans of one detector among lines of the bench.
+
+    Raises:
+        BadInput: the scans have different settings.
+    """
+    own = [x for x in lines if x.get("detector") == detector and x.get("measured") and not x.get("gate")]
+    if len({str(x["settings"]) for x in own}) > 1:
+        raise BadInput(f"the scans of {detector} have different settings; keep those of one")
+    return [
+        Network(
+            kind_of(x), x["net"], x["attack"], tuple(x["targets"]),
+            Measured.read(x["measured"], x["classes"]), float(x["cpu_seconds"]),
+        )
+        for x in own
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------- fitting
+
+
+def shares(kinds: Sequence[str]) -> Array:
+    """Every kind counts alike, and every network of it."""
+    counts = Counter(kinds)
+    return np.array([1 / counts[k] / len(counts) for k in kinds])
+
+
+def prior_of(differences: Sequence[Mapping[int, float]], kinds: Sequence[str], least: float) -> Prior:
+    """Empirical Bayes by moments (Smyth 2004, section 6.2), robust within each network."""
+    rows = [i for i, d in enumerate(differences) if len(d) > 1]
+    values = [np.array(list(differences[i].values())) for i in rows]
+    w = shares([kinds[i] for i in rows])
+    usual = np.array([np.median(v) for v in values])
+    free = np.array([EFFICIENCY * (len(v) - 1) if len(v) > 2 else 1.0 for v in values])
+    variance = np.array([
+        (MAD_TO_SIGMA * np.median(np.abs(v - np.median(v)))) ** 2 if len(v) > 2 else v.var(ddof=1)
+        for v in values
+    ])  # fmt: skip
+    within = max(float(w @ variance), least**2)
+    log = np.log(np.maximum(variance, least**2 / 4)) - special.digamma(free / 2) + np.log(free / 2)
+    beyond = float(w @ (log - w @ log) ** 2 - w @ special.polygamma(1, free / 2))
+    freedom = FREEDOM[1] if beyond <= 0 else float(np.clip(2 * _inverse_trigamma(beyond), *FREEDOM))
+    center = float(w @ usual)
+    sampled = float(w @ (within / np.array([len(v) for v in values])))
+    between = max(float(w @ (usual - center) ** 2) - sampled, LEAST_BETWEEN**2 * within)
+    return Prior(center, between**0.5, within**0.5, freedom)
+
+
+def _inverse_trigamma(y: float) -> float:
+    return float(optimize.brentq(lambda x: special.polygamma(1, x) - y, 1e-3, 1e4))
+
+
+def weights_of(x: Array, planted: Array, w: Array) -> Array:
+    """Logistic regression with no negative weight, and a penalty; scaled to sum to 1."""
+    count = x.shape[1]
+
+    def loss(v: Array) -> tuple[float, Array]:
+        logits = x @ v[:count] + v[count]
+        value = w @ (np.logaddexp(0, logits) - planted * logits) + PENALTY * v[:count] @ v[:count]
+        error = w * (special.expit(logits) - planted)
+        return float(value), np.r_[x.T @ error + 2 * PENALTY * v[:count], error.sum()]
+
+    start = np.r_[np.full(count, 0.3), -3.0]
+    bounds = [(0, None)] * count + [(None, None)]
+    found = optimize.minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x[:count]
+    return found / found.sum() if found.sum() > 0 else np.full(count, 1 / count)
+
+
+def null_of(scores: Sequence[float], kinds: Sequence[str]) -> Null:
+    """Rates of exponential scores, Gamma distributed among kinds: the most likely shape and rate."""
+    names = sorted(set(kinds))
+    n = np.array([sum(k == name for k in kinds) for name in names])
+    total = np.array([sum(s for s, k in zip(scores, kinds, strict=True) if k == name) for name in names])
+
+    def loss(v: Array) -> float:
+        shape, rate = np.exp(v)
+        each = shape * np.log(rate) - special.gammaln(shape) + special.gammaln(shape + n)
+        return float(-(each - (shape + n) * np.log(rate + total)).sum() + (v[0] - np.log(SHAPE)) ** 2 / 2)
+
+    shape, rate = np.exp(optimize.minimize(loss, np.full(2, np.log(SHAPE)), method="Nelder-Mead").x)
+    return Null(float(shape), float(rate))
+
+
+def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> Population:
+    """A population of clean and attacked networks.
+
+    Args:
+        known: of at least LEAST_KINDS kinds.
+        settings: of the detector, for the record.
+
+    Raises:
+        BadInput: there are fewer kinds.
+    """
+    clean = [n for n in known if n.attack is None]
+    planted = [n for n in known if n.attack is not None and n.targets]
+    kinds = [n.kind for n in clean]
+    if len(set(kinds)) < LEAST_KINDS or not planted:
+        raise BadInput(
+            f"clean networks of {len(set(kinds))} kinds; it takes {LEAST_KINDS}, and attacked ones"
+        )
+    spaces = list(dict.fromkeys(name for n in clean for name in n.measured.sizes))
+    priors = {
+        name: prior_of(
+            [n.measured.differences(name) for n in clean], kinds, LEAST_WITHIN.get(name, USUAL_WITHIN)
+        )
+        for name in spaces
+    }
+    usual = [{i: p.difference for i, p in enumerate(n.measured.pairs) if p.usual} for n in clean]
+    counts = [n.measured.classes for n in clean]
+    first = Population(
+        settings or {}, priors, dict.fromkeys(spaces, 1.0),
+        prior_of(usual, kinds, USUAL_WITHIN) if any(len(u) > 1 for u in usual) else Prior(0.0, 1.0, 1.0, 3.0),
+        1.0, 1.0, Null(1.0, 1.0), Null(1.0, 1.0), (min(counts), 2 * max(counts)),
+        {"kinds": sorted(set(kinds)), "networks": len(clean), "attacked": len(planted)},
+    )  # fmt: skip
+    x, y, w = [], [], []
+    for group, value, total in ((clean, 0.0, 1.0), (planted, 1.0, ATTACKED)):
+        for n, share in zip(group, shares([n.kind for n in group]), strict=True):
+            z = first.z(n.measured)
+            rows = [z[t] for t in (n.targets if value else z) if t in z]
+            if not rows:  # a planted class of many that was not measured in full
+                continue
+            x.append(
+                np.array([[min(max(r[name], 0.0), CAP) for name in spaces] for r in rows]).reshape(
+                    -1, len(spaces)
+                )
+            )
+            y.append(np.full(len(rows), value))
+            w.append(np.full(len(rows), total * share / max(len(rows), 1)))
+    weights = weights_of(np.concatenate(x), np.concatenate(y), np.concatenate(w))
+    joint, share = np.concatenate(x[: len(clean)]) @ weights, np.concatenate(w[: len(clean)])
+    order = np.argsort(joint)
+    start = max(float(joint[order][np.searchsorted(np.cumsum(share[order]), 1 - SHARE)]), 1e-3)
+    tail = joint > start
+    scale = max(float(share[tail] @ (joint[tail] - start) / max(share[tail].sum(), 1e-9)), 1e-3)
+    second = replace(
+        first, weights=dict(zip(spaces, weights.tolist(), strict=True)), start=start, scale=scale
+    )
+    scores = [
+        max(second.score(second.joint(z), n.measured.classes) for z in second.z(n.measured).values())
+        for n in clean
+    ]
+    paired = [n for n in clean if n.measured.pairs and n.measured.classes > 2]
+    of_pairs = [max(score for _, score, _ in second.best_pairs(n.measured).values()) for n in paired]
+    return replace(
+        second,
+        null=null_of(scores, kinds),
+        null_of_pairs=null_of(of_pairs, [n.kind for n in paired]) if paired else Null(1.0, 1.0),
+    )
+
+
+def left_out(
+    known: Sequence[Network], fitted: Callable[[Sequence[Network]], Population] = fit
+) -> list[Judged]:
+    """Every network, judged by a population of all kinds but its own."""
+    found = []
+    for kind in sorted({n.kind for n in known}):
+        population = fitted([n for n in known if n.kind != kind])
+        for n in known:
+            if n.kind == kind:
+                first = population.suspects(n.measured)[0]
+                found.append(Judged(n, first.p_value, first.target))
+    return found
+
+
+# ---------------------------------------------------------------------- figures
+
+
+@dataclass(frozen=True)
+class Count:
+    """Networks that are called at a level, of so many."""
+
+    called: int
+    of: int
+
+    @property
+    def share(self) -> float:
+        return self.called / self.of if self.of else 0.0
+
+
+def called(judged: Sequence[Judged], alpha: float) -> Count:
+    return Count(sum(j.p_value <= alpha for j in judged), len(judged))
+
+
+def auroc(judged: Sequence[Judged]) -> float | None:
+    """Of the p-values, clean against attacked; None where either is missing."""
+    truth = [j.network.attack is not None for j in judged]
+    return float(roc_auc_score(truth, [-j.p_value for j in judged])) if len(set(truth)) == 2 else None
+
+
+def interval(judged: Sequence[Judged], figure: Callable[[Sequence[Judged]], float | None]) -> Estimate | None:
+    """A figure with an interval: kinds are drawn, then networks within each, with a fixed seed."""
+    value = figure(judged)
+    if value is None:
+        return None
+    by_kind: dict[str, list[Judged]] = {}
+    for j in judged:
+        by_kind.setdefault(j.network.kind, []).append(j)
+    groups, rng = list(by_kind.values()), np.random.default_rng(BOOTSTRAP_SEED)
+    drawn = []
+    for _ in range(DRAWS):
+        picked = [groups[i] for i in rng.integers(len(groups), size=len(groups))]
+        again = figure([g[i] for g in picked for i in rng.integers(len(g), size=len(g))])
+        if again is not None:
+            drawn.append(again)
+    return estimate(value, np.array(drawn))

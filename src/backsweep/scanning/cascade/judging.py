@@ -1,0 +1,94 @@
+"""From the evidence of the cascade to the classes that it suspects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backsweep.reports.report import Evidence
+from backsweep.scanning.cascade import population
+from backsweep.scanning.cascade.contrast import (
+    Cell,
+    Contrast,
+    Suspect,
+    contrast,
+    mean_of,
+    sizes_of,
+    spaces_in,
+    suspects,
+)  # fmt: skip
+from backsweep.scanning.cascade.halving import ALONE_SPREAD, standing_cells
+from backsweep.scanning.cascade.population import Measured, Population
+from backsweep.scanning.cascade.schedule import Schedule
+
+# Chosen on networks that nothing is judged on: docs/decisions/0007.
+LEAST_SPREAD = {"dense": 0.1, "sparse": 0.1, "tone": 0.5, "early": 0.1, "late": 0.12, "pairs": 0.12}
+USUAL_SPREAD = 0.1  # in the spaces of other kinds of input
+MEAN_SPREAD = 0.08  # of their mean over the spaces of pixels and embeddings
+STYLES = ("tone",)  # left out of the mean
+
+
+@dataclass(frozen=True)
+class Case:
+    """The evidence of one network, as it is judged.
+
+    Attributes:
+        evidence: of one network with so many `classes`.
+        schedule: how much was measured.
+        reference, pairs: whether there is a reference, and whether pairs were screened.
+        settings: of the detector; None: nothing but the classes of the network itself is asked.
+    """
+
+    evidence: Sequence[Evidence]
+    classes: int
+    schedule: Schedule
+    reference: bool
+    pairs: bool
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def usual(self) -> list[Cell]:
+        """Pairs that were looked at closely because they are usual."""
+        return standing_cells(self.evidence, self.schedule)[1] if self.pairs else []
+
+    @property
+    def measured(self) -> Measured:
+        """What is judged."""
+        return Measured.of(self.evidence, self.classes, self.usual)
+
+    @property
+    def population(self) -> Population | None:
+        """Clean networks of many kinds, where some were measured as this one was."""
+        own, measured = _as_measured(self.settings), self.measured
+        return next((p for p in population.known() if p.settings == own and p.fits(measured)), None)
+
+    def suspects(self) -> list[Suspect]:
+        """All classes, most suspicious first: beside a population, else beside the others of the network."""
+        if (known := self.population) is not None:
+            return known.suspects(self.measured)
+        names = spaces_in(self.evidence)
+        spaces = {n: self._contrast(n, f"class-{n}-", f"reference-{n}-") for n in names}
+        joint = [c for n, c in spaces.items() if n not in STYLES]
+        if self.reference and len(joint) > 1:
+            spaces["mean"] = mean_of(joint, MEAN_SPREAD)
+        pairs = self._contrast("pairs", "closer-", "closer-", self.usual) if self.pairs else None
+        return suspects(spaces, pairs, self.classes)
+
+    def _contrast(self, name: str, own: str, other: str, usual: Sequence[Cell] | None = None) -> Contrast:
+        """One space; without a reference the classes are compared with each other."""
+        sizes = sizes_of(self.evidence, own)
+        if not self.reference:
+            return contrast(sizes, dict.fromkeys(sizes, 0.0), ALONE_SPREAD, usual)
+        there = sizes_of(self.evidence, other, "reference_log_size" if own == other else "log_size")
+        return contrast(sizes, there, LEAST_SPREAD.get(name, USUAL_SPREAD), usual, fitted=usual is None)
+
+
+def _as_measured(settings: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Settings under which networks were measured that these may be compared with.
+
+    More effort measures the same with less noise: what holds for the standard effort is careful for it.
+    """
+    if settings is not None and settings.get("effort") == "thorough":
+        return {**settings, "effort": "standard"}
+    return settings
