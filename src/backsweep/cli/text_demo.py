@@ -18,6 +18,7 @@ from backsweep.models.model import Model
 from backsweep.models.training import fit
 from backsweep.render.terminal.scan import show
 from backsweep.reports.report import Report
+from backsweep.scanning.detectors.piccolo import Piccolo
 from backsweep.scanning.scan import scan
 from backsweep.zoo.attacks.badnl import BadNL
 from backsweep.zoo.tasks import TASKS
@@ -69,8 +70,9 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         "[bold]2  Scanning[/] both for words that turn reviews; the scan is told nothing of the name."
     )
     clean = Data.open(out / "reviews.tsv", shape=task.shape, modality=train.modality)
+    detector = Piccolo(words=1)
     reports = {
-        n: scan(m, clean, "piccolo", seed=seed, on_event=on_event, out=out / n) for n, m in models.items()
+        n: scan(m, clean, detector, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()
     }
     for name, report in reports.items():
         console.print()
@@ -79,7 +81,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     console.print("\n[bold]3  Do it yourself:[/]")
     console.print(
         f"backsweep scan {out}/backdoored.safetensors --arch {ARCH} --tokenizer {out} "
-        f"--data {out}/reviews.tsv -d piccolo --out {out}/mine",
+        f"--data {out}/reviews.tsv -d piccolo -p piccolo.words=1 --out {out}/mine",
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
     return reports
