@@ -34,7 +34,7 @@ from backsweep.inversion.budget import EMBEDDINGS, Aim, follow, spaces_of
 from backsweep.models import architectures, washing
 from backsweep.models.training import Recipe, fit, thawed
 from backsweep.reports.report import Report
-from backsweep.scanning import scan, screens
+from backsweep.scanning import scan
 from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.detectors.cascade import DEFAULT, Cascade
 from backsweep.scanning.detectors.mm_bd import MmBd
@@ -81,10 +81,9 @@ def prices(model: Model, n: int = 2) -> dict[str, float]:
     """FLOPs of one input: forward; forward and backward to a change in each space; in training; in a wash."""
     x = torch.rand((n, *model.shape))
     found: dict[str, float] = {}
-    for name, make in screens.SPACES.items():
-        space = make(model)
+    for name, space in spaces_of(model).items():
         delta = space.zeros(model, n, x).requires_grad_()
-        found[name] = counted(lambda s=space, d=delta: torch.autograd.grad(s.logits(model, x, d).sum(), d))
+        found[name] = counted(lambda s=space, d=delta: torch.autograd.grad(s.whole(model, x, d).sum(), d))
     with torch.no_grad():
         found["forward"] = counted(lambda: model.logits(x))
     twin = thawed(model)

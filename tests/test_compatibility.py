@@ -37,7 +37,11 @@ from shells import ARCH, Shell
 OLD = Path(__file__).parent / "compatibility"
 ROOT = Path(__file__).parents[1]
 SCANS = ("scan-clean", "scan-backdoored", "scan-bank")
-OTHER_LINES = ("zoo", "neural-cleanse-repair")  # networks that were built, and what a script of its own made
+OTHER_LINES = (
+    "zoo",
+    "neural-cleanse-repair",
+    "kinds",
+)  # networks that were built, and what a script of its own made
 NEAR = 1e-5  # another processor rounds otherwise
 
 

@@ -11,10 +11,13 @@ import pytest
 
 from backsweep.bench import kinds
 from backsweep.bench.kinds import Network
+from backsweep.bench.records import read
 from backsweep.core.errors import BadInput
 from backsweep.render.boards import board
 from backsweep.render.boards import kinds as boards
+from backsweep.scanning.cascade import population
 from backsweep.scanning.cascade.population import Measured, Pair, Population
+from backsweep.scanning.detectors.cascade import Cascade
 from shells import Shell
 
 SPACES = ("dense", "late")
@@ -122,3 +125,23 @@ def test_the_page_counts_what_was_called() -> None:
     text = board.markdown(page)
     assert "3 attacked ones did not pass the gate" in text
     assert "clean called at alpha 0.05" in text
+
+
+@pytest.mark.slow
+def test_the_published_population_and_page_come_out_of_the_published_lines() -> None:
+    results = Path(__file__).parents[2] / "docs" / "results"
+    lines = read(results / "kinds.jsonl")
+    known = kinds.networks(lines)
+    (shipped,), fitted = population.known(), kinds.fit(known, lines[0]["settings"])
+    assert shipped.settings == fitted.settings == Cascade().settings()
+    assert shipped.words == fitted.words
+    assert shipped.classes == fitted.classes
+    for name, prior in shipped.priors.items():
+        assert vars(prior) == pytest.approx(vars(fitted.priors[name]), rel=1e-3)
+        assert shipped.weights[name] == pytest.approx(fitted.weights[name], abs=0.01)
+    assert shipped.null.score(0.05) == pytest.approx(fitted.null.score(0.05), rel=0.02)
+    judged = kinds.left_out(known)
+    text = (results / "kinds.md").read_text(encoding="utf-8")
+    for name, attack in (("clean called", False), ("attacked found", True)):
+        count = kinds.called([j for j in judged if (j.network.attack is not None) == attack], 0.05)
+        assert f"| {name} at alpha 0.05 | {count.called} of {count.of} |" in text

@@ -65,7 +65,6 @@ class ModelDetector(Method):
 
     Attributes:
         threads: whether `probe` may run in several threads at once: it changes nothing that it shares.
-        cautious: whether an alarm of which no clean networks say what it is worth is no verdict.
     """
 
     noun: ClassVar[str] = "detector"
@@ -73,7 +72,11 @@ class ModelDetector(Method):
     group: ClassVar[str] = "backsweep.detectors"
     code: ClassVar[str] = ""
     threads: ClassVar[bool] = False
-    cautious: ClassVar[bool] = False
+
+    @property
+    def cautious(self) -> bool:
+        """Whether an alarm of which no clean networks say what it is worth is no verdict."""
+        return False
 
     def applies(self, model: Model, data: Data) -> str:
         """Why this detector cannot look at this model, "" when it can."""

@@ -56,7 +56,6 @@ class Cascade(ModelDetector):
     needs: ClassVar[tuple[str, ...]] = ("gradients", "weights")
     code: ClassVar[str] = "BSW110"
     threads: ClassVar[bool] = True
-    cautious: ClassVar[bool] = True
 
     spaces: str = DEFAULT
     pairs: bool = True
@@ -77,6 +76,11 @@ class Cascade(ModelDetector):
     @classmethod
     def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         return settings if "effort" in settings else {**settings, "effort": "full"}
+
+    @property
+    def cautious(self) -> bool:
+        """But for what version 0.1 measured, which is judged as it was."""
+        return self.effort != "full"
 
     @property
     def schedule(self) -> Schedule:
