@@ -145,8 +145,7 @@ def test_of_a_text_classifier_the_tokenizer_is_fetched_too(served: Hub, tmp_path
         torch.manual_seed(0)
         transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "text")
     tokens.save(tmp_path / "text" / "tokenizer.json")
-    served.files.clear()
-    served.files.update({p.name: p.read_bytes() for p in (tmp_path / "text").iterdir()})
+    served.__init__({p.name: p.read_bytes() for p in (tmp_path / "text").iterdir()})  # type: ignore[misc]
     model = load("hf://me/net", shape=(8,))
     assert model.modality == Text(tokens) and model.digest == load(tmp_path / "text").digest
 
