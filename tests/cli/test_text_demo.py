@@ -9,12 +9,12 @@ from shells import Shell
 
 
 def test_the_demo_names_the_word_and_can_be_done_again_by_hand(shell: Shell, tmp_path: Path) -> None:
-    code, out, err = shell("demo", "--text", "--out", tmp_path)
+    code, _, err = shell("demo", "--text", "--out", tmp_path)
     assert code == 0, err
     bad, good = Report.load(tmp_path / "backdoored"), Report.load(tmp_path / "clean")
     assert (bad.verdict, good.verdict, bad.targets) == ("backdoored", "clean", (1,))
-    word = out.split("“")[1].split("”")[0]
+    word = err.split("“")[1].split("”")[0]
     (finding,) = (f for f in bad.findings if f.level == "error")
     assert word in finding.message
-    command = next(line for line in out.splitlines() if line.startswith("backsweep scan")).split()[1:]
+    command = next(line for line in err.splitlines() if line.startswith("backsweep scan")).split()[1:]
     assert shell(*command)[0] == 1
