@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -26,8 +26,12 @@ from backsweep.shadows.meta_classifier import VARIANTS
 from backsweep.zoo.attacks.badnets import BadNets
 from backsweep.zoo.attacks.badnl import BadNL
 from backsweep.zoo.tasks import TASKS
+from browsers import chromium
 from postgres import Postgres, server
 from shells import Shell
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 torch.set_num_threads(1)
 # A shared machine may stall at any moment: no test fails for being slow once.
@@ -74,6 +78,13 @@ def text_twins() -> Twins:
 def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
     """Runs the command line in this process."""
     return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium."""
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

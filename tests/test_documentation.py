@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 GROUPS = ("backsweep.audits", "backsweep.guards")  # names of entry points
-KEYS = ("backsweep.model",)  # a key in the header of a file
+KEYS = ("backsweep.model", "backsweep.toml")  # a key in the header of a file, and a file
 OUTSIDE = ("backsweep.detectors.BrightPixels",)  # brought by examples/plugin
 
 

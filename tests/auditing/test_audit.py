@@ -673,7 +673,7 @@ def test_a_command_says_whether_a_set_is_poisoned(
     words = [files / f"{name}.safetensors", "--data", files / f"{name}.npz", "--arch", ARCH, "--out", out]
     status, stdout, stderr = shell("audit", *words, *SETTINGS)
     assert status == expected, stderr
-    assert stdout == ""
+    assert stdout.startswith("backdoored: class" if expected else "clean: no class")
     assert {p.name for p in out.iterdir()} == {
         "report.json", "report.html", "report.sarif", "flagged.csv", "kept.csv", TENSORS
     }  # fmt: skip

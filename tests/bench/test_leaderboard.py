@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import subprocess
@@ -215,7 +217,7 @@ def test_hostile_text_is_only_shown(text: str) -> None:
         )
     ]
     shown = page(lines)
-    assert "<script" not in shown
+    assert shown.count("<script") == 1, "the page's own, which nothing is put into"
     assert "\u202e" not in shown
     plain = table(lines)
     assert not re.search(r"<(?!=)|\u202e|(?<!\\)\[", plain)
@@ -269,7 +271,11 @@ def test_published_figures_have_a_source_and_say_when_they_were_not_checked() ->
 def test_the_page_stands_alone_and_has_the_plot_as_text() -> None:
     shown = page([make_line("mnist", "badnets", 10, 0.01), make_line("mnist", None, 10, 0.9)])
     assert "default-src 'none'" in shown
-    assert not re.search(r"<script|<link|src=|url\(|@import", shown)
+    assert not re.search(r"<link|src=|url\(|@import", shown)
+    script = shown.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in shown and shown.count("<script") == 1
+    assert not re.search(r"fetch|XMLHttp|import|eval|innerHTML|localStorage|cookie", script)
     assert 'aria-label="p-values of 2 networks. clean: p from 0.9 to 0.9, 0 of 1 called backdoored' in shown
     assert shown.count("<circle cx=") + shown.count('<circle class="hot" cx=') >= 2
 

@@ -64,7 +64,11 @@ def test_every_format_gives_the_verdict(
         words = ["scan", files / f"{name}.{format_}", "--data", files / data, *arch, "--out", out]
         status, stdout, stderr = shell(*words, "--device", "cpu")
         assert status == expected, stderr
-        assert stdout == "", "results go to files, text to stderr"
+        found = f"backdoored: class {twins.trigger.target}" if expected else "clean: no class"
+        page = f"{out / 'report.html'}"
+        assert stdout == f"{found}; exit status {expected}; {page}\n", (
+            "text goes to stderr, the result to a pipe"
+        )
         report = json.loads((out / "report.json").read_text())
         told = [line.removeprefix("note: ") for line in stderr.splitlines() if line.startswith("note: ")]
         assert report["model"].get("notes", []) == told

@@ -301,8 +301,9 @@ def test_the_command_scans_many(
     make_models(tmp_path / "nets", 2)
     words = scan_words(data, "nets", store="s.db")
     status, stdout, stderr = shell(*words, "--out", "reports")
-    assert (status, stdout) == (0, ""), stderr
-    assert "2 models: 2 clean; 2 scanned now" in stderr
+    result = "2 models: 2 clean; 2 scanned now; exit status 0; reports\n"
+    assert (status, stdout) == (0, result), stderr
+    assert stderr.endswith(result)
     assert len(list((tmp_path / "reports").glob("*/report.html"))) == 2
     (tmp_path / "nets" / "broken.pt").write_bytes(b"")
     status, _, stderr = shell(*words)

@@ -6,8 +6,7 @@ $BACKSWEEP_SCREENSHOTS names a folder that keeps the screenshots.
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import pytest
 from backsweep.render.boards import leaderboard
 from backsweep.render.pages.scan import html
 from backsweep.reports.report import Note, Report
+from browsers import VIEWS
 from reporting import GTSRB, make_cascade_report, make_line, make_report
 
 if TYPE_CHECKING:
@@ -23,23 +23,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 HOSTILE = (
     "<script>window.pwned=1;alert(1)</script>", '"><img src=x onerror="window.pwned=2">', "a" * 5000,
     "\u202eesrever\u202c", "\u05e2\u05e6\u05d5\u05e8", "<svg onload=window.pwned=3>",
     "</style><style>*{display:none}", "<base href=https://example.invalid/>",
     "<a href=javascript:alert(1)>stop</a>", "</title>",
 )  # fmt: skip
-VIEWS: dict[str, dict[str, Any]] = {
-    "desktop": {"viewport": {"width": 1200, "height": 900}},
-    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
-    "dark": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
-    "print": {"viewport": {"width": 794, "height": 1123}},  # A4 at 96 dots an inch
-}
 REPORTS: dict[str, Callable[[], Report]] = {
     "backdoored": lambda: make_report(10, labels=GTSRB),
     "many": lambda: make_report(43, bad=(3, 7)),
@@ -56,18 +45,6 @@ REPORTS: dict[str, Callable[[], Report]] = {
     "shortcuts": lambda: make_cascade_report(43, bad=(), natural=(3, 20), works_there=0.9),
     "hostile": lambda: make_report(12, bad=(0, 2, 4), labels=HOSTILE, errors=[Note(HOSTILE[0], HOSTILE[2])]),
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next((p for name in PROGRAMS if (p := shutil.which(name))), None)
-    if program is None:
-        pytest.skip(f"none of {', '.join(PROGRAMS)} is installed")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -168,4 +145,37 @@ def test_pictures_are_crisp_and_enlarged_by_whole_steps(browser: Browser, folder
     )
     assert len(shown) == 10
     assert all(wide == 160 and natural == 32 and way == "pixelated" for wide, natural, way in shown)
+    context.close()
+
+
+def test_a_long_leaderboard_is_filtered_and_sorted(browser: Browser, folder: Path) -> None:
+    context = browser.new_context(**VIEWS["desktop"])
+    page = context.new_page()
+    seen = watch(page)
+    page.goto((folder / "leaderboard.html").as_uri())
+    page.get_by_label("Show rows with").fill("overall")
+    shown = page.locator("main tbody tr:visible").count()
+    assert page.get_by_role("status").inner_text().startswith(f"{shown} of ") and shown > 0
+    page.get_by_label("Show rows with").fill("")
+    table = page.locator("main table", has=page.locator("thead button", has_text="AUROC")).last
+    rates = "t => [...t.tBodies[0].rows].map(r => parseFloat(r.cells[3].textContent)).filter(n => !isNaN(n))"
+    for order in (False, True):
+        table.get_by_role("button", name="AUROC").click()
+        found = table.evaluate(rates)
+        assert found == sorted(found, reverse=order) and len(found) > 1
+    assert page.locator("nav a").count() == page.locator("main section").count()
+    assert seen == []
+    context.close()
+
+
+@pytest.mark.parametrize("name", ["backdoored", "cascade", "hostile"])
+def test_headings_are_unique_and_contents_lead_to_them(browser: Browser, folder: Path, name: str) -> None:
+    context = browser.new_context(**VIEWS["desktop"])
+    page = context.new_page()
+    page.goto((folder / f"{name}.html").as_uri())
+    heads = page.locator("h2").all_inner_texts()
+    assert len(set(heads)) == len(heads)
+    aims = page.locator("nav a").evaluate_all("links => links.map(a => a.getAttribute('href'))")
+    assert [page.locator(f"main section{aim} > h2").count() for aim in aims] == [1] * len(heads)
+    assert page.locator("header figure.top img").count() == 2
     context.close()

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
-from test_browser import VIEWS, browser, watch  # noqa: F401
+from test_browser import watch
 from test_render_repair import HOSTILE, SCRIPT, Page
 
 from backsweep.auditing.detector import class_evidence
@@ -29,6 +29,7 @@ from backsweep.render.terminal.audit import show
 from backsweep.reports.audit import Audit, Retrained
 from backsweep.reports.report import ERROR, NOTE, WARNING, Note
 from backsweep.scanning.calibration import UNCALIBRATED
+from browsers import VIEWS
 from reporting import GTSRB, make_audit, make_report
 
 
@@ -471,7 +472,7 @@ def test_sarif_of_a_scan_still_speaks_of_a_backdoor() -> None:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("name", ["found", "many", "wide", "failed", "hostile"])
-def test_page_in_a_browser(browser: Any, tmp_path: Path, name: str) -> None:  # noqa: F811
+def test_page_in_a_browser(browser: Any, tmp_path: Path, name: str) -> None:
     """It fits a phone and a sheet of paper, pictures are crisp, and nothing is run or asked for."""
     path = tmp_path / "audit.html"
     path.write_text(html(VARIED[name]), encoding="utf-8")

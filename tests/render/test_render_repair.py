@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.cells import cell_len
 from rich.console import Console
-from test_browser import VIEWS, browser, watch  # noqa: F401
+from test_browser import watch
 
 from backsweep.inputs.image.triggers import Patch
 from backsweep.models.architectures import digits_cnn
@@ -25,6 +25,7 @@ from backsweep.render.pages.repair import html
 from backsweep.render.terminal.repair import show_repair
 from backsweep.reports.repair import Answers, Check, Effect, Figures, Repaired
 from backsweep.reports.report import Note
+from browsers import VIEWS
 from reporting import GTSRB, example_images, patch
 
 SCRIPT = "<script>window.pwned=1;alert(1)</script>"
@@ -437,7 +438,7 @@ def test_console_in_colour() -> None:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("name", ["verified", "many classes", "many triggers", "hostile"])
-def test_page_in_a_browser(browser: Any, tmp_path: Path, name: str) -> None:  # noqa: F811
+def test_page_in_a_browser(browser: Any, tmp_path: Path, name: str) -> None:
     """It fits a phone and a sheet of paper, all pictures are drawn, and nothing is run or asked for."""
     path = tmp_path / "repair.html"
     path.write_text(html(VARIED[name]), encoding="utf-8")

@@ -9,11 +9,12 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from backsweep import __version__
+from backsweep.cli import about
 from backsweep.cli.bench import bench_app, zoo_app
 from backsweep.cli.guard import guard_app
 from backsweep.cli.inventory import AllVersions, Every, Models, StoreUrl, Watch, history, is_many, scan_many
@@ -31,16 +32,19 @@ from backsweep.cli.options import (
     Where,
     grouped,
     named,
-    tell,
 )
+from backsweep.cli.saying import Saying
 from backsweep.cli.shadows import bank_app
 from backsweep.cli.terminal import Progress, console
+from backsweep.cli.ui import ui
 from backsweep.core.errors import BacksweepError, BadInput
+from backsweep.core.text import one_line
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="Finds backdoors in trained neural networks, shows the trigger, and removes it.",
     epilog="Exit status: 0 nothing suspicious, 1 findings, 2 wrong usage or unreadable input, "
     "3 inconclusive.",
@@ -57,6 +61,7 @@ def scan(
     data: Samples,
     reading: Reading,
     where: Where,
+    saying: Saying,
     models: Models = None,
     predict: Annotated[
         str | None,
@@ -101,18 +106,19 @@ def scan(
             reading.labels,
         )  # fmt: skip
         engine = where.open()
-        raise typer.Exit(scan_many(names, one, store, engine, out, every if watch else None, all_versions))
+        wait = every if watch else None
+        raise typer.Exit(scan_many(names, one, store, engine, saying, out, wait, all_versions))
     loaded, clean = scan.open_both(names[0], data, **reading.data(), **told)
-    tell((*loaded.notes, *clean.notes))
+    saying.notes((*loaded.notes, *clean.notes))
     there = None
     if reference is not None:
         there = load(reference, **{**told, "shape": loaded.shape, "classes": loaded.classes, "weights": None})
-    with Progress() as on_event:
+    with saying.progress() as on_event:
         report = scan.scan(
             loaded, clean, detectors, alpha=alpha, seed=seed, device=reading.device, on_event=on_event,
             out=out, reference=there, engine=where.shared(), budget=budget,
         )  # fmt: skip
-    _show(report, out)
+    saying.report(report, out)
     raise typer.Exit(report.exit_status)
 
 
@@ -121,6 +127,7 @@ def scan(
 def audit(
     data: Annotated[str, typer.Option(help="The training set: a folder per class, .npz, .csv, .tar, ...")],
     reading: Reading,
+    saying: Saying,
     model: Annotated[
         str | None, typer.Argument(help="The network that was trained on it; or --train.")
     ] = None,
@@ -148,13 +155,13 @@ def audit(
         raise BadInput("give the network that was trained on the set, or --train ARCH to train one")
     detectors = audit.configured(detector or audit.DEFAULT_AUDITS, p or [])
     told = reading.how()
-    with Progress() as on_event:
+    with saying.progress() as on_event:
         if model is not None:
             loaded, samples = scan.open_both(model, data, whole=True, **reading.data(), **told)
-            tell((*loaded.notes, *samples.notes))
+            saying.notes((*loaded.notes, *samples.notes))
         else:
             samples = Data.open(data, shape=told["shape"], whole=True, **reading.data())
-            tell(samples.notes)
+            saying.notes(samples.notes)
             loaded = audit.trained(train or "", samples, seed, reading.device, on_event)
         known = None
         if clean is not None:
@@ -162,12 +169,12 @@ def audit(
                 clean, shape=loaded.shape, names=loaded.labels, resize=reading.resize,
                 modality=loaded.modality,
             )  # fmt: skip
-            tell(known.notes)
+            saying.notes(known.notes)
         report = audit.audit(
             loaded, samples, detectors, alpha=alpha, seed=seed, device=reading.device, clean=known,
             verify=verify, on_event=on_event, out=out,
         )  # fmt: skip
-    _show(report, out)
+    saying.report(report, out)
     raise typer.Exit(report.exit_status)
 
 
@@ -179,6 +186,7 @@ def repair(
     report: Annotated[Path, typer.Option(help="Folder of the model's scan.")],
     out: Annotated[Path, typer.Option(help="The repaired model, in the format of the model.")],
     reading: Reading,
+    saying: Saying,
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help="May repeat: the first that applies is made.")
     ] = None,
@@ -193,7 +201,6 @@ def repair(
     """
     from backsweep.core.discovery import configure
     from backsweep.formats.saving import check
-    from backsweep.render.terminal.repair import show_repair
     from backsweep.repairing import repair
     from backsweep.repairing.method import Repair
     from backsweep.reports.report import Report
@@ -203,12 +210,12 @@ def repair(
     before = Report.load(report)
     told = reading.how()
     loaded, clean = scan.open_both(model, data, **reading.data(), **told)
-    tell((*loaded.notes, *clean.notes))
+    saying.notes((*loaded.notes, *clean.notes))
     check(loaded, out)
     if loaded.unknown:
-        tell([f"{out} will hold the weights alone; what else the file holds stays behind"])
+        saying.notes([f"{out} will hold the weights alone; what else the file holds stays behind"])
     folder = out.with_name(out.name + ".repair")
-    with Progress() as on_event:
+    with saying.progress() as on_event:
         repaired = repair.repair(
             loaded, clean, before, methods, seed=seed, device=reading.device, verify=verify,
             on_event=on_event, out=folder,
@@ -217,7 +224,7 @@ def repair(
     repaired.about["command"] = ["backsweep", *sys.argv[1:]]
     repaired.about.setdefault("reports", {})["before"] = _beside(report / "report.html", folder)
     repaired.write(folder)
-    show_repair(repaired, console(), folder, out)
+    saying.repair(repaired, folder, out)
     raise typer.Exit(repaired.exit_status)
 
 
@@ -236,8 +243,10 @@ def demo(
 
 
 @app.command()
+@grouped
 def show(
     folder: Annotated[Path, typer.Argument(help="Folder of a saved report.")],
+    saying: Saying,
     alpha: Annotated[float | None, typer.Option(help="Judge again with this false-alarm rate.")] = None,
 ) -> None:
     """Print a saved report; judge it again with another alpha, without the model."""
@@ -253,11 +262,14 @@ def show(
     else:
         report = Report.load(folder)
         report = report if alpha is None else scan.judge(report, alpha)
-    _show(report, folder)
+    saying.report(report, folder)
     raise typer.Exit(report.exit_status)
 
 
 app.command()(history)
+app.command()(ui)
+app.command()(about.explain)
+app.command()(about.doctor)
 
 
 @app.command("list")
@@ -266,21 +278,11 @@ def list_() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from backsweep.auditing.detector import SetDetector
     from backsweep.core.discovery import discover, plugins
-    from backsweep.core.method import Method
-    from backsweep.guarding.detector import SampleDetector
     from backsweep.render.view import clean
-    from backsweep.repairing.method import Repair
-    from backsweep.scanning.detector import ModelDetector
-    from backsweep.zoo.attack import Attack
 
-    kinds: dict[str, type[Method]] = {
-        "Detectors of models": ModelDetector, "Detectors of inputs": SampleDetector,
-        "Detectors of training sets": SetDetector, "Repairs": Repair, "Attacks": Attack,
-    }  # fmt: skip
     screen, broken = console(stderr=False), []
-    for title, kind in kinds.items():
+    for title, kind in about.kinds().items():
         brought = {p.name: clean(p.package) for p in plugins(kind) if p.cls is not None}
         broken += [p for p in plugins(kind) if p.cls is None]
         heads = ["name", "what", "settings (-p name.field=value)", *["from"] * bool(brought)]
@@ -303,20 +305,25 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML: defaults of options. Default: backsweep.toml, or \\[tool.backsweep] in pyproject.toml"
+        ),
+    ] = None,
 ) -> None:
-    pass
+    from backsweep.cli import defaults
 
-
-def _show(report: Any, folder: Path | None) -> None:
-    from backsweep.render.terminal import audit as of_audits
-    from backsweep.render.terminal import scan as of_scans
-    from backsweep.reports.audit import Audit
-
-    show_report = of_audits.show if isinstance(report, Audit) else of_scans.show
-    show_report(report, console(), folder=folder)
+    words = [w for w in sys.argv[1:] if not w.startswith("-")]
+    first = context.invoked_subcommand
+    called = words[words.index(first) :] if first in words else []
+    for line in defaults.apply(context, config, called):
+        if not {"-q", "--quiet"} & set(sys.argv):
+            console().print(one_line(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _beside(path: Path, folder: Path) -> str:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backsweep.cli.terminal import Progress, console
+from backsweep.cli.saying import NOT_KEPT
+from backsweep.cli.terminal import console
 from backsweep.core import documents
 from backsweep.core.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from backsweep.cli.saying import Saying
     from backsweep.engine.engine import Engine
     from backsweep.inventory.store import Record, Store
     from backsweep.inventory.sweep import Outcome, Scan
@@ -56,6 +58,7 @@ class Format(str, Enum):
     json = "json"
     sarif = "sarif"
     cyclonedx = "cyclonedx"
+    html = "html"
 
 
 def is_many(models: Sequence[str], store: str | None, watched: bool) -> bool:
@@ -70,6 +73,7 @@ def scan_many(
     how: Scan,
     url: str | None,
     engine: Engine,
+    saying: Saying,
     out: Path | None,
     every: float | None = None,
     all_versions: bool = False,
@@ -81,6 +85,7 @@ def scan_many(
         how: the scan.
         url: of the store, None keeps nothing.
         engine: where to compute.
+        saying: what is said.
         out: folder for the reports.
         every: seconds between two looks; None looks once.
         all_versions: of the models of a registry.
@@ -91,22 +96,28 @@ def scan_many(
     from backsweep.inventory.store import Store
     from backsweep.inventory.sweep import sweep
     from backsweep.render.terminal import history as shown
+    from backsweep.render.view import clean
     from backsweep.reports.report import BACKDOORED, CLEAN, EXIT_STATUS, INCONCLUSIVE
 
-    screen = console()
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(Store(url)) if url is not None else None
         if every is not None:
-            outcomes = _watch(models, how, store, engine, out, every, all_versions)
+            outcomes = _watch(models, how, store, engine, saying, out, every, all_versions)
         else:
             sources = list(find(models, all_versions))
             if not sources:
                 raise BadInput(f"{models[0]}: no model files are there; name a file or another folder")
-            with Progress() as on_event:
+            with saying.progress() as on_event:
                 outcomes = list(sweep(sources, how, store, engine, on_event, out))
-    shown.show_outcomes(outcomes, screen)
+    shown.show_outcomes(outcomes, saying.console())
+    if store is None and out is None:
+        saying.console().print(f"{NOT_KEPT}; --store keeps verdicts", markup=False, soft_wrap=True)
     verdicts = {o.verdict for o in outcomes}
-    return next((EXIT_STATUS[v] for v in (BACKDOORED, INCONCLUSIVE) if v in verdicts), EXIT_STATUS[CLEAN])
+    worst = next((v for v in (BACKDOORED, INCONCLUSIVE) if v in verdicts), CLEAN)
+    page = clean(out, 400) if out is not None else "no page"
+    said = shown.summary(outcomes)
+    saying.result(said, EXIT_STATUS[worst], page, lambda: [o.to_json() for o in outcomes])
+    return EXIT_STATUS[worst]
 
 
 def _watch(
@@ -114,6 +125,7 @@ def _watch(
     how: Scan,
     store: Store | None,
     engine: Engine,
+    saying: Saying,
     out: Path | None,
     every: float,
     all_versions: bool,
@@ -124,7 +136,7 @@ def _watch(
     from backsweep.render.terminal.history import line
     from backsweep.render.view import clean
 
-    screen = console()
+    screen = saying.console()
     outcomes: dict[str, Outcome] = {}
 
     def trouble(why: str) -> None:
@@ -176,7 +188,7 @@ def history(
         for path in add or ():
             count = sum(kept.put(record) for record in _read_records(path))
             console().print(f"{path}: {count} verdicts added", markup=False, soft_wrap=True)
-        full = format_ not in (Format.table, Format.csv)
+        full = format_ not in (Format.table, Format.csv, Format.html)
         records = kept.records(verdict=verdict and verdict.value, since=begin, reports=full)
     records = list(chosen(records, model, detector))
     if format_ is Format.table and out is None:
@@ -221,12 +233,15 @@ def _written(records: list[Record], format_: Format, bom: Path | None) -> str:
 
     from rich.console import Console
 
+    from backsweep.render.dashboard import lists
     from backsweep.render.exchange.cyclonedx import cyclonedx
     from backsweep.render.terminal import history as shown
 
     value: Any
     if format_ is Format.csv:
         return shown.to_csv(records)
+    if format_ is Format.html:
+        return lists.written(records)
     if format_ is Format.table:
         screen = Console(width=160, color_system=None, record=True, file=io.StringIO())
         shown.show_records(records, screen)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from backsweep.cli.saying import Saying
 from backsweep.core.errors import BadInput
 from backsweep.core.text import seconds_of
 
@@ -144,7 +145,7 @@ class Where:
         return Engine(threads=self.workers) if self.workers else None
 
 
-GROUPS = (Reading, Where)
+GROUPS = (Reading, Where, Saying)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

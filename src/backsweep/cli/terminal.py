@@ -26,8 +26,10 @@ class Progress:
 
     EVERY = 30.0  # seconds between two lines
 
+    def __init__(self, screen: Console | None = None) -> None:
+        self._console = screen if screen is not None else console()
+
     def __enter__(self) -> OnEvent:
-        self._console = console()
         self._bar: Bar | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last = time.monotonic()

@@ -279,3 +279,8 @@ def write_beside(record: Any, folder: Path) -> None:
     Reports know no page: what draws them is found by the name of its module, as methods are.
     """
     importlib.import_module("backsweep.render.write").write(record, folder)
+
+
+def drawn(result: Any) -> str:
+    """What a notebook shows of a result, as HTML; found by its name for the same reason."""
+    return str(importlib.import_module("backsweep.render.notebook").html(result))

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from backsweep.core.discovery import make
+from backsweep.core.discovery import drawn, make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_bytes, write_json
 from backsweep.core.progress import Event, OnEvent
@@ -94,6 +94,10 @@ class Guard:
 
     def __repr__(self) -> str:
         return f"Guard({', '.join(self.scorers)}; fpr={self.fpr}, threshold={self.threshold:.4g})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return drawn(self)
 
     @property
     def passes(self) -> float:

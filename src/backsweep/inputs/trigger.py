@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from backsweep.core import documents
+from backsweep.core.discovery import drawn
 from backsweep.core.errors import BadInput
 from backsweep.core.files import write_bytes
 from backsweep.core.text import one_line
@@ -44,6 +45,17 @@ class Trigger:
     drawn: ClassVar[str] = ""
     target: int | None
     source: int | None
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        cls.__repr__ = Trigger.__repr__  # type: ignore[method-assign]  # a dataclass would print all tensors
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(target={self.target}, source={self.source}, size={self.size:.4g})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return drawn(self)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Stamp inputs x (N, *shape); the result is in the range of inputs too."""

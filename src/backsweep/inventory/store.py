@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,31 +25,10 @@ from backsweep.core.errors import BadInput
 from backsweep.core.files import home, writable_folder, write_json
 from backsweep.core.text import one_line
 from backsweep.inventory.locks import AdvisoryClaims, Claims, FileClaims
+from backsweep.inventory.tables import JSON, META, STORE, SWEEPS, VERDICTS
 
 SCHEMA = 1
 _T = TypeVar("_T")
-_META = sa.MetaData()
-_STORE = sa.Table("backsweep_store", _META, sa.Column("schema", sa.Integer, nullable=False))
-_VERDICTS = sa.Table(
-    "backsweep_verdicts", _META,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("time", sa.String(20), nullable=False),
-    sa.Column("model", sa.String(64), nullable=False),
-    sa.Column("settings_key", sa.String(64), nullable=False),
-    sa.Column("source", sa.Text, nullable=False),
-    sa.Column("verdict", sa.String(16), nullable=False),
-    sa.Column("p_value", sa.Float(53)),
-    *(sa.Column(n, sa.Text, nullable=False) for n in ("targets", "shape")),
-    sa.Column("classes", sa.Integer),
-    sa.Column("layout", sa.String(16), nullable=False),
-    sa.Column("settings", sa.Text, nullable=False),
-    sa.Column("seconds", sa.Float(53), nullable=False),
-    sa.Column("versions", sa.Text, nullable=False),
-    sa.Column("host", sa.Text, nullable=False),
-    sa.Column("report", sa.Text, nullable=False),
-    sa.UniqueConstraint("model", "settings_key"),
-)  # fmt: skip
-_JSON = ("targets", "shape", "settings", "versions", "report")
 # The server gives up the claims of a machine that is gone after a minute, not after its two hours.
 _KEEPALIVE = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 
@@ -153,6 +133,7 @@ class Store:
 
     def __init__(self, url: str | None = None, *, create: bool = True, patience: float = 60.0) -> None:
         self._patience = patience
+        self._probing = threading.Lock()
         parsed = _parsed(url if url is not None else str(home() / "store.db"))
         self.where = _shown(parsed)
         self._claims: Claims
@@ -184,7 +165,7 @@ class Store:
 
     def get(self, model: str, settings_key: str) -> Record | None:
         """The verdict on a model under these settings, without its report; None if there is none."""
-        found = self._select(_VERDICTS.c.model == model, _VERDICTS.c.settings_key == settings_key)
+        found = self._select(VERDICTS.c.model == model, VERDICTS.c.settings_key == settings_key)
         return next(iter(found), None)
 
     def records(
@@ -197,8 +178,8 @@ class Store:
             since: only those of this time and later, in the form of `Record.time`.
             reports: with their reports.
         """
-        wanted = [] if verdict is None else [_VERDICTS.c.verdict == verdict]
-        wanted += [] if since is None else [_VERDICTS.c.time >= since]
+        wanted = [] if verdict is None else [VERDICTS.c.verdict == verdict]
+        wanted += [] if since is None else [VERDICTS.c.time >= since]
         return self._select(*wanted, reports=reports)
 
     def put(self, record: Record, aside: Path | None = None) -> bool:
@@ -211,7 +192,7 @@ class Store:
         Raises:
             BadInput: the database is lost for longer than `patience`; the verdict is in a file then.
         """
-        row = {k: json.dumps(v) if k in _JSON else v for k, v in record.to_json().items()}
+        row = {k: json.dumps(v) if k in JSON else v for k, v in record.to_json().items()}
         try:
             return self._patiently(lambda: self._insert(row))
         except DBAPIError as e:
@@ -235,6 +216,36 @@ class Store:
     def release(self, model: str, settings_key: str) -> None:
         """Give a claim back."""
         self._claims.drop(f"{model}/{settings_key}")
+
+    def held(self, model: str, settings_key: str) -> bool:
+        """Whether somebody who is alive has this claim, this holder included."""
+        name = f"{model}/{settings_key}"
+        with self._probing:
+            if not self._asked(lambda: self._claims.take(name)):
+                return True
+            self._claims.drop(name)
+        return False
+
+    # ------------------------------------------------------------------ questions
+
+    def ask(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        """The rows that a query finds.
+
+        Raises:
+            BadInput: the database is lost for longer than `patience`.
+        """
+
+        def ask() -> list[dict[str, Any]]:
+            with self._engine.connect() as connection:
+                return [dict(row) for row in connection.execute(query).mappings()]
+
+        return self._asked(ask)
+
+    def note(self, *changes: sa.Executable) -> None:
+        """Record what is of use to people only: what cannot be recorded now is left out."""
+        with suppress(DBAPIError), self._engine.begin() as connection:
+            for change in changes:
+                connection.execute(change)
 
     # ------------------------------------------------------------------ inside
 
@@ -263,21 +274,28 @@ class Store:
             if not create:
                 raise BadInput(f"{self.where} is no store of Backsweep; name the store of your scans")
             with self._alone("schema"), self._engine.begin() as connection:
-                _META.create_all(connection)
-                if connection.scalar(sa.select(_STORE.c.schema)) is None:
-                    connection.execute(_STORE.insert().values(schema=SCHEMA))
+                META.create_all(connection)
+                if connection.scalar(sa.select(STORE.c.schema)) is None:
+                    connection.execute(STORE.insert().values(schema=SCHEMA))
         schema = self._schema()
         if schema != SCHEMA:
             raise BadInput(
                 f"the store {self.where} has schema {one_line(str(schema))[:40]}; this version reads schema "
                 f"{SCHEMA}: use the version that made it, or another store"
             )
+        if create and not self.knows_sweeps():
+            with self._alone("schema"):
+                META.create_all(self._engine)
+
+    def knows_sweeps(self) -> bool:
+        """Whether sweeps are recorded here; an older version made a store without."""
+        return sa.inspect(self._engine).has_table(SWEEPS.name)
 
     def _schema(self) -> int | None:
-        if not sa.inspect(self._engine).has_table(_STORE.name):
+        if not sa.inspect(self._engine).has_table(STORE.name):
             return None
         with self._engine.connect() as connection:
-            return connection.scalar(sa.select(_STORE.c.schema))
+            return connection.scalar(sa.select(STORE.c.schema))
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
@@ -291,20 +309,15 @@ class Store:
     def _insert(self, row: dict[str, Any]) -> bool:
         try:
             with self._engine.begin() as connection:
-                connection.execute(_VERDICTS.insert().values(row))
+                connection.execute(VERDICTS.insert().values(row))
         except IntegrityError:
             return False
         return True
 
     def _select(self, *wanted: sa.ColumnElement[bool], reports: bool = False) -> list[Record]:
-        columns = [c for c in _VERDICTS.c if c.name != "id" and (reports or c.name != "report")]
-        query = sa.select(*columns).where(*wanted).order_by(_VERDICTS.c.time, _VERDICTS.c.id)
-
-        def ask() -> list[Record]:
-            with self._engine.connect() as connection:
-                return [_record(dict(row)) for row in connection.execute(query).mappings()]
-
-        return self._asked(ask)
+        columns = [c for c in VERDICTS.c if c.name != "id" and (reports or c.name != "report")]
+        query = sa.select(*columns).where(*wanted).order_by(VERDICTS.c.time, VERDICTS.c.id)
+        return [record(row) for row in self.ask(query)]
 
     def _asked(self, act: Callable[[], _T]) -> _T:
         try:
@@ -360,9 +373,14 @@ def _reason(error: DBAPIError, url: sa.URL | None = None) -> str:
     return line
 
 
-def _record(row: dict[str, Any]) -> Record:
+def record(row: dict[str, Any]) -> Record:
+    """The verdict that a row of the table holds, with or without its report.
+
+    Raises:
+        BadInput: it is damaged.
+    """
     try:
-        parts = {k: documents.parsed(row[k]) for k in _JSON if k in row}
+        parts = {k: documents.parsed(row[k]) for k in JSON if k in row}
         return Record.from_json({"report": None, **row, **parts})
     except ValueError as e:
         raise BadInput(f"a row of the store is damaged ({e}); export what is left, to a new store") from e

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
 from backsweep.formats.opening import digest, load
+from backsweep.inventory.running import MOST_NAMES, Logbook
 from backsweep.inventory.source import Source
 from backsweep.inventory.sources import find
 from backsweep.inventory.store import Record, Store
@@ -124,6 +125,14 @@ class Outcome:
         """The verdict; what was not scanned is inconclusive, never clean."""
         return self.record.verdict if self.record is not None else INCONCLUSIVE
 
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as strict JSON; its record as `history --format json` has it, without the report."""
+        kept = None if self.record is None else self.record.to_json()
+        if kept is not None:
+            del kept["report"]
+        told = {"source": self.source, "verdict": self.verdict, "reason": self.reason, "fresh": self.fresh}
+        return {**told, "record": kept}
+
 
 def sweep(
     models: Iterable[str | Path | Source],
@@ -190,6 +199,8 @@ class _Sweep:
         self.done = self.known = 0
         self.claimed: dict[int, _Model] = {}
         self.ready: deque[Outcome] = deque()
+        self.names: dict[str, None] = {}
+        self.book = Logbook(store, self.settings, total)
 
     def __call__(self, sources: Iterable[Source], engine: Engine) -> Iterator[Outcome]:
         if not engine.here:  # workers may be started in another folder
@@ -198,6 +209,7 @@ class _Sweep:
             self.scan = replace(self.scan, data=data, reference=there)
             self.out = None if self.out is None else self.out.absolute()
         waiting = [_Model(s) for s in sources]
+        self.names = dict.fromkeys(m.source.name for m in waiting)
         self._tell()
         while waiting:
             elsewhere: list[_Model] = []
@@ -219,6 +231,7 @@ class _Sweep:
         for model in self.claimed.values():
             self.store.release(model.digest, self.key)
             model.drop()
+        self.book.end(self.done, self.known)
 
     def _jobs(
         self, waiting: Sequence[_Model], elsewhere: list[_Model]
@@ -249,6 +262,7 @@ class _Sweep:
                 continue
             count += 1
             out = None if self.out is None else self.out / model.digest[:16]
+            self._record(soon=True)
             yield partial(_job, self.scan, path.absolute(), model.source.name, out)
 
     def _kept(self, model: _Model) -> bool:
@@ -279,6 +293,7 @@ class _Sweep:
 
     def _say(self, model: _Model, outcome: Outcome) -> None:
         model.drop()
+        self.names.pop(model.source.name, None)
         self.done += 1
         self.ready.append(outcome)
         self._tell()
@@ -291,6 +306,12 @@ class _Sweep:
         if self.on_event is not None:
             seconds = time.monotonic() - self.begin
             self.on_event(Event("models", self.done, self.total, self.known, seconds))
+        self._record()
+
+    def _record(self, soon: bool = False) -> None:
+        doing = [m.source.name for m in self.claimed.values()]
+        later = (n for n in self.names if n not in doing)
+        self.book.tell(self.done, self.known, doing, list(islice(later, MOST_NAMES)), soon)
 
 
 def _job(scan: Scan, path: Path, name: str, out: Path | None) -> dict[str, Any] | str:

@@ -198,8 +198,17 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as e:
-        raise BadInput(f"device {device!r} cannot be used here; try cpu or cuda") from e
+        raise BadInput(
+            f"device {str(device)!r} cannot be used here; there {'is' if len(devices()) == 1 else 'are'} "
+            f"{', '.join(devices())}"
+        ) from e
     return chosen
+
+
+def devices() -> list[str]:
+    """Names of the devices that torch can use on this machine."""
+    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return [*found, "mps"] if torch.backends.mps.is_available() else found
 
 
 def doubtful_accuracy(accuracy: float, data: Data, model: Model) -> str:

@@ -226,14 +226,26 @@ def compared(found: Sequence[Group], e: Evidence) -> str:
 
 def examples(report: Report, trigger: Trigger, most: int) -> Tensor | None:
     """Clean inputs to stamp; of the source, else of other classes than the target, if there are any."""
+    rows = example_rows(report, trigger, most)
+    return report.examples[rows] if rows else None
+
+
+def example_rows(report: Report, trigger: Trigger, most: int) -> list[int]:
+    """Which of the report's examples these are."""
     if report.examples is None or not len(report.examples):
-        return None
+        return []
     labels = report.data.get("example_labels") or []
     labels = [*labels, *[None] * len(report.examples)][: len(report.examples)]
     source = [i for i, label in enumerate(labels) if label is not None and label == trigger.source]
     others = [i for i, label in enumerate(labels) if label is None or label != trigger.target]
-    rows = (source or others or list(range(len(labels))))[:most]
-    return report.examples[rows]
+    return (source or others or list(range(len(labels))))[:most]
+
+
+def example_label(report: Report, row: int) -> int | None:
+    """The class of an example, None where it is not known."""
+    labels = report.data.get("example_labels") or []
+    label = labels[row] if row < len(labels) else None
+    return label if isinstance(label, int) else None
 
 
 def record_name(report: Report, e: Evidence) -> str:

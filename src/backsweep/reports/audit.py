@@ -76,6 +76,8 @@ class Audit(Report):
     pictures: list[Examples] = field(default_factory=list)
     retrained: Retrained | None = None
 
+    __repr__ = Report.__repr__
+
     @property
     def flagged(self) -> Tensor:
         """Indices of the flagged samples, ascending: of a class that a detector found poisoned, those above

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backsweep.core.discovery import write_beside
+from backsweep.core.discovery import drawn, write_beside
 from backsweep.inputs.trigger import Trigger
 from backsweep.reports.report import SCHEMA, Note, Report, finite, trigger_file
 
@@ -130,6 +130,15 @@ class Repaired:
     timings: dict[str, float] = field(default_factory=dict)
     examples: Any = None
     answers: list[Answers] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        rates = (self.before.attack_success_rate, self.after.attack_success_rate)
+        success = " -> ".join("none" if r is None else f"{r:.1%}" for r in rates)
+        return f"Repaired({self.method}, verified={self.verified}, attack success {success})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return drawn(self)
 
     @property
     def verified(self) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backsweep.core import documents
-from backsweep.core.discovery import write_beside
+from backsweep.core.discovery import drawn, write_beside
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
 
@@ -111,6 +111,15 @@ class Report:
     evidence: list[Evidence] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     examples: Any = None
+
+    def __repr__(self) -> str:
+        p = "None" if self.p_value is None else f"{self.p_value:.3g}"
+        found = f"{self.verdict}, targets={self.targets}, p_value={p}"
+        return f"{type(self).__name__}({found}, {len(self.evidence)} records of evidence)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return drawn(self)
 
     @property
     def verdict(self) -> str:

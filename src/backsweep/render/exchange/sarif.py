@@ -67,6 +67,7 @@ def _set_rule(report: Report, finding: Finding) -> dict[str, Any]:
         "name": "".join(word.capitalize() for word in re.split(r"[\W_]+", detector)),
         "shortDescription": {"text": f"Poisoned training samples ({detector})"},
         "fullDescription": {"text": f"{detector} looks for {audit.looks_for(report, finding.detector)}."},
+        "help": _help(detector, f"looks for {audit.looks_for(report, finding.detector)}"),
         "defaultConfiguration": {"level": "error"},
         "properties": {"tags": ["security", "data-poisoning", "machine-learning"]},
     }
@@ -89,9 +90,18 @@ def _rule(report: Report, finding: Finding) -> dict[str, Any]:
         "name": name + "Shortcut" * shortcut,
         "shortDescription": {"text": short},
         "fullDescription": {"text": f"{detector} {full}."},
+        "help": _help(detector, full),
         "defaultConfiguration": {"level": "note" if shortcut else "error"},
         "properties": {"tags": ["security", *["backdoor"] * (not shortcut), "machine-learning"]},
     }
+
+
+def _help(detector: str, full: str) -> dict[str, str]:
+    """What a code host shows beside an alert, and where to read on."""
+    more = "The page beside this file (report.html) shows the evidence. "
+    text = f"{detector} {full}. {more}What the detector catches, misses and costs: "
+    command = f"backsweep explain {detector}"
+    return {"text": text + command, "markdown": f"{text}`{command}`"}
 
 
 def _result(report: Report, finding: Finding, rule: int, location: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Chart:
         height, floor: of the whole, and of the axis of the classes, in pixels from the top.
         ticks, classes: places and names along the two axes.
         base: height at which the stems of the dots begin, or None.
+        axis: what the upright axis has.
         median, limit: height and value of the two lines.
         lane: height of the classes for which no trigger works, or None.
         notes, summary: how to read it, and what it shows in one line.
@@ -47,6 +48,7 @@ class Chart:
     dots: list[Dot]
     ticks: list[tuple[float, str]]
     classes: list[tuple[float, str]]
+    axis: str
     base: float | None
     median: tuple[float, str] | None
     limit: tuple[float, str] | None
@@ -123,6 +125,7 @@ def chart(report: Report, group: Group) -> Chart | None:
         view.clean(group.detector), measure.asks, height, floor, dots,
         ticks=[(y(t), view.number(t)) for t in ticks],
         classes=[(across[i], _tick_name(group, i)) for i in range(0, count, step)],
+        axis=measure.shows + (", logarithmic" if measure.log else ""),
         base=base, median=median, limit=limit, lane=10.0 if missing else None, notes=" ".join(notes),
         summary=f"{measure.shows} of {view.counted(count, 'class')}, "
         f"from {view.number(min(finite))} to {view.number(max(finite))} {unit}".strip(),

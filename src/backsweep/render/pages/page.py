@@ -8,7 +8,7 @@ from importlib import resources
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def template(name: str) -> Template:
     """A template of pages or boards. It escapes whatever is put into it."""
     return _environment().get_template(name)
@@ -16,7 +16,7 @@ def template(name: str) -> Template:
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    folders = [resources.files(f"backsweep.render{room}") for room in (".pages", ".boards", "")]
+    folders = [resources.files(f"backsweep.render{room}") for room in (".pages", ".boards", ".dashboard", "")]
 
     def text(name: str) -> str | None:
         found = (folder.joinpath(name) for folder in folders)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from backsweep.render import repeat, standing, view
-from backsweep.render.pages.card import Fact, Picture, cards, isolated, thumbnail
+from backsweep.render.pages.card import Fact, Picture, cards, isolated, picture, thumbnail
 from backsweep.render.pages.chart import chart
 from backsweep.render.pages.page import template
 from backsweep.reports.report import Report
@@ -17,19 +17,25 @@ from backsweep.reports.report import Report
 MOST_THUMBNAILS, MOST_OPEN_ROWS = 64, 12
 
 
-def html(report: Report) -> str:
+def html(report: Report, links: Sequence[tuple[str, str]] = ()) -> str:
     """The page.
 
     Everything a user or a stranger wrote is cleaned and escaped; the page forbids itself scripts and
     any connection (Content-Security-Policy).
+
+    Args:
+        report: what was found.
+        links: addresses and their names, shown at the top.
     """
     groups = standing.groups(report)
     heading, shown = cards(report, groups)
     name = isolated(report)
     return template("report.html.j2").render(
         noun=view.modality(report).noun,
+        links=links,
         verdict=view.verdict(report, name),
         tone=report.verdict,
+        pair=pair(report, name),
         facts=_facts(report),
         charts=[drawn for g in groups if (drawn := chart(report, g)) is not None],
         cards=shown,
@@ -43,6 +49,34 @@ def html(report: Report) -> str:
         origin=origin(report),
         timings=[timing(k, v) for k, v in report.timings.items()],
     )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One clean input, and the same with the recovered trigger, with what is known of the answers."""
+
+    clean: Picture
+    stamped: Picture
+    before: str
+    after: str
+
+
+def pair(report: Report, name: view.Name) -> Pair | None:
+    """What stands beside the verdict: the trigger of the worst finding on one input; None without either."""
+    found = next((f for f in standing.suspects(report) if f.trigger is not None), None)
+    if found is None or found.trigger is None:
+        return None
+    rows = standing.example_rows(report, found.trigger, 1)
+    if not rows:
+        return None
+    inputs, kind = report.examples[rows], view.modality(report)
+    label = standing.example_label(report, rows[0])
+    before = f"A clean {kind.noun}" + (f" of class {name(label)}" if label is not None else "")
+    after = f"with the recovered trigger; it leads to {name(found.target)}"
+    if found.attack_success_rate is not None:
+        after += f" on {view.figure('_rate', found.attack_success_rate)} of samples the search has not seen"
+    stamped = found.trigger(inputs)
+    return Pair(picture(kind.picture(inputs[0])), picture(kind.picture(stamped[0])), before, after)
 
 
 # ---------------------------------------------------------------------- facts

@@ -44,7 +44,6 @@ def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
         console.print(_say(console, f"{title}: {view.clean(o.source, 200)}: {reason}"), soft_wrap=True)
     if len(reasons) > MOST_REASONS:
         console.print(_say(console, f"and {len(reasons) - MOST_REASONS:,} more of that kind"))
-    console.print(_say(console, summary(outcomes), "bold"))
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

@@ -1,0 +1,1 @@
+"""The dashboard: pages over a store, made on the server, without scripts."""
