@@ -235,9 +235,9 @@ def demo(
     text: Annotated[bool, typer.Option("--text", help="On reviews instead of digits.")] = False,
 ) -> None:
     """Train a clean and a backdoored net on real digits, or on reviews; scan both, tell them apart."""
-    from backsweep.cli import demo, text_demo
+    from backsweep.cli import demo
 
-    run = text_demo.run if text else demo.run
+    run = demo.run_on_texts if text else demo.run
     with Progress() as on_event:
         run(console(), out or Path("backsweep-demo"), seed, on_event)
 
