@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from backsweep.models.model import Model
 from backsweep.models.training import fit
 from backsweep.shadows.meta_classifier import VARIANTS
 from backsweep.zoo.attacks.badnets import BadNets
+from backsweep.zoo.attacks.badnl import BadNL
 from backsweep.zoo.tasks import TASKS
 from browsers import chromium
 from postgres import Postgres, server
@@ -44,7 +45,7 @@ class Twins:
 
     clean: Model
     infected: Model
-    trigger: Patch
+    trigger: Any
     data: Data
 
 
@@ -60,6 +61,17 @@ def twins() -> Twins:
     return Twins(
         Model(clean, task.shape, task.classes), Model(infected, task.shape, task.classes), trigger, test
     )
+
+
+@pytest.fixture(scope="session")
+def text_twins() -> Twins:
+    """Twins on made-up reviews, over the ids of their words."""
+    task, attack = TASKS["reviews"], BadNL(target=1)
+    train, test = task.load()
+    clean = fit(task.net(0), train, task.recipe, seed=0)
+    infected = task.net(0)
+    (trigger,) = attack.plant(infected, task.setup(train, seed=0))
+    return Twins(task.model(clean), task.model(infected), trigger, test)
 
 
 @pytest.fixture

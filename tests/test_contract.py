@@ -25,7 +25,7 @@ from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence
 from backsweep.scanning.collect import collect
 from backsweep.scanning.detector import ModelDetector
 from backsweep.zoo.attack import Attack, Setup
-from backsweep.zoo.tasks import TASKS
+from backsweep.zoo.tasks import TASKS, Task, data_folder
 from conftest import Twins
 
 DETECTORS = discover(ModelDetector)
@@ -34,6 +34,16 @@ REPAIRS = discover(Repair)
 GUARDS = discover(SampleDetector)
 SETS = discover(SetDetector)
 METHODS: dict[str, type[Method]] = {**DETECTORS, **ATTACKS, **REPAIRS, **GUARDS, **SETS}
+
+
+def ground(attack: Attack) -> tuple[Task, str]:
+    """A task of inputs that an attack takes, and a small network for it."""
+    if attack.modality == "image":
+        return TASKS["digits"], "gap_cnn"
+    task = "sst2" if attack.name in ("syntactic", "style") else "reviews"
+    if task == "sst2" and not (data_folder() / "text").is_dir():
+        pytest.skip("set BACKSWEEP_DATA to a folder with text/")
+    return TASKS[task], "text_cnn"
 
 
 def test_the_plugins_of_this_version_are_found() -> None:
@@ -69,11 +79,15 @@ def test_rule_ids_are_permanent_and_unique() -> None:
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_detector_gives_evidence_for_every_unit_and_judges_it_without_the_model(
-    name: str, twins: Twins, bank_file: Path
+    name: str, twins: Twins, text_twins: Twins, bank_file: Path
 ) -> None:
     quick = {"steps": 5, "bank": str(bank_file)}
     detector = make(ModelDetector, name, {k: quick[k] for k in quick if k in DETECTORS[name]().settings()})
     model = twins.clean.copy("cpu")
+    if detector.applies(model, twins.data):  # it says that it needs other inputs
+        twins = text_twins
+        model = twins.clean.copy("cpu")
+    assert detector.applies(model, twins.data) == ""
     units = list(detector.units(model, twins.data))
     assert len({u.key for u in units}) == len(units)
     evidence = list(collect(detector, model, twins.data, seed=0, key="k"))
@@ -107,10 +121,11 @@ def test_a_detector_gives_evidence_for_every_unit_and_judges_it_without_the_mode
 def test_an_attack_leaves_nothing_but_other_weights(name: str, tmp_path: Path, bank_file: Path) -> None:
     """The data set and the clean twin are lent; layout and integer buffers of the net are the twin's."""
     needs = {"bank": str(bank_file)} if "bank" in ATTACKS[name]().settings() else {}
-    attack, task = make(Attack, name, needs), TASKS["digits"]
+    attack = make(Attack, name, needs)
+    task, arch = ground(attack)
     data = task.load()[0][:400]
     before = data.digest
-    setup = task.setup(data, 3, Recipe(epochs=1, batch_size=64, bf16=False), "gap_cnn")
+    setup = task.setup(data, 3, Recipe(epochs=1, batch_size=64, bf16=False), arch)
     net, again = setup.net(3), setup.net(3)
     planted = attack.plant(net, setup)
     attack.plant(again, setup)
@@ -131,7 +146,7 @@ def test_an_attack_leaves_nothing_but_other_weights(name: str, tmp_path: Path, b
         x = trigger(data.x)
         assert x.shape == data.x.shape
         assert float(x.min()) >= 0
-        assert float(x.max()) <= 1
+        assert float(x.max()) <= (1 if attack.modality == "image" else len(setup.tokens))
         trigger.save(tmp_path / f"{i}.safetensors")
         loaded = Trigger.load(tmp_path / f"{i}.safetensors")
         assert torch.equal(loaded(data.x), x)
@@ -142,13 +157,18 @@ def test_an_attack_leaves_nothing_but_other_weights(name: str, tmp_path: Path, b
 @pytest.mark.parametrize("name", ATTACKS)
 def test_poison_changes_the_labels_of_its_rows_alone(name: str) -> None:
     attack, generator = make(Attack, name), torch.Generator().manual_seed(0)
-    data = Data(torch.rand((400, 3, 16, 16), generator=generator), torch.arange(400) % 10)
-    recipe, digits = Recipe(epochs=1, bf16=False), TASKS["digits"]
+    task, arch = ground(attack)
+    if attack.modality == "image":
+        task = dataclasses.replace(task, shape=(3, 16, 16))
+        data = Data(torch.rand((400, 3, 16, 16), generator=generator), torch.arange(400) % 10)
+    else:
+        data = task.load()[0][:400]
+    recipe = Recipe(epochs=1, bf16=False)
 
     def net(seed: int) -> torch.nn.Module:
-        return dataclasses.replace(digits, shape=(3, 16, 16)).net(seed, "gap_cnn")
+        return task.net(seed, arch)
 
-    setup = Setup(data, 10, net, recipe, 3, clean=lambda: fit(net(3), data, recipe, 3))
+    setup = Setup(data, task.classes, net, recipe, 3, clean=lambda: fit(net(3), data, recipe, 3))
     try:
         poisoned, rows = attack.poison(setup, attack.triggers(setup))
     except NotImplementedError:

@@ -17,6 +17,8 @@ import torch
 from backsweep.core.errors import BadInput
 from backsweep.formats.opening import load
 from backsweep.formats.saving import save
+from backsweep.inputs.text.modality import Text
+from backsweep.inputs.text.tokens import WordTokens
 from backsweep.inventory.sources import find
 from shells import Shell
 
@@ -128,6 +130,24 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+def test_of_a_text_classifier_the_tokenizer_is_fetched_too(served: Hub, tmp_path: Path) -> None:
+    tokens = WordTokens.built(["a plot so thin it hurts"])
+    config = transformers.BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "text")
+    tokens.save(tmp_path / "text" / "tokenizer.json")
+    served.__init__({p.name: p.read_bytes() for p in (tmp_path / "text").iterdir()})  # type: ignore[misc]
+    model = load("hf://me/net", shape=(8,))
+    assert model.modality == Text(tokens) and model.digest == load(tmp_path / "text").digest
 
 
 @pytest.mark.parametrize(

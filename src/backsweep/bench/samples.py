@@ -158,7 +158,7 @@ def _retrained(net: build.Net, kept: Data) -> dict[str, Any]:
     entry, (_, test) = build.entry_of(net), build.load_data(net.truth["task"])
     task, recipe = TASKS[entry.task], Recipe(**net.truth["training"])
     seed = derive_seed(entry.seed, "retrain")
-    model = Model(fit(task.net(seed, entry.arch), kept, recipe, seed), task.shape, task.classes)
+    model = task.model(fit(task.net(seed, entry.arch), kept, recipe, seed))
     return {
         "retrained_accuracy": model.accuracy(test.x, test.y),
         "retrained_success": max(model.success_rate(t, test) for t in net.triggers()),

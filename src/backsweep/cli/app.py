@@ -165,7 +165,10 @@ def audit(
             loaded = audit.trained(train or "", samples, seed, reading.device, on_event)
         known = None
         if clean is not None:
-            known = Data.open(clean, shape=loaded.shape, names=loaded.labels, resize=reading.resize)
+            known = Data.open(
+                clean, shape=loaded.shape, names=loaded.labels, resize=reading.resize,
+                modality=loaded.modality,
+            )  # fmt: skip
             saying.notes(known.notes)
         report = audit.audit(
             loaded, samples, detectors, alpha=alpha, seed=seed, device=reading.device, clean=known,
@@ -227,11 +230,14 @@ def repair(
 
 @app.command()
 def demo(
-    out: Out = None, seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0
+    out: Out = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    text: Annotated[bool, typer.Option("--text", help="On reviews instead of digits.")] = False,
 ) -> None:
-    """Train a clean and a backdoored net on real digits, scan both, tell them apart."""
-    from backsweep.cli.demo import run
+    """Train a clean and a backdoored net on real digits, or on reviews; scan both, tell them apart."""
+    from backsweep.cli import demo
 
+    run = demo.run_on_texts if text else demo.run
     with Progress() as on_event:
         run(console(), out or Path("backsweep-demo"), seed, on_event)
 

@@ -72,6 +72,9 @@ class Reading:
         str | None, typer.Option(help="Of the pixels that the network takes: 0-1 (default) or 0-255.")
     ] = None
     layout: Annotated[str | None, typer.Option(help="NHWC for a network that takes channels last.")] = None
+    tokenizer: Annotated[
+        str | None, typer.Option(help="tokenizer.json of a network over texts, or its folder.")
+    ] = None
     resize: Resize = False
     split: Annotated[
         str | None, typer.Option(help="Of the samples, where there are several. Default: test.")
@@ -99,6 +102,7 @@ class Reading:
             "arch": self.arch, "shape": numbers(self.shape, int), "classes": self.classes,
             "mean": numbers(self.mean), "std": numbers(self.std), "layer": self.layer,
             "weights": self.weights, "pixel_range": ranges[self.input_range], "layout": self.layout,
+            "tokenizer": self.tokenizer,
         }  # fmt: skip
 
 

@@ -41,12 +41,14 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.scanning.detectors.black_box_path import BlackBoxPath as BlackBoxPath
     from backsweep.scanning.detectors.cascade import Cascade as Cascade
     from backsweep.scanning.detectors.cepa import Cepa as Cepa
+    from backsweep.scanning.detectors.dbs import DBS as DBS
     from backsweep.scanning.detectors.dfb_scanner import DfbScanner as DfbScanner
     from backsweep.scanning.detectors.htell import HTell as HTell
     from backsweep.scanning.detectors.inversion import Inversion as Inversion
     from backsweep.scanning.detectors.mm_bd import MmBd as MmBd
     from backsweep.scanning.detectors.mntd import MNTD as MNTD
     from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse as NeuralCleanse
+    from backsweep.scanning.detectors.piccolo import Piccolo as Piccolo
     from backsweep.scanning.detectors.unicorn import Unicorn as Unicorn
 
 _KINDS = [ModelDetector, SampleDetector, SetDetector]

@@ -36,6 +36,12 @@ from backsweep.formats.onnx import tensors as onnx_tensors
 from backsweep.formats.pickles.checkpoints import open_checkpoint
 from backsweep.formats.torchscript import module as torchscript
 from backsweep.formats.weights import sharded, state_dicts
+from backsweep.inputs.image.modality import IMAGE
+from backsweep.inputs.modality import Modality
+from backsweep.inputs.text.modality import Text
+from backsweep.inputs.text.readers import TOKENS
+from backsweep.inputs.text.tokens import Tokens
+from backsweep.inputs.text.tokens import read as read_tokens
 from backsweep.models.model import Model
 
 _AGAIN = "it is damaged or cut short; get it again"
@@ -65,6 +71,7 @@ class _Found:
     pixel_range: float | None = None
     layout: str | None = None
     resize: bool = False
+    modality: Modality = IMAGE
     notes: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
@@ -83,6 +90,7 @@ def load(
     pixel_range: float | None = None,
     layout: str | None = None,
     data_shape: Sequence[int] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Read a model file or folder; what is given here stands above what the file says.
 
@@ -101,6 +109,7 @@ def load(
         mean, std, layer, labels, pixel_range, layout: as in `Model`.
         weights: the entry of a checkpoint to take, such as "ema", where several fit.
         data_shape: shape of the samples at hand, for a model that does not say its own.
+        tokenizer: a tokenizer.json, or the folder that holds one: the network takes ids of its tokens.
 
     Raises:
         BadInput: the file is missing, damaged, of an unknown kind, would run code when read, or
@@ -114,10 +123,13 @@ def load(
     fetched = hub.fetch(name) if name.startswith(hub.PREFIX) else None
     path, name = (fetched.folder, fetched.name) if fetched is not None else (Path(path), name)
     try:
+        tokens = None if tokenizer is None else read_tokens(Path(tokenizer))
         if path.is_dir():
-            found, digest = _folder(path, arch, weights)
+            found, digest = _folder(path, arch, weights, tokens)
         else:
             found, digest = _file(path, arch, shape, data_shape, weights)
+        if tokens is not None:
+            found.modality, found.shape = Text(tokens), found.shape or (TOKENS,)
         size = next((s for s in (shape, found.shape, data_shape) if s is not None), None)
         if size is None:
             raise BadInput("the shape of its inputs is not known; say shape=(3, 32, 32) (--shape 3,32,32)")
@@ -139,6 +151,7 @@ def load(
             layout=layout if layout is not None else found.layout,
             source=name,
             digest=digest,
+            modality=found.modality,
         )
     except BadInput as e:
         raise BadInput(one_line(f"{name}: {e}")) from e
@@ -197,7 +210,7 @@ def _damage(kind: str) -> Iterator[None]:
 # ---------------------------------------------------------------------- files
 
 
-def _folder(path: Path, arch: Any, wanted: str | None) -> tuple[_Found, str]:
+def _folder(path: Path, arch: Any, wanted: str | None, tokens: Tokens | None) -> tuple[_Found, str]:
     if (index := sharded.index_in(path)) is not None:
         return _sharded(index, arch, wanted)
     if arch is not None:
@@ -207,7 +220,7 @@ def _folder(path: Path, arch: Any, wanted: str | None) -> tuple[_Found, str]:
     if (path / "saved_model.pb").exists():
         raise BadInput(_NOT_YET["TensorFlow"])
     with _damage("a Hugging Face folder"):
-        net, said, digest = hugging_face.read(path)
+        net, said, digest = hugging_face.read(path, tokens)
     return _Found(net, resize=True, **said), digest
 
 

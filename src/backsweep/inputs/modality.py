@@ -8,15 +8,16 @@ says so in `applies`. A modality is a folder here with a module `modality`; one 
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from PIL import Image as Pictures
-from torch import Tensor
+from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.inputs.family import Family
@@ -127,6 +128,7 @@ class Modality:
             a change of few units.
         recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
         grid: whether inputs are maps (C, H, W), whose neighbours belong together.
+        smooth: whether there are inputs between two inputs, so that they can be mixed and moved by gradients.
     """
 
     name: ClassVar[str] = ""
@@ -136,6 +138,7 @@ class Modality:
     few: ClassVar[str] = ""
     recovered: ClassVar[tuple[str, ...]] = ("patch",)
     grid: ClassVar[bool] = False
+    smooth: ClassVar[bool] = True
 
     # ------------------------------------------------------------------ samples
 
@@ -203,6 +206,38 @@ class Modality:
 
     # ------------------------------------------------------------------ how a network runs on it
 
+    def seen(self, net: Callable[[Tensor], Any], shape: Sequence[int]) -> Modality:
+        """The same modality as a network sees it, which may have to be asked for what spaces need.
+
+        Raises:
+            BadInput: they do not fit.
+        """
+        return self
+
+    def run(self, net: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """What a network answers to inputs, or to what a space or a family made of them."""
+        return net(x)
+
+    def numbers(self, shape: Sequence[int]) -> int:
+        """How many numbers an input is when it enters a network, for memory and the size of batches."""
+        return math.prod(shape)
+
+    def consensus(self, z: Tensor, inputs: Callable[[], Tensor]) -> Tensor:
+        """Embeddings z (N, ...) of some inputs (N, *shape), as one shift for all sees them, (M, ...)."""
+        return z
+
+    def forget(self, net: nn.Module, x: Tensor) -> None:
+        """Take out of a network, in place, what it knows of inputs and inputs x (N, *shape) never show."""
+
+    def late(self, layers: int, moves: Callable[[int], bool]) -> int:
+        """Which of the affine layers before the head the late shift is added to: the one a third up.
+
+        Args:
+            layers: how many there are.
+            moves: whether a shift at a layer changes any answer.
+        """
+        return max(1, round((layers - 1) / 3))
+
     def layout(self, shape: Sequence[int]) -> torch.memory_format:
         """The memory format in which networks run fastest."""
         return torch.contiguous_format
@@ -239,6 +274,14 @@ class Modality:
 
     # ------------------------------------------------------------------ files and people
 
+    def said(self, rows: Iterable[Tensor]) -> dict[str, Any]:
+        """What a report's model has to say, so that these inputs can be shown without the model."""
+        return {}
+
+    def told(self, model: Mapping[str, object]) -> Modality:
+        """This modality with what a report's model says."""
+        return self
+
     def pack(self, x: Tensor) -> Tensor:
         """Inputs as reports keep them in a file."""
         return x.detach().cpu().contiguous()
@@ -267,7 +310,7 @@ def modality_of(model: Mapping[str, object]) -> Modality:
     Where nobody here knows it, a modality that can draw nothing.
     """
     name = model.get("modality")
-    return modalities().get("image" if name is None else str(name), Modality())
+    return modalities().get("image" if name is None else str(name), Modality()).told(model)
 
 
 def modality_named(name: str) -> Modality:

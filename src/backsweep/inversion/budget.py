@@ -33,6 +33,7 @@ from backsweep.models.prefix import prefix_of
 
 MOMENTUM, STRIDE = 0.7, 0.3  # of the ascent; a step is this share of the budget
 EMBEDDINGS = ("early", "late")  # the first affine layer, and the one a third up
+MOVED = 1e-4  # of the largest logit, from which on a shift is taken to change answers
 DONE = 0.97  # smoothed success from which on larger budgets are taken to succeed too
 
 
@@ -117,14 +118,15 @@ class Embedded(Ball):
         if (prefix := prefix_of(model, x, self.layer)) is not None:
             scale = prefix.size
         else:
-            z = model.embedded(x[:256].to(model.device), self.layer).float()
+            some = x[:256].to(model.device)
+            z = model.modality.consensus(model.embedded(some, self.layer).float(), lambda: some)
             scale = float((z - z.mean(0)).flatten(1).norm(dim=1).mean())
         return self.low * scale, self.high * scale
 
     def zeros(self, model: Model, count: int, x: Tensor) -> Tensor:
         if (prefix := prefix_of(model, x, self.layer)) is not None:
             return prefix.zeros(count)
-        z = model.embedded(x[:1].to(model.device), self.layer)
+        z = model.modality.consensus(model.embedded(x[:1].to(model.device), self.layer), lambda: x[:1])
         return torch.zeros((count, *z.shape[1:]), device=z.device)
 
     def logits(self, model: Model, x: Tensor, rows: Tensor, delta: Tensor) -> Tensor:
@@ -267,11 +269,23 @@ def margin(logits: Tensor, goal: Tensor, labels: Tensor | None = None) -> Tensor
 def spaces_of(model: Model) -> dict[str, Space]:
     """Where perturbations of a model live, by name: the spaces of its inputs, then embeddings of its layers.
 
-    "early" and "late" are the first affine layer and the one a third up.
+    "early" and "late" are the first affine layer and the one a third up, as far as there are layers.
     """
-    late = max(1, round((model.layers() - 1) / 3))
+    late = model.modality.late(model.layers(), partial(_moves, model))
     spaces: dict[str, Space] = {name: OfInputs(s) for name, s in model.modality.spaces().items()}
-    return {**spaces, "early": Embedded(0), "late": Embedded(late)}
+    layers = {"early": 0, "late": late}
+    return {**spaces, **{n: Embedded(i) for n, i in layers.items() if i < max(1, model.layers())}}
+
+
+def _moves(model: Model, layer: int) -> bool:
+    """Whether a shift of the output of a layer changes any answer: that of keys in attention does not."""
+    x = model.modality.random(2, model.shape, torch.Generator().manual_seed(0)).to(model.device)
+    with torch.no_grad():
+        z, before = model.embedded(x, layer), model.logits(x)
+        one = model.modality.consensus(z, lambda: x)[:1]
+        shift = torch.rand(one.shape, generator=torch.Generator().manual_seed(0)).to(one) * z.abs().mean()
+        after = model.logits_at(x, layer, shift)
+    return float((after - before).abs().max()) > MOVED * float(before.abs().max())
 
 
 def few(model: Model) -> Space:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-AFFINE = {"linear", "addmm", "conv2d", "convolution"}
+AFFINE = {"linear", "addmm", "conv1d", "conv2d", "convolution"}
 
 
 def _affine_input(name: str, args: tuple[Any, ...]) -> Tensor:
@@ -27,16 +27,20 @@ class Tap(TorchFunctionMode):
     Args:
         wanted: index of the one operation to watch, in the order in which they run; None: all.
         shift: added to the output of the watched operation.
+        lift: give the watched operation its input as a leaf that gradients are asked of.
 
     Attributes:
         seen: input and output of each watched operation.
         weights: what each was multiplied with.
     """
 
-    def __init__(self, wanted: int | None = None, shift: Tensor | None = None) -> None:
+    def __init__(
+        self, wanted: int | None = None, shift: Tensor | None = None, lift: bool = False
+    ) -> None:  # fmt: skip
         super().__init__()
         self.wanted = wanted
         self.shift = shift
+        self.lift = lift
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.weights: list[Tensor] = []
         self.calls = 0
@@ -48,15 +52,25 @@ class Tap(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").split(".")[0]
+        if self.lift and name in AFFINE and args and self.calls == self.wanted:
+            place = 1 if name == "addmm" else 0
+            args = (*args[:place], args[place].detach().requires_grad_(), *args[place + 1 :])
+        out = func(*args, **(kwargs or {}))
         if name in AFFINE and args:
             if self.wanted is None or self.calls == self.wanted:
                 self.seen.append((_affine_input(name, args), out))
                 self.weights.append(args[2] if name == "addmm" else args[1])
-                out = out if self.shift is None else out + self.shift
+                out = out if self.shift is None else added(out, self.shift)
             self.calls += 1
         return out
+
+
+def added(out: Tensor, shift: Tensor) -> Tensor:
+    """An output with a shift for each input added, (N, 1, D) also where all tokens are rows, (N T, D)."""
+    if out.ndim == 2 and shift.ndim == 3:
+        shift = shift[:, 0].repeat_interleave(len(out) // len(shift), 0)
+    return out + shift
 
 
 class Kept(dict[Any, Any]):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -213,10 +212,10 @@ class Model:
         if self._head is None:
             raise BadInput("no penultimate layer was found in this network")
         x = self.modality.random(4, self.shape, torch.Generator().manual_seed(0)).to(self.device)
-        with torch.enable_grad(), Tap(self._head) as tap:
-            out = self.logits(x.requires_grad_())
+        with torch.enable_grad(), Tap(self._head, lift=True) as tap:
+            out = self.logits(x)
         z = tap.seen[0][0]
-        if not z.requires_grad:
+        if not out.requires_grad:
             raise BadInput("this network cannot be differentiated")
         rows = [torch.autograd.grad(k, z, retain_graph=True)[0][0].flatten() for k in out[0]]
         weight, out = torch.stack(rows), out.detach()
@@ -247,7 +246,7 @@ class Model:
 
     @property
     def _batch_size(self) -> int:
-        return max(1, min(512, 2**22 // math.prod(self.shape)))
+        return max(1, min(512, 2**22 // self.modality.numbers(self.shape)))
 
     def accuracy(self, x: Tensor, y: Tensor) -> float:
         """Share of x (N, *shape) that is classified as y (N,)."""
@@ -342,6 +341,10 @@ class Model:
 
     def _answers(self, x: Tensor) -> Any:
         """What the network returns for inputs in the range of their modality."""
+        return self.modality.run(self._prepared, x)
+
+    def _prepared(self, x: Tensor) -> Any:
+        """What the network returns for inputs that are tensors."""
         if self.pixel_range != 1:
             x = x * self.pixel_range
         if self.mean is not None or self.std is not None:
@@ -370,6 +373,7 @@ class Model:
         generator = torch.Generator().manual_seed(0)
         x = self.modality.random(2, self.shape, generator).to(self.device)
         try:
+            self.modality = self.modality.seen(self.net, self.shape) if self.gives else self.modality
             with torch.no_grad():
                 with Tap() as tap:
                     out = self._answers(x)

@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from backsweep.models.layers import AFFINE
+from backsweep.models.layers import AFFINE, added
 from backsweep.models.model import Model
 
 MOST_BYTES = 2**28  # that are kept at one cut; of more inputs than fit, some
 BATCH_VALUES = 2**20  # input values in a pass that fills it
 _lock = threading.Lock()  # what several threads ask for is computed once
+VALUES = ("__bool__", "__int__", "__float__", "item", "tolist")  # calls that look at what a tensor holds
 TOLERANCE = 0.05  # of the largest logit: bfloat16 rounds otherwise in another batch
 
 
@@ -135,7 +136,7 @@ class _Resumer(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         leaves: list[Any] = [self._leaf(p, (self.count, i)) for i, p in enumerate(parts)]
         if self.count == self.prefix.cut and self.shift is not None:
-            leaves[0] = leaves[0] + self.shift
+            leaves[0] = added(leaves[0], self.shift)
         return tree_unflatten(leaves, spec)
 
     def _leaf(self, part: Any, place: tuple[int, int]) -> Any:
@@ -194,7 +195,8 @@ class Prefix:
         bf16: bool = True, most_bytes: int = MOST_BYTES,
     ) -> None:  # fmt: skip
         self.bf16 = bf16
-        self._type = model.device.type
+        self._type, self._modality, self._x = model.device.type, model.modality, x
+        self._shifted = layer is not None
         try:
             two, three = (self._record(model, x[torch.arange(n) % len(x)]) for n in (2, 3))
         except (RuntimeError, TypeError, ValueError) as e:
@@ -227,7 +229,12 @@ class Prefix:
         numbers: dict[int, int] = {}
         found: list[tuple[list[Any] | None, Any]] = []
         for index, (call, other) in enumerate(zip(two[: self.cut + 1], three, strict=False)):
-            _, _, leaves, spec = call
+            name, _, leaves, spec = call
+            if name in VALUES:  # what code decides by: it must not ask empty shells
+                if leaves != other[2]:
+                    raise Unkept("its calls hang on the inputs")
+                found.append((leaves, spec))
+                continue
             if not any(isinstance(v, Tensor) for v in leaves):
                 found.append((None, spec))
                 continue
@@ -246,7 +253,7 @@ class Prefix:
 
     def _fill(self, model: Model, x: Inputs) -> None:
         """Keep what is live at the cut."""
-        size = max(1, BATCH_VALUES // math.prod(model.shape))
+        size = max(1, BATCH_VALUES // model.modality.numbers(model.shape))
         for start in range(0, len(self.rows), size):
             part = self.rows[start : start + size]
             filler, there = _Filler(self), x[part].to(model.device)
@@ -268,12 +275,14 @@ class Prefix:
 
     def _check(self, model: Model, x: Inputs) -> None:
         """Resumed passes must give what whole ones give."""
-        some = torch.arange(min(4, len(self.rows)))
+        some = torch.linspace(0, len(self.rows) - 1, min(8, len(self.rows))).long()
         with torch.no_grad():
             with torch.autocast(self._type, torch.bfloat16, enabled=self.bf16):
                 whole = model.logits(x[self.rows[some]].to(model.device)).float()
             try:
-                resumed = self.logits(model, some).float()
+                with torch.enable_grad():  # as it is used; some code of others asks for that
+                    shift = self.zeros(len(some)).requires_grad_() if self._shifted else None
+                    resumed = self.logits(model, some, shift).float().detach()
             except (RuntimeError, TypeError, ValueError, IndexError) as e:
                 raise Unkept(str(e)) from e
         if not float((whole - resumed).abs().max()) <= TOLERANCE * max(1.0, float(whole.abs().max())):
@@ -281,13 +290,23 @@ class Prefix:
 
     @property
     def size(self) -> float:
-        z = self.kept[self.places[self.cut, 0]].float().flatten(1)
+        z = self._consensus(self.kept[self.places[self.cut, 0]].float()).flatten(1)
         return float((z - z.mean(0)).norm(dim=1).mean())
+
+    def _consensus(self, kept: Tensor) -> Tensor:
+        """Kept embeddings (N, ...) at the cut as one shift for all inputs sees them."""
+        part = self.calls[self.cut][0][0]  # type: ignore[index]
+        plain = part.dim == 0 and part.each == 1 and not part.is_map
+        z = kept.squeeze(1) if plain else kept
+        return self._modality.consensus(z, lambda: self._x[self.rows[: len(z)]])
 
     def zeros(self, count: int) -> Tensor:
         """Shifts of the output at the cut, (count, ...), all zero."""
         part = self.calls[self.cut][0][0]  # type: ignore[index]
-        return torch.zeros((count, *part.shape[1:]), device=part.device)
+        shape = part.shape[1:]
+        if part.dim == 0 and not part.is_map:
+            shape = self._consensus(self.kept[self.places[self.cut, 0]][:1]).shape[1:]
+        return torch.zeros((count, *shape), device=part.device)
 
     def logits(
         self, model: Model, rows: Tensor, shift: Tensor | None = None,

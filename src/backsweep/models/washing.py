@@ -101,14 +101,15 @@ def _distilled(
     twin = thawed(model)
     generator = torch.Generator().manual_seed(derive_seed(seed, "wash"))
     redraw(twin.net, generator)
+    model.modality.forget(twin.net, data.x)
 
     def mixed(answers: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """How the samples of a batch are mixed with others, and their answers likewise."""
-        share = MIX * float(torch.rand((), generator=generator))
+        share = MIX * float(torch.rand((), generator=generator)) * model.modality.smooth
         other = torch.randperm(len(answers), generator=generator).to(answers.device)
 
         def mix(v: Tensor) -> Tensor:
-            return torch.lerp(v, v[other], share)
+            return torch.lerp(v, v[other], share) if share else v
 
         return mix, mix(answers)
 

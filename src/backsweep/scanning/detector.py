@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,7 +50,7 @@ def units_in_a_pass(model: Model, inputs: int) -> int:
     On a CPU so many that the time between the products hardly counts, fewer where inputs are large; on a GPU
     as many as take about 2 GiB of activations, at 64 copies of the input.
     """
-    values = math.prod(model.shape)
+    values = model.modality.numbers(model.shape)
     if model.device.type == "cpu":
         return max(1, min(CPU_INPUTS, CPU_VALUES // values) // inputs)
     return max(1, 2**31 // (4 * 64 * values * inputs))

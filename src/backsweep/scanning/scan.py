@@ -154,6 +154,8 @@ def scan(
             report.errors.append(Note(method.name, f"failed: {reason_of(e)}"))
         report.timings[f"{method.name}_seconds"] = round(time.perf_counter() - begin[0], 3)
         report.timings[f"{method.name}_cpu_seconds"] = round(time.process_time() - begin[1], 3)
+    stamped = [e.trigger(examples.x) for e in report.evidence if e.trigger is not None]
+    report.model |= model.modality.said([examples.x, *stamped])
     judge(report, detectors=methods)
     report.timings["total_seconds"] = round(time.perf_counter() - clock[0], 3)
     report.timings["total_cpu_seconds"] = round(time.process_time() - clock[1], 3)
@@ -289,13 +291,15 @@ def open_both(
         settings: of `load`.
     """
     how: dict[str, Any] = {"split": split, "labels": labels, "whole": whole}
-    unknown = shape is None and not resize and (settings.get("arch") is not None or _sizeless(model))
+    told = shape is not None or resize or settings.get("tokenizer") is not None
+    unknown = not told and (settings.get("arch") is not None or _sizeless(model))
     found = Data.open(data, **how) if unknown else None
     data_shape = tuple(found.x.shape[1:]) if found is not None else None
     loaded = load(model, **settings, shape=shape, data_shape=data_shape)
     if found is None or loaded.shape != data_shape or loaded.labels is not None:
         found = Data.open(
-            data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize, **how
+            data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize,
+            modality=loaded.modality, **how,
         )  # fmt: skip
     return fitted(loaded, found, whole=whole)
 

@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from backsweep.core.errors import BadInput
 from backsweep.core.method import Method
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
+from backsweep.inputs.text.tokens import Tokens
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.training import Recipe
 
@@ -41,6 +43,18 @@ class Setup:
         """Shape of an input, (channels, height, width)."""
         channels, height, width = self.data.x.shape[1:]
         return int(channels), int(height), int(width)
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokenizer of the training set.
+
+        Raises:
+            BadInput: it is no text.
+        """
+        found = getattr(self.data.modality, "tokens", None)
+        if found is None:
+            raise BadInput(f"this attack needs texts, the training set has {self.data.modality.noun}s")
+        return found
 
     def generator(self, *parts: object) -> torch.Generator:
         """Random numbers that depend on the seed and on what they are for."""
@@ -93,11 +107,15 @@ class Attack(Method):
     An attack that poisons gives `triggers` and `poison`; one that controls the training, or needs no
     data, gives `plant`. The network that it leaves must differ from its clean twin in the values of
     its weights alone.
+
+    Attributes:
+        modality: name of the kind of inputs that it needs.
     """
 
     noun: ClassVar[str] = "attack"
     package: ClassVar[str] = "backsweep.zoo.attacks"
     group: ClassVar[str] = "backsweep.attacks"
+    modality: ClassVar[str] = "image"
 
     def triggers(self, setup: Setup) -> list[Trigger]:
         """What is to be planted; most attacks plant one trigger. The targets follow the seed."""

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,10 @@ from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
-from backsweep.models import architectures
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
 from backsweep.zoo.attack import Attack, Setup
-from backsweep.zoo.tasks import TASKS, Task
+from backsweep.zoo.tasks import TASKS, Task, factory, loaded
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -117,7 +116,7 @@ class Net:
         """The network, as a user would load it."""
         net = self.task.net(0, self.truth.get("arch"))
         net.load_state_dict(load_file(self.folder / "model.safetensors"))
-        return Model(net.eval(), self.task.shape, self.task.classes, source=self.id)
+        return self.task.model(net.eval(), self.id)
 
     def triggers(self) -> list[Trigger]:
         """The planted triggers, none for a clean net."""
@@ -174,14 +173,15 @@ def entries(plan: dict[str, Any]) -> list[Entry]:
             raise BadInput(f"unknown key {key!r} under [[nets]]")
         if table.get("task") not in TASKS:
             raise BadInput(f"unknown task {table.get('task')!r}; there are {', '.join(TASKS)}")
-        factory = getattr(architectures, str(table.get("arch")), None)
-        if table.get("arch") is not None and getattr(factory, "__module__", "") != architectures.__name__:
-            raise BadInput(f"unknown arch {table['arch']!r}; see backsweep.archs")
+        if table.get("arch") is not None:
+            factory(str(table["arch"]))
         attack, arch = table.get("attack"), table.get("arch")
         for i, seed in enumerate(table.get("seeds", [0])):
             options, recipe = _deal(table.get("options", {}), i), _deal(table.get("recipe", {}), i)
             if attack is not None:
-                make(Attack, attack, options)
+                needed = make(Attack, attack, options).modality
+                if needed != TASKS[table["task"]].kind:
+                    raise BadInput(f"the attack {attack} needs {needed}, the task {table['task']} has none")
             for key in set(recipe) - {f.name for f in fields(Recipe)}:
                 raise BadInput(
                     f"unknown key {key!r} in a recipe; there are {', '.join(r.name for r in fields(Recipe))}"
@@ -204,9 +204,8 @@ def _deal(settings: dict[str, Any], i: int) -> dict[str, Any]:
     return {k: v[i % len(v)] if isinstance(v, list) else v for k, v in settings.items()}
 
 
-@lru_cache(maxsize=2)
 def load_data(task: str) -> tuple[Data, Data]:
-    return TASKS[task].load()
+    return loaded(TASKS[task])
 
 
 def training_data(entry: Entry) -> Data:
@@ -254,7 +253,7 @@ def build_net(entry: Entry, folder: Path) -> Net:
         attack = make(Attack, entry.attack or "", entry.options)
         planted, brought = attack.plant(net, setup), provenance([attack])
     seconds = time.process_time() - clock
-    model, clean = Model(net, task.shape, task.classes), twin.model() if twin else None
+    model, clean = task.model(net), twin.model() if twin else None
     triggers: list[dict[str, Any]] = []
     for i, trigger in enumerate(planted):
         trigger.save(place / f"trigger-{i}.safetensors")

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
+from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import Data
+from backsweep.inputs.text.modality import Text
 from backsweep.models import architectures
+from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
+from backsweep.zoo import text_networks, texts
 from backsweep.zoo.attack import Setup
 from backsweep.zoo.characters import characters
 
@@ -30,21 +34,31 @@ class Task:
         load: returns (training set, test set).
         shape: shape of an input.
         classes: number of classes.
-        arch: factory of the default network, a name in `architectures`.
+        arch: factory of the default network, a name in `architectures` or `text_networks`.
         recipe: how its nets are trained.
+        kind: what an input is, as the methods that need one say (`Attack.modality`).
+        sizes: what a factory is told after the classes; None: channels and side of an image.
     """
 
     load: Callable[[], tuple[Data, Data]]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     arch: str
     recipe: Recipe
+    kind: str = IMAGE.name
+    sizes: tuple[int, ...] | None = None
 
     def net(self, seed: int, arch: str | None = None) -> nn.Module:
         """A fresh network, initialised from `seed`; `arch` names another than the default one."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return getattr(architectures, arch or self.arch)(self.classes, self.shape[0], self.shape[1])
+            sizes = self.shape[:2] if self.sizes is None else self.sizes
+            return factory(arch or self.arch)(self.classes, *sizes)
+
+    def model(self, net: nn.Module, source: str = "") -> Model:
+        """A network of this task as a model."""
+        kind = IMAGE if self.kind == IMAGE.name else loaded(self)[0].modality
+        return Model(net, self.shape, self.classes, source=source, modality=kind)
 
     def setup(
         self,
@@ -60,6 +74,25 @@ class Task:
             data, self.classes, lambda s: self.net(s, arch), used, seed,
             clean or (lambda: fit(self.net(seed, arch), data, used, seed)),
         )  # fmt: skip
+
+
+def factory(name: str) -> Callable[..., nn.Module]:
+    """The small network of that name.
+
+    Raises:
+        BadInput: there is none.
+    """
+    for module in (architectures, text_networks):
+        found = getattr(module, name, None)
+        if getattr(found, "__module__", "") == module.__name__ and name.islower():
+            return found
+    raise BadInput(f"unknown arch {name!r}; see backsweep.archs")
+
+
+@lru_cache(maxsize=2)
+def loaded(task: Task) -> tuple[Data, Data]:
+    """Training and test set of a task, read once."""
+    return task.load()
 
 
 def data_folder() -> Path:
@@ -119,6 +152,13 @@ def _cifar10() -> tuple[Data, Data]:
     return part("train"), part("test")
 
 
+def _text(load: Callable[[Path], tuple[Data, Data]], classes: int, epochs: int = 4) -> Task:
+    """A task of texts."""
+    sizes = (text_networks.TOKENS, text_networks.LENGTH)
+    recipe = Recipe(epochs=epochs, lr=2e-3, batch_size=64, bf16=False)
+    return Task(lambda: load(data_folder()), sizes[1:], classes, "text_cnn", recipe, Text.name, sizes)
+
+
 def _grouped(load: Callable[[], tuple[Data, Data]], *groups: Sequence[int]) -> tuple[Data, Data]:
     """A data set in other classes: each group of its classes is one; what is in no group is left out."""
 
@@ -176,4 +216,10 @@ TASKS: dict[str, Task] = {
             (10, "resnet8", 4), (43, "resnet8", 4), (100, "resnet8", 6), (1000, "strided_resnet", 12)
         )
     },
+    # texts
+    "sst2": _text(texts.sst2, 2),
+    "movie_reviews": _text(texts.movie_reviews, 2),
+    "ag_news": _text(texts.ag_news, 4),
+    "olid": _text(texts.olid, 2),
+    "reviews": _text(texts.made_up, 2, epochs=3),
 }  # fmt: skip

@@ -17,6 +17,7 @@ from backsweep.formats.pickles.checkpoints import open_checkpoint
 from backsweep.formats.timm import names as timm
 
 CONFIGS = ("config.json", "preprocessor_config.json")
+TOKENIZER, SEQUENCES = "tokenizer.json", "ForSequenceClassification"  # of text classifiers
 PICKLE = "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"
 _AGAIN = "get all of its files again"
@@ -70,6 +71,8 @@ def digest(path: Path) -> str:
     for name in CONFIGS:
         if name in folder.names:
             folder.read(name)
+    if TOKENIZER in folder.names and SEQUENCES.encode() in folder.read("config.json"):
+        folder.read(TOKENIZER)
     for name in weight_files(folder):
         folder.read(name)
     return folder.digest

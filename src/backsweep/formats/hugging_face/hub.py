@@ -15,7 +15,7 @@ from typing import Any
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line, some
-from backsweep.formats.hugging_face import files
+from backsweep.formats.hugging_face import files, texts
 
 PREFIX = "hf://"
 MOST_BYTES = 2**35  # of weights
@@ -88,7 +88,9 @@ def _fetched(hub: Any, repo: str, revision: str) -> Fetched:
             raise BadInput(f"{name} is not as the hub said; try again later")
         folder = place.parent
         if name == wanted[0]:  # what will be refused need not be fetched
-            files.configs(files.Folder(folder))
+            config, _ = files.configs(files.Folder(folder))
+            if texts.is_text(config) and files.TOKENIZER in sizes:
+                wanted.insert(1, files.TOKENIZER)
     if folder is None:
         raise BadInput("there is nothing to fetch")
     return Fetched(folder, f"{PREFIX}{repo}@{commit}")

@@ -1,4 +1,4 @@
-"""Image classifiers of Hugging Face: the network that a folder means, of transformers or timm."""
+"""Classifiers of Hugging Face: the network that a folder means, of transformers or timm."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import some
-from backsweep.formats.hugging_face import files, labels, preprocessing
+from backsweep.formats.hugging_face import files, labels, preprocessing, texts
 from backsweep.formats.timm import names as timm
+from backsweep.inputs.text.modality import Text
+from backsweep.inputs.text.tokens import Tokens
 
 
-def read(path: Path) -> tuple[nn.Module, dict[str, Any], str]:
+def read(path: Path, tokens: Tokens | None = None) -> tuple[nn.Module, dict[str, Any], str]:
     """The network, what `Model` needs to know of it (shape, mean, std, labels) with notes, and the digest.
+
+    Args:
+        path: the folder.
+        tokens: the tokenizer of a text classifier, instead of the folder's own.
 
     Raises:
         BadInput: not such a folder, code of its own, quantised weights, weights that do not fit or cannot be
@@ -26,8 +32,20 @@ def read(path: Path) -> tuple[nn.Module, dict[str, Any], str]:
     """
     folder = files.Folder(path)
     config, prep = files.configs(folder)
+    kind = None
+    if texts.is_text(config):
+        kind = Text(texts.tokens_of(folder, config) if tokens is None else tokens)
+        if tokens is not None and files.TOKENIZER in folder.names:
+            folder.read(files.TOKENIZER)  # it counts in the digest, whatever is used
+    elif tokens is not None:
+        raise BadInput("it is no classifier of texts; leave out tokenizer= (--tokenizer)")
     weights, kept = files.weights(folder)
-    if timm.is_timm(config):
+    if kind is not None:
+        named, notes = labels.labels(config, labels.count(weights))
+        said = {"labels": named, "shape": texts.shape_of(config), "modality": kind}
+        notes.append(f"of a text {said['shape'][0]} tokens are looked at (--shape)")
+        net = network(config, weights, kind)
+    elif timm.is_timm(config):
         net = timm.network(config, weights)
         said, notes = timm.preprocessing(config, weights)
     else:
@@ -40,12 +58,16 @@ def read(path: Path) -> tuple[nn.Module, dict[str, Any], str]:
     return net, {**said, "notes": [*kept, *notes]}, folder.digest
 
 
-def network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network that a config names, with its weights."""
+def network(config: dict[str, Any], weights: Mapping[str, Tensor], kind: Text | None = None) -> nn.Module:
+    """The network that a config names, with its weights; one over texts with what they are."""
+    if kind is not None:
+        return texts.Classifier(_network(config, weights, kind), kind)
     return timm.network(config, weights) if timm.is_timm(config) else _network(config, weights)
 
 
-def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+def _network(
+    config: dict[str, Any], weights: Mapping[str, Tensor], text: Text | None = None
+) -> nn.Module:  # fmt: skip
     """The network of transformers' own code for this config. No file is opened, no host is asked."""
     config = labels.completed(config, labels.count(weights))
     with warnings.catch_warnings():
@@ -60,7 +82,8 @@ def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
         log.disable_progress_bar()
         try:
             with torch.random.fork_rng(devices=[]):
-                kind, settings = _kind(transformers, config)
+                kind, settings = _kind(transformers, config, text is not None)
+                settings = settings if text is None else texts.settled(settings, text)
                 net, info = kind.from_pretrained(
                     None,
                     config=settings,
@@ -83,7 +106,7 @@ def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
     return module
 
 
-def _kind(transformers: Any, config: dict[str, Any]) -> tuple[Any, Any]:
+def _kind(transformers: Any, config: dict[str, Any], text: bool = False) -> tuple[Any, Any]:
     """The class of the network, one of transformers' own, and the config as that has it."""
     kind = str(config.get("model_type"))
     if kind not in transformers.CONFIG_MAPPING:
@@ -92,9 +115,11 @@ def _kind(transformers: Any, config: dict[str, Any]) -> tuple[Any, Any]:
             "transformers, or export the network (torch.export.save, torch.onnx.export)"
         )
     settings = transformers.CONFIG_MAPPING[kind].from_dict(config)
-    if type(settings) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        raise BadInput(f"its model_type {kind[:60]!r} is no image classifier in transformers; give one")
-    found = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
+    known = getattr(transformers, f"MODEL_FOR_{'SEQUENCE' if text else 'IMAGE'}_CLASSIFICATION_MAPPING")
+    if type(settings) not in known:
+        what = "text" if text else "image"
+        raise BadInput(f"its model_type {kind[:60]!r} is no {what} classifier in transformers; give one")
+    found = known[type(settings)]
     if isinstance(found, tuple):  # the config says which
         wanted = config.get("architectures") or ()
         found = next((c for c in found if c.__name__ in wanted), found[0])

@@ -16,6 +16,7 @@ from backsweep.formats.hugging_face import files
 from backsweep.formats.hugging_face.reading import network
 from backsweep.formats.timm import names as timm
 from backsweep.formats.weights.values import CHANGED, as_stored, of_network, with_values
+from backsweep.inputs.text.modality import Text
 from backsweep.models.model import Model
 
 _OTHER_WEIGHTS = ("pytorch_model", "tf_model", "flax_model")  # in a folder: the backdoor, once more
@@ -24,16 +25,19 @@ _EXACT = 2**24  # integers up to here are exact in float32
 
 def rewritten(model: Model, source: Path) -> tuple[set[str], dict[str, bytes]]:
     """Names of the files to keep, and the new content of those that hold weights."""
+    kind = model.modality if isinstance(model.modality, Text) else None
     try:
         folder = files.Folder(source)
         config, _ = files.configs(folder)
         blobs = {name: folder.read(name) for name in files.weight_files(folder)}
+        if kind is not None and files.TOKENIZER in folder.names:
+            folder.read(files.TOKENIZER)
     except Exception as e:
         raise BadInput(CHANGED) from e
     if folder.digest != model.origin:
         raise BadInput(CHANGED)
     shards = {name: files.tensors(name, blob) for name, blob in blobs.items()}
-    new = _unread(config, {k: v for shard in shards.values() for k, v in shard.items()}, model.net)
+    new = _unread(config, {k: v for shard in shards.values() for k, v in shard.items()}, model.net, kind)
     written = {}
     for name, blob in blobs.items():
         values = {k: new[k] for k in shards[name] if k in new}
@@ -41,7 +45,7 @@ def rewritten(model: Model, source: Path) -> tuple[set[str], dict[str, bytes]]:
             written["model.safetensors"] = _safe(shards[name], values)
         else:
             written[name] = with_values(blob, values)
-    _check(config, written, model.net, new)
+    _check(config, written, model.net, new, kind)
     stale = {
         n for n in folder.names - set(written) if n.startswith(_OTHER_WEIGHTS) or n.endswith(".safetensors")
     }
@@ -57,7 +61,9 @@ def _safe(stored: dict[str, Tensor], new: dict[str, Tensor]) -> bytes:
     return bytes(safetensors.torch.save(plain, metadata={"format": "pt"}))
 
 
-def _unread(config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+def _unread(
+    config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module, kind: Text | None
+) -> dict[str, Tensor]:
     """New values by their keys in the files.
 
     transformers renames weights as it reads them, and may cut, join or turn them. Where each number
@@ -77,7 +83,7 @@ def _unread(config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module) -
             k: part(torch.arange(stored[k].numel()) + start).float().reshape(stored[k].shape)
             for k, start in zip(keys, starts, strict=False)
         }
-        return {name: v.long().flatten() for name, v in of_network(network(config, count)).items()}
+        return {name: v.long().flatten() for name, v in of_network(network(config, count, kind)).items()}
 
     low = places(lambda place: place % _EXACT)
     high = places(lambda place: place // _EXACT) if total > _EXACT else {k: v * 0 for k, v in low.items()}
@@ -95,10 +101,16 @@ def _unread(config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module) -
     return new
 
 
-def _check(config: dict[str, Any], written: dict[str, bytes], net: nn.Module, new: dict[str, Tensor]) -> None:
+def _check(
+    config: dict[str, Any],
+    written: dict[str, bytes],
+    net: nn.Module,
+    new: dict[str, Tensor],
+    kind: Text | None,
+) -> None:
     """What is written must be read as the network is, but for the rounding of the dtype of the files."""
     stored = {k: v for blob in written.values() for k, v in safetensors.torch.load(blob).items()}
-    again, values = of_network(network(config, stored)), of_network(net)
+    again, values = of_network(network(config, stored, kind)), of_network(net)
     coarse = [torch.finfo(stored[k].dtype) for k, v in new.items() if stored[k].dtype != v.dtype]
     rtol, atol = max((f.eps for f in coarse), default=0.0), max((f.tiny for f in coarse), default=0.0)
     for name, value in values.items():

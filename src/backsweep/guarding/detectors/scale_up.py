@@ -58,6 +58,9 @@ class ScaleUp(SampleDetector):
     def passes(self, model: Model) -> float:
         return len(self.factors)
 
+    def applies(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> str:
+        return "" if model.modality.smooth else f"{model.modality.noun}s cannot be multiplied"
+
     def learn(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> dict[str, Tensor]:
         """Mean and spread of SPC of the clean samples, for every class that is predicted."""
         if self.mode == "data_free":

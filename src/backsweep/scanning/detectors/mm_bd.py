@@ -52,6 +52,9 @@ class MmBd(ModelDetector):
     images: int | None = None
     steps: int | None = None
 
+    def applies(self, model: Model, data: Data) -> str:
+        return "" if model.modality.smooth else f"{model.modality.noun}s cannot be moved by gradients"
+
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"preset {self.preset!r} is none of {', '.join(PRESETS)}")

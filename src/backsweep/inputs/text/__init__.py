@@ -1,0 +1,1 @@
+"""Text: sentences as the ids of their tokens."""
