@@ -427,13 +427,13 @@ def test_page_of_the_default_scan() -> None:
         "on this model 97.0%", "on the reference 1.0%", "faint change of every pixel", "tone curve",
         "embedding of an early layer", "embedding of a later layer", "few pixels, one source",
         "A planted trigger works on this model alone", "A trigger was recovered for the most suspicious",
-        "Size 9 pixels 0.9% of the image's 1,024", "(uncalibrated)", "made from 118 measurements",
+        "Size 9 pixels 0.9% of the image's 1,024", "made from 118 measurements",
     ):  # fmt: skip
         assert words in text, words
     for words in ("z dense", "Null ", "Attack success rate", "Natural shortcuts", "comparison is worth"):
         assert words not in text, words
     assert source.count("<tr") == 11 and source.count('class="thumb"') == 1
-    assert re.search(r"3\W+suspicious 5\.\d\d 19\.\d 20\.\d 3\.\d", text)  # suspicion, dense, sparse, tone
+    assert re.search(r"3\W+suspicious 2\.\d\d 5\.\d 4\.\d 3\.\d", text)  # suspicion, dense, sparse, tone
     assert "few pixels, one source" in Page(html(VARIED["cascade of many"])).plain()  # of few classes only
     lengths = [float(n) for n in re.findall(r'<rect width="([0-9.]+)%"', source)]
     assert lengths[:2] == [97.0, 1.0] and max(lengths) == 100 and min(lengths) >= 0
@@ -455,12 +455,13 @@ def test_a_trigger_that_works_on_the_reference_too() -> None:
 
 def test_console_of_the_default_scan() -> None:
     out = printed(VARIED["cascade"])
-    assert re.search(r"^ 3 +5\.\d\d +all together +2\d\.\d +0\.0000\d+ +evidence", out, re.M)
+    assert re.search(r"^ 3 +2\.\d\d +later layer +\d\.\d +0\.00\d+ +evidence", out, re.M)
     assert re.search(r"^ 1 to 6 +\d\.\d\d +one source .* evidence", out, re.M)
-    assert "uncalibrated" in out and "Evidence begins at a suspicion of" in out
+    assert "uncalibrated" not in out and "Evidence begins at a suspicion of" in out
+    assert re.search(r"p-value: beside \d+ clean networks of \d+ kinds\.", out)
     assert "Works on 97.0% of unseen samples in this model, on 1.0% in the reference." in out
     narrow = " ".join(printed(VARIED["cascade"], 40).split())
-    assert "p-value: uncalibrated." in narrow and "all together" not in narrow
+    assert "p-value: beside" in narrow and "later layer" not in narrow
     assert "none works" not in out and "index" not in out and "Natural shortcuts" not in out
 
 
@@ -495,11 +496,19 @@ def test_p_value_that_is_a_rank(name: str, p: float, words: str) -> None:
 
 
 def test_p_value_that_is_not_calibrated() -> None:
-    for name in ("cascade", "cascade of none"):
-        assert "This figure is uncalibrated" in " ".join(view.verdict(VARIED[name]).why)
-        assert "(uncalibrated)" in Page(html(VARIED[name])).plain()
-    assert "(uncalibrated)." in sarif(VARIED["cascade"])["runs"][0]["results"][0]["message"]["text"]
+    report = make_cascade_report(bad=(3,), pairs=((1, 6),), effort="full")
+    assert "This figure is uncalibrated" in " ".join(view.verdict(report).why)
+    assert "(uncalibrated)" in Page(html(report)).plain()
+    assert "(uncalibrated)." in sarif(report)["runs"][0]["results"][0]["message"]["text"]
     assert "uncalibrated" not in printed(VARIED["ten"]) + html(VARIED["ten"])  # does not say
+
+
+def test_p_value_beside_networks_of_many_kinds_is_no_rank() -> None:
+    for name in ("cascade", "cascade of none"):
+        why = " ".join(view.verdict(VARIED[name]).why)
+        assert re.search(r"judged beside \d+ clean networks of \d+ kinds, if its kind is one more", why)
+        assert "rank among" not in why
+        assert re.search(r"beside \d+ clean networks of \d+ kinds", Page(html(VARIED[name])).plain())
 
 
 def test_natural_shortcuts_are_told_apart() -> None:

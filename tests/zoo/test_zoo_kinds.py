@@ -123,6 +123,6 @@ def test_there_are_so_many_characters_and_no_more() -> None:
 
 
 def test_without_its_font_the_task_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(characters.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"pip install 'backsweep\[characters\]'"):
         characters.font_file()

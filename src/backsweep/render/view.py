@@ -226,9 +226,11 @@ def null(finding: Finding) -> str:
 
 
 def rests_on(finding: Finding) -> str:
-    """Beside a p-value: "uncalibrated", or what it is a rank among."""
+    """Beside a p-value: "uncalibrated", what it is a rank among, or what stands beside it."""
     said = null(finding)
-    return DOUBTFUL if said == UNCALIBRATED else f"rank among {said}" if said else ""
+    if said == UNCALIBRATED or not said:
+        return DOUBTFUL if said else ""
+    return f"beside {said}" if of_kinds(said) else f"rank among {said}"
 
 
 # ---------------------------------------------------------------------- the verdict in words
@@ -313,6 +315,11 @@ def _worth(report: Report) -> str:
     if p is None or first is None:
         return "How often a clean model looks like this is not known: the test is not calibrated here."
     about = f", {odds(p)}" if odds(p) else ""
+    if of_kinds(null(first)):
+        return (
+            f"A clean model looks as suspicious with probability {probability(p)}{about}, judged beside "
+            f"{null(first)}, if its kind is one more of the same sort."
+        )
     rank = re.fullmatch(r"(\d+) (clean networks of .+)", null(first))
     if rank:
         return (
@@ -327,6 +334,11 @@ def _worth(report: Report) -> str:
             "not checked on clean networks of this kind."
         )
     return worth
+
+
+def of_kinds(said: str) -> bool:
+    """Whether a p-value rests on clean networks of many kinds, and is no rank."""
+    return re.fullmatch(r"\d+ clean networks of \d+ kinds", said) is not None
 
 
 def _as_suspicious(p: float, count: int) -> str:

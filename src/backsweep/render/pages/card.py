@@ -223,6 +223,8 @@ def _worth(finding: Finding) -> str:
     said = view.null(finding)
     if view.rests_on(finding) == view.DOUBTFUL:
         return said
+    if view.of_kinds(said):
+        return f"beside {said}"
     return f"its rank among {said}" if said else "how often a clean model shows such an outlier"
 
 
