@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
         BadInput: there is none.
     """
     for module in (architectures, text_networks):
-        found = getattr(module, name, None)
+        found: Any = getattr(module, name, None)
         if getattr(found, "__module__", "") == module.__name__ and name.islower():
             return found
     raise BadInput(f"unknown arch {name!r}; see backsweep.archs")

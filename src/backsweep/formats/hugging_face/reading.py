@@ -32,7 +32,8 @@ def read(path: Path, tokens: Tokens | None = None) -> tuple[nn.Module, dict[str,
     """
     folder = files.Folder(path)
     config, prep = files.configs(folder)
-    kind = None
+    kind: Text | None = None
+    said: dict[str, Any]
     if texts.is_text(config):
         kind = Text(texts.tokens_of(folder, config) if tokens is None else tokens)
         if tokens is not None and files.TOKENIZER in folder.names:
