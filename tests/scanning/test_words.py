@@ -40,6 +40,12 @@ def test_a_planted_word_is_found_and_the_clean_twin_passes(
     assert not good.errors and good.verdict == "clean"
 
 
+def test_a_scan_of_texts_looks_for_words_unless_told_otherwise(text_twins: Twins) -> None:
+    report = backsweep.scan(text_twins.clean, text_twins.data, device="cpu")
+    assert list(report.settings["detectors"]) == ["piccolo"]
+    assert not report.errors and report.verdict == "clean"
+
+
 def test_images_are_left_alone(twins: Twins) -> None:
     report = backsweep.scan(twins.clean, twins.data, [Piccolo(), DBS()], device="cpu")
     assert [n.reason for n in report.skipped] == [
@@ -65,7 +71,7 @@ def test_from_the_shell_an_infected_folder_and_a_clean_one(
     (tmp_path / "reviews.tsv").write_text("\n".join(lines), encoding="utf-8")
     usual = [
         "--arch", "backsweep.archs:text_cnn", "--tokenizer", tmp_path, "--data", tmp_path / "reviews.tsv",
-        "--device", "cpu", "-d", "piccolo", "-p", "piccolo.words=1",
+        "--device", "cpu", "-p", "piccolo.words=1",
     ]  # fmt: skip
     for name, model, status in (("bad", text_twins.infected, 1), ("good", text_twins.clean, 0)):
         save_file(model.net.state_dict(), tmp_path / f"{name}.safetensors")

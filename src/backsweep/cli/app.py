@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -96,9 +97,13 @@ def scan(
     usual = scan.DEFAULT_DETECTORS
     if predict is not None:
         usual = (*scan.BLACK_BOX_DETECTORS, *(("mntd",) if bank is not None else ()))
-    detectors = [scan.with_effort(d, effort) for d in configure(ModelDetector, detector or usual, given)]
-    told = reading.how()
-    if is_many(names, store, watch):
+
+    def chosen(usual: Sequence[str]) -> list[ModelDetector]:
+        return [scan.with_effort(d, effort) for d in configure(ModelDetector, detector or usual, given)]
+
+    told, many = reading.how(), is_many(names, store, watch)
+    detectors = chosen(usual) if detector or many or predict is not None else []
+    if many:
         from backsweep.inventory.sweep import Scan
 
         one = Scan(
@@ -110,6 +115,7 @@ def scan(
         raise typer.Exit(scan_many(names, one, store, engine, saying, out, wait, all_versions))
     loaded, clean = scan.open_both(names[0], data, **reading.data(), **told)
     saying.notes((*loaded.notes, *clean.notes))
+    detectors = detectors or chosen(scan.usual(loaded))  # which are usual hangs on the kind of input
     there = None
     if reference is not None:
         there = load(reference, **{**told, "shape": loaded.shape, "classes": loaded.classes, "weights": None})

@@ -94,7 +94,7 @@ def scan(
     checked_alpha(alpha)
     clock = time.perf_counter(), time.process_time(), time.monotonic()
     model, data = fitted(model, data)
-    methods = choose(detectors if detectors is not None or model.gives else BLACK_BOX_DETECTORS)
+    methods = choose(usual(model) if detectors is None else detectors)
     methods = [with_effort(m, effort) for m in methods]
     until = math.inf if budget is None else clock[2] + checked_budget(budget)
     device = pick_device(device)
@@ -313,6 +313,11 @@ def _sizeless(model: str) -> bool:
         return path.is_file() and kind_of(path.read_bytes()) in ("ONNX", "TorchScript")
     except (OSError, BadInput):  # which reading it says better
         return False
+
+
+def usual(model: Model) -> tuple[str, ...]:
+    """Names of the detectors of a scan that is told none."""
+    return model.modality.detectors if model.gives else BLACK_BOX_DETECTORS
 
 
 def choose(detectors: Sequence[str | ModelDetector] | str | ModelDetector | None) -> list[ModelDetector]:

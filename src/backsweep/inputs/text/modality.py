@@ -43,6 +43,7 @@ class Text(Modality):
     unit: ClassVar[str] = "token"
     faint: ClassVar[str] = "drift"
     few: ClassVar[str] = "tokens"
+    detectors: ClassVar[tuple[str, ...]] = ("piccolo",)
     smooth: ClassVar[bool] = False
 
     tokens: Tokens | None = None
