@@ -189,6 +189,7 @@ def figure(key: str, value: object) -> str:
 # ---------------------------------------------------------------------- what a finding is worth
 
 SHORTCUT = "BSW111"  # the rule of natural shortcuts, which are no evidence of a backdoor
+OF_KINDS = re.compile(r"\d+ clean networks of \d+ kinds")  # of many, so that a p-value is no rank
 DOUBTFUL = "uncalibrated"  # stands beside a p-value that no clean networks are behind
 
 
@@ -230,7 +231,7 @@ def rests_on(finding: Finding) -> str:
     said = null(finding)
     if said == UNCALIBRATED or not said:
         return DOUBTFUL if said else ""
-    return f"beside {said}" if of_kinds(said) else f"rank among {said}"
+    return f"beside {said}" if OF_KINDS.fullmatch(said) else f"rank among {said}"
 
 
 # ---------------------------------------------------------------------- the verdict in words
@@ -315,7 +316,7 @@ def _worth(report: Report) -> str:
     if p is None or first is None:
         return "How often a clean model looks like this is not known: the test is not calibrated here."
     about = f", {odds(p)}" if odds(p) else ""
-    if of_kinds(null(first)):
+    if OF_KINDS.fullmatch(null(first)):
         return (
             f"A clean model looks as suspicious with probability {probability(p)}{about}, judged beside "
             f"{null(first)}, if its kind is one more of the same sort."
@@ -334,11 +335,6 @@ def _worth(report: Report) -> str:
             "not checked on clean networks of this kind."
         )
     return worth
-
-
-def of_kinds(said: str) -> bool:
-    """Whether a p-value rests on clean networks of many kinds, and is no rank."""
-    return re.fullmatch(r"\d+ clean networks of \d+ kinds", said) is not None
 
 
 def _as_suspicious(p: float, count: int) -> str:

@@ -223,7 +223,7 @@ def _worth(finding: Finding) -> str:
     said = view.null(finding)
     if view.rests_on(finding) == view.DOUBTFUL:
         return said
-    if view.of_kinds(said):
+    if view.OF_KINDS.fullmatch(said):
         return f"beside {said}"
     return f"its rank among {said}" if said else "how often a clean model shows such an outlier"
 
