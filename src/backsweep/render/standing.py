@@ -46,8 +46,8 @@ class Measure:
 MEASURES = (  # the first that a detector's evidence has
     Measure(
         "suspicion", "How suspicious each class is",
-        "Each dot is a class; the higher it lies, the more rarely a class of a clean model looks like this: "
-        "3 stands for one in 1,000 classes, by the spread within this model.",
+        "Each dot is a class; the higher it lies, the more rarely a clean model looks like this: every step of "
+        "1 is ten times as rare.",
         "Suspicion", high=True, log=False, ranks=True,
     ),
     Measure(

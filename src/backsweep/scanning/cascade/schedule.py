@@ -89,8 +89,8 @@ class Schedule:
 # "full" is what version 0.1 measured: nothing is halved.
 EFFORTS: Mapping[str, Schedule] = {
     "quick": Schedule(shares=(0.4, 0.5), looks=("late",), suspects=6, others=6, look=(8, 4),
-                      pairs=(3, 2), cells=12, closer=3, closer_batch=12, updates=60),
-    "standard": Schedule(shares=(0.6, 0.67), suspects=10, others=6, closer=4, closer_batch=16, updates=80),
+                      pairs=(3, 2), cells=12, closer=3, closer_batch=12, updates=100),
+    "standard": Schedule(shares=(0.6, 0.67), suspects=10, others=6, closer=4, closer_batch=16, updates=200),
     "thorough": Schedule(all_classes=100, suspects=24, others=16, look=(20, 8),
                          pairs=(10, 4), cells=60, again=(30, 8), closer=8, closer_batch=32, updates=200),
     "full": Schedule(all_classes=10**9, pairs=(0, 0), cells=0, closer=6, closer_batch=24,
