@@ -46,8 +46,8 @@ class Measure:
 MEASURES = (  # the first that a detector's evidence has
     Measure(
         "suspicion", "How suspicious each class is",
-        "Each dot is a class; the higher it lies, the more rarely a clean model looks like this: every step of "
-        "1 is ten times as rare.",
+        "Each dot is a class; the higher it lies, the more rarely a clean model looks like this: every step "
+        "of 1 is ten times as rare.",
         "Suspicion", high=True, log=False, ranks=True,
     ),
     Measure(
