@@ -308,7 +308,7 @@ def test_the_words_of_the_audits() -> None:
     assert "On the 2 networks that every detector was used on" in text
     assert "**" not in "".join(cells_of(text, "cross_confusion")), "no goal is reached"
     shown = leaderboard.page(AUDITS)
-    assert not re.search(r"<script|<link|src=|url\(|@import", shown)
+    assert shown.count("<script") == 1 and not re.search(r"<link|src=|url\(|@import", shown)
 
 
 def test_goals_that_are_reached_stand_out() -> None:
@@ -468,7 +468,7 @@ def test_hostile_text_is_only_shown(text: str) -> None:
         line_of(seed=13, guard="strip", skipped=text, options={text: text}), guard_line(seed=14, gate=text),
     ]  # fmt: skip
     shown = leaderboard.page(lines)
-    assert "<script" not in shown
+    assert shown.count("<script") == 1, "the page's own, which nothing is put into"
     assert "\u202e" not in shown
     plain = leaderboard.table(lines)
     assert not re.search(r"<(?!=)|\u202e|(?<!\\)\[", plain)

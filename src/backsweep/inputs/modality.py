@@ -127,7 +127,7 @@ class Modality:
         faint, few: names of the two spaces that every modality has: a faint change of everything, and
             a change of few units.
         recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
-        detectors: names of those that a scan runs unless it is told others.
+        detectors: names of those that a scan runs unless it is told others; empty: the usual ones.
         grid: whether inputs are maps (C, H, W), whose neighbours belong together.
         smooth: whether there are inputs between two inputs, so that they can be mixed and moved by gradients.
     """
@@ -138,7 +138,7 @@ class Modality:
     faint: ClassVar[str] = ""
     few: ClassVar[str] = ""
     recovered: ClassVar[tuple[str, ...]] = ("patch",)
-    detectors: ClassVar[tuple[str, ...]] = ("cascade",)
+    detectors: ClassVar[tuple[str, ...]] = ()
     grid: ClassVar[bool] = False
     smooth: ClassVar[bool] = True
 

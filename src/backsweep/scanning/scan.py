@@ -317,7 +317,7 @@ def _sizeless(model: str) -> bool:
 
 def usual(model: Model) -> tuple[str, ...]:
     """Names of the detectors of a scan that is told none."""
-    return model.modality.detectors if model.gives else BLACK_BOX_DETECTORS
+    return (model.modality.detectors or DEFAULT_DETECTORS) if model.gives else BLACK_BOX_DETECTORS
 
 
 def choose(detectors: Sequence[str | ModelDetector] | str | ModelDetector | None) -> list[ModelDetector]:
