@@ -1,0 +1,80 @@
+"""The default scan without each of its savings: CPU and wall seconds, and what is found.
+
+    python benchmarks/savings.py ZOO [--match 'mnist-*']
+
+ZOO is a folder of networks that `backsweep zoo build` made. Every network is scanned as it is, and with one
+saving taken away at a time (docs/decisions/0020): nothing kept (the reference is trained whole), one class in
+a pass, no class left out of the full measurement, and with a thread for each core instead of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import backsweep
+from backsweep.core.seeds import derive_seed
+from backsweep.engine.engine import Engine
+from backsweep.scanning.cascade.schedule import EFFORTS
+from backsweep.scanning.detectors import cascade
+from backsweep.zoo import build
+
+STANDARD = EFFORTS["standard"]
+WAYS = {
+    "as it is": STANDARD,
+    "nothing kept": replace(STANDARD, kept=False),
+    "one class in a pass": STANDARD,
+    "all classes in full": replace(STANDARD, all_classes=10**9, pairs=(0, 0), cells=0),
+    "a thread for each core": STANDARD,
+}
+
+
+@contextmanager
+def without(way: str) -> Iterator[None]:
+    """The package without a saving."""
+    together, before = cascade.units_in_a_pass, dict(EFFORTS)
+    EFFORTS["standard"] = WAYS[way]  # type: ignore[index]
+    if way == "one class in a pass":
+        cascade.units_in_a_pass = lambda model, inputs: 1
+    try:
+        yield
+    finally:
+        cascade.units_in_a_pass = together
+        EFFORTS.update(before)  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("zoo", type=Path)
+    parser.add_argument("--match", default="*")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| network | scan | CPU s | wall s | passes | verdict, p-value |\n|---|---|---|---|---|---|")
+    for place in sorted(p for p in given.zoo.glob(given.match) if (p / "model.safetensors").is_file()):
+        net = build.Net.read(place)
+        _, test = build.load_data(net.truth["task"])
+        seed, model = net.truth["seed"], net.model()
+        clean = test.sample(max(1000, 30 * net.task.classes), derive_seed(seed, "bench"))
+        for way in WAYS:
+            threads = os.cpu_count() or 1 if way == "a thread for each core" else 1
+            with without(way):
+                cpu, wall = time.process_time(), time.perf_counter()
+                report = backsweep.scan(
+                    model, clean, "cascade", seed=seed, device="cpu", engine=Engine(threads=threads)
+                )
+                cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            passes = sum(int(e.values.get("passes") or 0) for e in report.evidence)
+            p = f"{report.p_value:.3f}" if report.p_value is not None else "none"
+            said = f"{report.verdict}, {p}"
+            print(f"| {net.id} | {way} | {cpu:.1f} | {wall:.1f} | {passes:,} | {said} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
