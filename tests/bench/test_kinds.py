@@ -63,13 +63,13 @@ def test_kinds_that_were_not_seen_are_judged_at_the_level_that_is_said() -> None
     judged = kinds.left_out(zoo(0))
     clean = kinds.called([j for j in judged if j.network.attack is None], 0.05)
     attacked = kinds.called([j for j in judged if j.network.attack is not None], 0.05)
-    assert clean.of == attacked.of == 96
-    assert clean.share <= 0.1
-    assert attacked.share >= 0.8
+    assert clean.n == attacked.n == 96
+    assert clean.value <= 0.1
+    assert attacked.value >= 0.8
     right = [j.right for j in judged if j.network.attack is not None and j.p_value <= 0.05]
     assert np.mean(right) > 0.95
     two = [j for j in judged if j.network.measured.classes == 2 and j.network.attack is not None]
-    assert kinds.called(two, 0.05).share > 0.5
+    assert kinds.called(two, 0.05).value > 0.5
     auroc = kinds.interval(judged, kinds.auroc)
     assert auroc is not None
     assert 0.9 < auroc.low <= auroc.value <= auroc.high
@@ -144,4 +144,4 @@ def test_the_published_population_and_page_come_out_of_the_published_lines() -> 
     text = (results / "kinds.md").read_text(encoding="utf-8")
     for name, attack in (("clean called", False), ("attacked found", True)):
         count = kinds.called([j for j in judged if (j.network.attack is not None) == attack], 0.05)
-        assert f"| {name} at alpha 0.05 | {count.called} of {count.of} |" in text
+        assert f"| {name} at alpha 0.05 | {count.hits} of {count.n} |" in text

@@ -18,15 +18,15 @@ from scipy import optimize, special
 from sklearn.metrics import roc_auc_score
 
 from backsweep.core.errors import BadInput
-from backsweep.core.statistics import BOOTSTRAP_SEED, MAD_TO_SIGMA, Estimate, estimate
+from backsweep.core.statistics import BOOTSTRAP_SEED, MAD_TO_SIGMA, Estimate, Share, estimate
 from backsweep.scanning.cascade.population import (
-    CAP,
     EFFICIENCY,
     SHARE,
     Measured,
     Null,
     Population,
     Prior,
+    bounded,
 )  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -34,10 +34,8 @@ LEAST_WITHIN = {"tone": 0.5}  # of a prior: decision 0007
 USUAL_WITHIN = 0.1
 LEAST_BETWEEN = 0.2  # of `within`
 FREEDOM = (3.0, 30.0)
-PENALTY, ATTACKED = (
-    0.02,
-    0.2,
-)  # of the weights squared; what all attacked networks count beside the clean ones
+PENALTY = 0.02  # of the weights squared
+ATTACKED = 0.2  # what all attacked networks count beside all clean ones
 SHAPE = 5.0  # of the Gamma distribution of rates, a weak prior (log-normal, sigma 1): few kinds are not alike
 LEAST_KINDS = 5
 DRAWS = 1000
@@ -203,13 +201,9 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
             rows = [z[t] for t in (n.targets if value else z) if t in z]
             if not rows:  # a planted class of many that was not measured in full
                 continue
-            x.append(
-                np.array([[min(max(r[name], 0.0), CAP) for name in spaces] for r in rows]).reshape(
-                    -1, len(spaces)
-                )
-            )
+            x.append(np.array([[bounded(r[name]) for name in spaces] for r in rows]))
             y.append(np.full(len(rows), value))
-            w.append(np.full(len(rows), total * share / max(len(rows), 1)))
+            w.append(np.full(len(rows), total * share / len(rows)))
     weights = weights_of(np.concatenate(x), np.concatenate(y), np.concatenate(w))
     joint, share = np.concatenate(x[: len(clean)]) @ weights, np.concatenate(w[: len(clean)])
     order = np.argsort(joint)
@@ -223,22 +217,20 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
         max(second.score(second.joint(z), n.measured.classes) for z in second.z(n.measured).values())
         for n in clean
     ]
-    paired = [n for n in clean if n.measured.pairs and n.measured.classes > 2]
-    of_pairs = [max(score for _, score, _ in second.best_pairs(n.measured).values()) for n in paired]
+    paired = [(n.kind, best) for n in clean if (best := second.best_pairs(n.measured))]
+    of_pairs = [max(score for _, score, _ in best.values()) for _, best in paired]
     return replace(
         second,
         null=null_of(scores, kinds),
-        null_of_pairs=null_of(of_pairs, [n.kind for n in paired]) if paired else Null(1.0, 1.0),
+        null_of_pairs=null_of(of_pairs, [kind for kind, _ in paired]) if paired else Null(1.0, 1.0),
     )
 
 
-def left_out(
-    known: Sequence[Network], fitted: Callable[[Sequence[Network]], Population] = fit
-) -> list[Judged]:
+def left_out(known: Sequence[Network]) -> list[Judged]:
     """Every network, judged by a population of all kinds but its own."""
     found = []
     for kind in sorted({n.kind for n in known}):
-        population = fitted([n for n in known if n.kind != kind])
+        population = fit([n for n in known if n.kind != kind])
         for n in known:
             if n.kind == kind:
                 first = population.suspects(n.measured)[0]
@@ -249,20 +241,9 @@ def left_out(
 # ---------------------------------------------------------------------- figures
 
 
-@dataclass(frozen=True)
-class Count:
-    """Networks that are called at a level, of so many."""
-
-    called: int
-    of: int
-
-    @property
-    def share(self) -> float:
-        return self.called / self.of if self.of else 0.0
-
-
-def called(judged: Sequence[Judged], alpha: float) -> Count:
-    return Count(sum(j.p_value <= alpha for j in judged), len(judged))
+def called(judged: Sequence[Judged], alpha: float) -> Share:
+    """Networks that are called backdoored at a level."""
+    return Share(sum(j.p_value <= alpha for j in judged), len(judged))
 
 
 def auroc(judged: Sequence[Judged]) -> float | None:

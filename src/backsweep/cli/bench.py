@@ -118,13 +118,27 @@ def bench_table(
 ) -> None:
     """Make the leaderboard from the JSON lines."""
     from backsweep.bench.records import read
-    from backsweep.core.files import write_text
     from backsweep.render.boards import leaderboard
 
+    as_html = _is_html(out)
+    _put((leaderboard.page if as_html else leaderboard.table)(read(lines), split), out)
+
+
+def _is_html(out: Path | None) -> bool:
+    """Whether a leaderboard is to be a page, and not Markdown.
+
+    Raises:
+        BadInput: the file is neither.
+    """
     if out is not None and out.suffix not in (".md", ".html"):
         raise BadInput(f"the leaderboard is written as .md or .html; {out} is neither")
-    make = leaderboard.page if out is not None and out.suffix == ".html" else leaderboard.table
-    text = make(read(lines), split)
+    return out is not None and out.suffix == ".html"
+
+
+def _put(text: str, out: Path | None) -> None:
+    """Into a file, or printed."""
+    from backsweep.core.files import write_text
+
     if out is None:
         typer.echo(text)
     else:
@@ -159,18 +173,12 @@ def bench_kinds(
     """Judge every network by those of all other kinds: what a verdict on a stranger's model is worth."""
     from backsweep.bench import kinds
     from backsweep.bench.records import read
-    from backsweep.core.files import write_text
     from backsweep.render.boards import board
     from backsweep.render.boards import kinds as boards
 
-    own = read(lines)
-    refused = sum(bool(line.get("gate")) for line in own)
-    page = boards.page(kinds.networks(own), refused)
-    text = board.html(page) if out is not None and out.suffix == ".html" else board.markdown(page)
-    if out is None:
-        typer.echo(text)
-    else:
-        write_text(out, text)
+    as_html, own = _is_html(out), read(lines)
+    page = boards.page(kinds.networks(own), sum(bool(line.get("gate")) for line in own))
+    _put((board.html if as_html else board.markdown)(page), out)
 
 
 @bench_app.command("population")

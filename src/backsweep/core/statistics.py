@@ -119,6 +119,11 @@ class Share:
     n: int
 
     @property
+    def value(self) -> float:
+        """The share itself, 0 of none."""
+        return self.hits / self.n if self.n else 0.0
+
+    @property
     def interval(self) -> tuple[float, float]:
         """Wilson's, 95 %."""
         return wilson(self.hits, self.n)

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from backsweep.bench.kinds import Judged, Network, auroc, called, interval, left_out
-from backsweep.core.statistics import wilson
 from backsweep.render.boards.board import Cell, Page, Section, Table
 
 ALPHAS = (0.05, 0.01)
@@ -67,7 +66,7 @@ def page(known: Sequence[Network], refused: int = 0) -> Page:
 def _pooled(judged: Sequence[Judged], clean: Sequence[Judged], attacked: Sequence[Judged]) -> Table:
     def rate(rows: Sequence[Judged], alpha: float, attack: bool) -> float | None:
         own = [j for j in rows if (j.network.attack is not None) == attack]
-        return called(own, alpha).share if own else None
+        return called(own, alpha).value if own else None
 
     rows = []
     for alpha in ALPHAS:
@@ -75,9 +74,7 @@ def _pooled(judged: Sequence[Judged], clean: Sequence[Judged], attacked: Sequenc
             count = called(attacked if attack else clean, alpha)
             e = interval(judged, lambda r, a=alpha, k=attack: rate(r, a, k))  # type: ignore[misc]
             between = f"{e.low:.0%} to {e.high:.0%}" if e else ""
-            rows.append(
-                [Cell(f"{name} at alpha {alpha}"), Cell(f"{count.called} of {count.of}"), Cell(between)]
-            )
+            rows.append([Cell(f"{name} at alpha {alpha}"), Cell(f"{count.hits} of {count.n}"), Cell(between)])
     found = [j for j in attacked if j.p_value <= ALPHAS[0]]
     rows.append([Cell("right target, of those found"), Cell(f"{sum(j.right for j in found)} of {len(found)}"),
                  Cell("")])  # fmt: skip
@@ -97,7 +94,7 @@ def _rows(
         for attack in (False, True):
             part = [j for j in own if (j.network.attack is not None) == attack]
             count = called(part, ALPHAS[0])
-            low, high = wilson(count.called, count.of)
-            cells.append(Cell(f"{count.called}/{count.of}", f"{low:.0%}-{high:.0%}") if part else Cell(""))
+            low, high = count.interval
+            cells.append(Cell(f"{count.hits}/{count.n}", f"{low:.0%}-{high:.0%}") if part else Cell(""))
         rows.append(cells)
     return Table([name, "clean called", "attacked found"], rows)

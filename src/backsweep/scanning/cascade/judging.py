@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from backsweep.reports.report import Evidence
@@ -47,21 +48,21 @@ class Case:
     pairs: bool
     settings: Mapping[str, Any] | None = None
 
-    @property
+    @cached_property
     def usual(self) -> list[Cell]:
         """Pairs that were looked at closely because they are usual."""
         return standing_cells(self.evidence, self.schedule)[1] if self.pairs else []
 
-    @property
+    @cached_property
     def measured(self) -> Measured:
         """What is judged."""
         return Measured.of(self.evidence, self.classes, self.usual)
 
-    @property
+    @cached_property
     def population(self) -> Population | None:
         """Clean networks of many kinds, where some were measured as this one was."""
-        own, measured = _as_measured(self.settings), self.measured
-        return next((p for p in population.known() if p.settings == own and p.fits(measured)), None)
+        own = _as_measured(self.settings)
+        return next((p for p in population.known() if p.settings == own and p.fits(self.measured)), None)
 
     def suspects(self) -> list[Suspect]:
         """All classes, most suspicious first: beside a population, else beside the others of the network."""

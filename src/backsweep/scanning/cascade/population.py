@@ -177,6 +177,11 @@ class Null:
         return float(self.rate * (p_value ** (-1 / self.shape) - 1))
 
 
+def bounded(z: float) -> float:
+    """What a space says at most, and at least."""
+    return min(max(z, 0.0), CAP)
+
+
 @dataclass(frozen=True)
 class Population:
     """What clean networks of many kinds are like.
@@ -232,7 +237,7 @@ class Population:
 
     def joint(self, z: Mapping[str, float]) -> float:
         """One score of a class: the weighted mean of what its spaces say, none less than 0 or above CAP."""
-        there = [(w, min(max(z[name], 0.0), CAP)) for name, w in self.weights.items() if name in z]
+        there = [(w, bounded(z[name])) for name, w in self.weights.items() if name in z]
         return sum(w * v for w, v in there) / max(sum(w for w, _ in there), 1e-9)
 
     def score(self, joint: float, classes: int) -> float:
