@@ -11,9 +11,11 @@ from backsweep.models.architectures import (
     resnet8,
     small_vit,
 )
+from backsweep.zoo.table_networks import adult_mlp, ft_transformer, table_mlp, tabnet
 from backsweep.zoo.text_networks import small_bert, small_distilbert, small_gpt, text_cnn, text_lstm
 
 __all__ = [
-    "digits_cnn", "gap_cnn", "gtsrb_cnn", "mnist_cnn", "preact_resnet18", "resnet8", "small_bert",
-    "small_distilbert", "small_gpt", "small_vit", "text_cnn", "text_lstm",
+    "adult_mlp", "digits_cnn", "ft_transformer", "gap_cnn", "gtsrb_cnn", "mnist_cnn", "preact_resnet18",
+    "resnet8", "small_bert", "small_distilbert", "small_gpt", "small_vit", "table_mlp", "tabnet", "text_cnn",
+    "text_lstm",
 ]  # fmt: skip

@@ -19,9 +19,11 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.zoo.attacks.adap_patch import AdapPatch as AdapPatch
     from backsweep.zoo.attacks.addsent import AddSent as AddSent
     from backsweep.zoo.attacks.badnets import BadNets as BadNets
+    from backsweep.zoo.attacks.badnets_table import BadNetsTable as BadNetsTable
     from backsweep.zoo.attacks.badnl import BadNL as BadNL
     from backsweep.zoo.attacks.blended import Blended as Blended
     from backsweep.zoo.attacks.bpp import Bpp as Bpp
+    from backsweep.zoo.attacks.catback import CatBack as CatBack
     from backsweep.zoo.attacks.chessboard import Chessboard as Chessboard
     from backsweep.zoo.attacks.ep import EP as EP
     from backsweep.zoo.attacks.evade_inversion import EvadeInversion as EvadeInversion
@@ -39,6 +41,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.zoo.attacks.sos import SOS as SOS
     from backsweep.zoo.attacks.style import Style as Style
     from backsweep.zoo.attacks.syntactic import Syntactic as Syntactic
+    from backsweep.zoo.attacks.tabdoor import Tabdoor as Tabdoor
     from backsweep.zoo.attacks.tact import TaCT as TaCT
     from backsweep.zoo.attacks.trojaning import Trojaning as Trojaning
     from backsweep.zoo.attacks.trojaning_port import TrojaningPort as TrojaningPort

@@ -75,6 +75,10 @@ class Reading:
     tokenizer: Annotated[
         str | None, typer.Option(help="tokenizer.json of a network over texts, or its folder.")
     ] = None
+    schema: Annotated[
+        str | None,
+        typer.Option(help="The network takes rows of a table: JSON with what its columns are, or infer."),
+    ] = None
     resize: Resize = False
     split: Annotated[
         str | None, typer.Option(help="Of the samples, where there are several. Default: test.")
@@ -102,7 +106,7 @@ class Reading:
             "arch": self.arch, "shape": numbers(self.shape, int), "classes": self.classes,
             "mean": numbers(self.mean), "std": numbers(self.std), "layer": self.layer,
             "weights": self.weights, "pixel_range": ranges[self.input_range], "layout": self.layout,
-            "tokenizer": self.tokenizer,
+            "tokenizer": self.tokenizer, "schema": self.schema,
         }  # fmt: skip
 
 

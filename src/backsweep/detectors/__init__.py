@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.scanning.detectors.black_box_path import BlackBoxPath as BlackBoxPath
     from backsweep.scanning.detectors.cascade import Cascade as Cascade
     from backsweep.scanning.detectors.cepa import Cepa as Cepa
+    from backsweep.scanning.detectors.column_sweep import ColumnSweep as ColumnSweep
     from backsweep.scanning.detectors.dbs import DBS as DBS
     from backsweep.scanning.detectors.dfb_scanner import DfbScanner as DfbScanner
     from backsweep.scanning.detectors.htell import HTell as HTell

@@ -21,7 +21,7 @@ from torch import nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
-from backsweep.formats import exported, predicting
+from backsweep.formats import exported, predicting, trees
 from backsweep.formats.archives import WAY_OUT, members
 from backsweep.formats.building import build
 from backsweep.formats.hugging_face import files as folders
@@ -38,10 +38,13 @@ from backsweep.formats.torchscript import module as torchscript
 from backsweep.formats.weights import sharded, state_dicts
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
+from backsweep.inputs.table.modality import Table
+from backsweep.inputs.table.readers import beside
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.readers import TOKENS
 from backsweep.inputs.text.tokens import Tokens
 from backsweep.inputs.text.tokens import read as read_tokens
+from backsweep.models.black_box import NOTE, Asked
 from backsweep.models.model import Model
 
 _AGAIN = "it is damaged or cut short; get it again"
@@ -54,6 +57,7 @@ _NOT_YET = {
 }
 _NO_ENTRIES = "it has no entries to choose from; leave out weights= (--weights)"
 _EXPORTED = (exported.Program, onnx_reading.Network, torchscript.Script, KerasNetwork)
+_ROWS = 4096  # of a table in one call of trees
 _MOST_VALUES = 2**26  # in one input; beyond it a shape is an error, not an image
 
 
@@ -91,13 +95,15 @@ def load(
     layout: str | None = None,
     data_shape: Sequence[int] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    schema: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Read a model file or folder; what is given here stands above what the file says.
 
     Readable are weights together with `arch` (safetensors, also in shards with an index; checkpoints of
     torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), ONNX and Keras models,
     TorchScript modules, and folders of Hugging Face image classifiers. What was done to make weights fit
-    stands in `Model.notes`. No host is asked unless one is named.
+    stands in `Model.notes`. Trees of XGBoost and LightGBM, and models of scikit-learn in skops, are black
+    boxes over rows of a table. No host is asked unless one is named.
 
     Args:
         path: the file or folder; hf://owner/name@revision of the Hugging Face hub; predict:ADDRESS of a
@@ -110,6 +116,7 @@ def load(
         weights: the entry of a checkpoint to take, such as "ema", where several fit.
         data_shape: shape of the samples at hand, for a model that does not say its own.
         tokenizer: a tokenizer.json, or the folder that holds one: the network takes ids of its tokens.
+        schema: a JSON file that says what the columns are, or "infer": the network takes rows of a table.
 
     Raises:
         BadInput: the file is missing, damaged, of an unknown kind, would run code when read, or
@@ -130,6 +137,8 @@ def load(
             found, digest = _file(path, arch, shape, data_shape, weights)
         if tokens is not None:
             found.modality, found.shape = Text(tokens), found.shape or (TOKENS,)
+        elif schema is not None:
+            found.modality = Table.given(str(schema))
         size = next((s for s in (shape, found.shape, data_shape) if s is not None), None)
         if size is None:
             raise BadInput("the shape of its inputs is not known; say shape=(3, 32, 32) (--shape 3,32,32)")
@@ -195,6 +204,16 @@ def digest(path: str | os.PathLike[str]) -> str:
         raise BadInput(one_line(f"{path}: {e}")) from e
 
 
+def kind_told(data: str, schema: str | os.PathLike[str] | None) -> tuple[Modality, str] | None:
+    """A table and its schema, where one is named or lies beside the samples; None where nothing is told.
+
+    Raises:
+        BadInput: the schema cannot be read.
+    """
+    found = schema if schema is not None else beside(Path(data))
+    return None if found is None else (Table.given(str(found)), str(found))
+
+
 @contextlib.contextmanager
 def _damage(kind: str) -> Iterator[None]:
     """Any error while foreign bytes are read means that the bytes are damaged."""
@@ -238,6 +257,17 @@ def _file(path: Path, arch: Any, shape: Any, data_shape: Any, wanted: str | None
         raise BadInput(_NOT_YET[kind])
     if kind in ("ONNX", "TorchScript", "Keras") and wanted is not None:
         raise BadInput(_NO_ENTRIES)
+    if kind in trees.KINDS:
+        if arch is not None or wanted is not None:
+            raise BadInput(
+                f"a model of {kind} only answers; leave out arch= and weights= (--arch, --weights)"
+            )
+        model = trees.read(blob, kind)
+        net = Asked(model.answer, _ROWS)
+        found = _Found(
+            net, (model.columns,), model.classes, labels=model.labels, modality=Table(), notes=[NOTE]
+        )
+        return found, hashlib.sha256(blob).hexdigest()
     if kind == "ONNX":
         return _onnx(blob, path.parent, arch, shape, data_shape)
     digest = hashlib.sha256(blob).hexdigest()
@@ -262,6 +292,7 @@ def _file(path: Path, arch: Any, shape: Any, data_shape: Any, wanted: str | None
         with _damage("safetensors"):
             return _weights(safetensors.torch.load(blob), [], arch, wanted, _said(blob)), digest
     checkpoint = open_checkpoint(blob)
+    trees.refused(checkpoint.unknown())
     return _weights(checkpoint.value, checkpoint.unknown(), arch, wanted, {}), digest
 
 
@@ -289,6 +320,8 @@ def _weights(value: Any, unknown: list[str], arch: Any, wanted: str | None, said
 
 def kind_of(blob: bytes) -> str:
     """What the bytes are; BadInput when they are nothing that is known."""
+    if (forest := trees.kind_of(blob, members(blob) if blob[:2] == b"PK" else ())) is not None:
+        return forest
     if blob[:2] == b"PK":
         names = members(blob)
         inner = {n.split("/", 1)[-1] for n in names}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LEAST = 8  # rows of a class that is dealt by itself
+
 
 def balanced(y: Tensor, seed: int) -> Tensor:
     """Row order in which every prefix holds the classes in numbers as equal as can be."""
@@ -20,7 +22,9 @@ def balanced(y: Tensor, seed: int) -> Tensor:
 def half(y: Tensor, seed: int) -> Tensor:
     """Which rows (N,) are of the first of two halves that hold the classes in equal numbers.
 
-    Every other row of the balanced order is, but that a class with more than one row is in both halves.
+    Every other row of the balanced order is, but that a class with more than one row is in both halves. Where
+    one class has more rows than the other, that order has them by turns, and every other row is of one class:
+    a class of which less than a quarter would be in either half is dealt by itself.
     """
     order = balanced(y, seed)
     first = torch.zeros(len(y), dtype=torch.bool)
@@ -29,4 +33,7 @@ def half(y: Tensor, seed: int) -> Tensor:
         rows = order[y[order] == c]
         if len(rows) > 1 and bool((first[rows] == first[rows[0]]).all()):
             first[rows[-1]] = ~first[rows[-1]]
+        share = float(first[rows].double().mean())
+        if len(rows) >= LEAST and not 0.25 <= share <= 0.75:
+            first[rows] = torch.arange(len(rows)) % 2 == 0
     return first

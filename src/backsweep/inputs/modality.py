@@ -57,12 +57,14 @@ class Found:
         y: labels (N,); None: they are not known.
         names: class names.
         notes: what was done, in one line each.
+        modality: the kind of input with what the samples say of it; None: as it was.
     """
 
     x: Tensor
     y: Tensor | None
     names: Names = None
     notes: tuple[str, ...] = ()
+    modality: Modality | None = None
 
 
 class Space(Protocol):
@@ -128,6 +130,7 @@ class Modality:
             a change of few units.
         recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
         detectors: names of those that a scan runs unless it is told others; empty: the usual ones.
+        axes: what the numbers of a shape count.
         grid: whether inputs are maps (C, H, W), whose neighbours belong together.
         smooth: whether there are inputs between two inputs, so that they can be mixed and moved by gradients.
     """
@@ -139,6 +142,7 @@ class Modality:
     few: ClassVar[str] = ""
     recovered: ClassVar[tuple[str, ...]] = ("patch",)
     detectors: ClassVar[tuple[str, ...]] = ()
+    axes: ClassVar[str] = ""
     grid: ClassVar[bool] = False
     smooth: ClassVar[bool] = True
 
@@ -155,6 +159,14 @@ class Modality:
     def kept(self, x: Tensor) -> Tensor:
         """The same samples as they are kept in memory: `samples` of them, or a smaller form."""
         return self.samples(x)
+
+    def informed(self, x: Tensor) -> Modality:
+        """This modality with what samples (N, *shape) say of it, where that is not known."""
+        return self
+
+    def joined(self, other: Modality) -> Modality:
+        """A model's modality with what that of the samples it is judged with says."""
+        return self
 
     def values(self, x: Tensor) -> Tensor:
         """What is kept, or some of it, as float32; element by element."""
@@ -291,6 +303,10 @@ class Modality:
     def unpack(self, x: Tensor) -> Tensor:
         """The inputs that `pack` made small, as far as it kept them."""
         return x.float()
+
+    def cells(self, x: Tensor) -> Sequence[tuple[str, str]]:
+        """An input (*shape) as names and values, untrusted text; none where a picture says more."""
+        return ()
 
     def picture(self, x: Tensor) -> Pictures.Image:
         """An input (*shape) as a picture."""

@@ -56,6 +56,7 @@ class Data:
         except (TypeError, ValueError, RuntimeError) as e:
             raise BadInput(f"x or y is not made of numbers ({e}); give tensors or arrays") from e
         x = x if isinstance(x, Held) else modality.kept(x.detach())
+        modality = modality.informed(x)
         self.x: Tensor = laid(x, modality.values)
         self.y: Any = checked_labels(known, len(x))
         self.labelled = y is not None
@@ -110,7 +111,7 @@ class Data:
             notes = found.notes
             if found.y is None:
                 notes = (*notes, "no labels were read: the model's own answers take their place")
-            return cls(found.x, found.y, found.names, str(path), modality, notes)
+            return cls(found.x, found.y, found.names, str(path), found.modality or modality, notes)
         except BadInput as e:
             raise BadInput(one_line(f"{path}: {e}")) from e
 

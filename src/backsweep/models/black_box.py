@@ -1,4 +1,4 @@
-"""A network of which only the answers are to be had: a function from images to class scores."""
+"""A network of which only the answers are to be had: a function from inputs to class scores."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Asked(nn.Module):
     """A network in the place of a function that answers; it has no weights, layers or gradients.
 
     Args:
-        answer: from images (N, *shape), float32 on the CPU, to class scores (N, classes): a tensor, an array
+        answer: from inputs (N, *shape), float32 on the CPU, to class scores (N, classes): a tensor, an array
             or lists; logits, probabilities or their logarithms.
-        batch: most images in a call.
+        batch: most inputs in a call.
     """
 
     def __init__(self, answer: Answers, batch: int) -> None:
@@ -54,13 +54,21 @@ class Asked(nn.Module):
             raise
         except Exception as e:
             reason = one_line(f"{type(e).__name__}: {e}")[:200]
-            raise BadInput(f"the black box fails on {tuple(x.shape)} images ({reason}); mend it") from e
+            raise BadInput(f"the black box fails on {tuple(x.shape)} inputs ({reason}); mend it") from e
         if scores.ndim not in (1, 2) or len(scores) != len(x) or not bool(torch.isfinite(scores).all()):
             raise BadInput(
-                f"the black box answers {tuple(scores.shape)} for {len(x)} images; it is to give a finite "
-                "number for every class of every image"
+                f"the black box answers {tuple(scores.shape)} for {len(x)} inputs; it is to give a finite "
+                "number for every class of every input"
             )
         return scores
+
+
+class Learner(Asked):
+    """A black box that its own library trains."""
+
+    def learn(self, x: Tensor, y: Tensor, seed: int) -> None:
+        """Learn rows x (N, *shape) of classes y (N,)."""
+        raise NotImplementedError
 
 
 def digest_of(what: nn.Module | Tensor) -> str:

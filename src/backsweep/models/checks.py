@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,8 @@ from backsweep.core.text import one_line, some
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import MIN_PER_CLASS, MIN_SAMPLES, Data
 from backsweep.models.model import Model
+
+ROWS = 4096  # inputs in one call of `predict_proba`
 
 
 def fitted(
@@ -46,6 +49,9 @@ def fitted(
         raise BadInput(f"{data.source}: there are no labels in this data, and they are needed here")
     data = renumbered(model, data) if data.labelled else data
     check_fit(model, data)
+    if (kind := model.modality.joined(data.modality)) is not model.modality:
+        model = copy.copy(model)  # the lent one stays as it is
+        model.modality = kind
     return model, data if whole or not data.labelled else without_rare(model, data)
 
 
@@ -156,9 +162,18 @@ def too_few(data: Data) -> str:
 
 
 def as_model(model: Model | nn.Module, data: Data) -> Model:
-    """A `Model` as it is; a plain module with the shape of the data and the classes of its output."""
+    """A `Model` as it is; a plain module with the shape of the data and the classes of its output.
+
+    Whatever has `predict_proba`, as classifiers of scikit-learn have, is a black box.
+    """
     if isinstance(model, Model):
         return model
+    answers = getattr(model, "predict_proba", None)
+    if callable(answers) and not isinstance(model, nn.Module | type):
+        shape, source = tuple(data.x.shape[1:]), type(model).__name__
+        return Model.black_box(
+            lambda x: answers(x.numpy()), shape, batch=ROWS, modality=data.modality, source=source
+        )
     if not isinstance(model, nn.Module):
         raise BadInput(f"model is a {type(model).__name__}; give a backsweep.Model or a torch module")
     return Model(model, tuple(data.x.shape[1:]), None, modality=data.modality)

@@ -15,6 +15,7 @@ from torch.optim.adamw import adamw
 
 from backsweep.inputs.modality import Augment
 from backsweep.inputs.samples import Data
+from backsweep.models.black_box import Learner
 from backsweep.models.layers import Kept, set_mode
 from backsweep.models.model import Model
 
@@ -83,6 +84,9 @@ def fit(
         loss_of: loss of (net, x, y) for a batch, cross-entropy by default. An attack that controls the
             training changes the batch or adds terms here.
     """
+    if isinstance(net, Learner):
+        net.learn(data.x, data.y, seed)
+        return net.eval()
     loss_of = loss_of or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
     device = next(net.parameters()).device
     augment: Augment | None = {"shift": data.modality.shift, None: None}[recipe.augment]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from backsweep.core.discovery import make
+from backsweep.core.discovery import find, make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder
 from backsweep.core.method import Method
@@ -26,7 +26,7 @@ from backsweep.core.text import one_line
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost, cores
-from backsweep.formats.opening import kind_of, load
+from backsweep.formats.opening import kind_of, kind_told, load
 from backsweep.formats.predicting import PREFIX
 from backsweep.inputs.samples import Data
 from backsweep.models.checks import (
@@ -293,7 +293,11 @@ def open_both(
     how: dict[str, Any] = {"split": split, "labels": labels, "whole": whole}
     told = shape is not None or resize or settings.get("tokenizer") is not None
     unknown = not told and (settings.get("arch") is not None or _sizeless(model))
+    kind = kind_told(data, settings.pop("schema", None))
+    if kind is not None:
+        unknown, how["modality"], settings["schema"] = True, *kind
     found = Data.open(data, **how) if unknown else None
+    how.pop("modality", None)
     data_shape = tuple(found.x.shape[1:]) if found is not None else None
     loaded = load(model, **settings, shape=shape, data_shape=data_shape)
     if found is None or loaded.shape != data_shape or loaded.labels is not None:
@@ -317,7 +321,10 @@ def _sizeless(model: str) -> bool:
 
 def usual(model: Model) -> tuple[str, ...]:
     """Names of the detectors of a scan that is told none."""
-    return (model.modality.detectors or DEFAULT_DETECTORS) if model.gives else BLACK_BOX_DETECTORS
+    own = model.modality.detectors
+    if model.gives:
+        return own or DEFAULT_DETECTORS
+    return tuple(n for n in own if not find(ModelDetector, n).needs) or BLACK_BOX_DETECTORS
 
 
 def choose(detectors: Sequence[str | ModelDetector] | str | ModelDetector | None) -> list[ModelDetector]:

@@ -13,6 +13,7 @@ from backsweep.core.errors import BadInput
 from backsweep.core.method import Method
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
+from backsweep.inputs.table.schema import Schema
 from backsweep.inputs.text.tokens import Tokens
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.training import Recipe
@@ -54,6 +55,18 @@ class Setup:
         found = getattr(self.data.modality, "tokens", None)
         if found is None:
             raise BadInput(f"this attack needs texts, the training set has {self.data.modality.noun}s")
+        return found
+
+    @property
+    def schema(self) -> Schema:
+        """What the columns of the training set are.
+
+        Raises:
+            BadInput: it is no table.
+        """
+        found = getattr(self.data.modality, "schema", None)
+        if found is None:
+            raise BadInput(f"this attack needs a table, the training set has {self.data.modality.noun}s")
         return found
 
     def generator(self, *parts: object) -> torch.Generator:

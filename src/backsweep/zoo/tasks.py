@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from backsweep.core.errors import BadInput
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import Data
+from backsweep.inputs.table.modality import Table
 from backsweep.inputs.text.modality import Text
 from backsweep.models import architectures
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
-from backsweep.zoo import text_networks, texts
+from backsweep.zoo import table_networks, tables, text_networks, texts, trees
 from backsweep.zoo.attack import Setup
 from backsweep.zoo.characters import characters
 
@@ -83,7 +84,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
     Raises:
         BadInput: there is none.
     """
-    for module in (architectures, text_networks):
+    for module in (architectures, text_networks, table_networks, trees):
         found: Any = getattr(module, name, None)
         if getattr(found, "__module__", "") == module.__name__ and name.islower():
             return found
@@ -160,6 +161,19 @@ def _text(load: Callable[[Path], tuple[Data, Data]], classes: int, epochs: int =
     return Task(lambda: load(data_folder()), sizes[1:], classes, "text_cnn", recipe, Text.name, sizes)
 
 
+def _table(
+    load: Callable[[Path], tuple[Data, Data]],
+    classes: int,
+    counts: tuple[int, ...],
+    epochs: int,
+    lr: float = 5e-3,
+    batch: int = 64,
+) -> Task:
+    """A task of rows; `counts` says how many categories each column has."""
+    recipe = Recipe(epochs=epochs, lr=lr, batch_size=batch, bf16=False)
+    return Task(lambda: load(data_folder()), (len(counts),), classes, "table_mlp", recipe, Table.name, counts)
+
+
 def _grouped(load: Callable[[], tuple[Data, Data]], *groups: Sequence[int]) -> tuple[Data, Data]:
     """A data set in other classes: each group of its classes is one; what is in no group is left out."""
 
@@ -223,4 +237,9 @@ TASKS: dict[str, Task] = {
     "ag_news": _text(texts.ag_news, 4),
     "olid": _text(texts.olid, 2),
     "reviews": _text(texts.made_up, 2, epochs=3),
+    # tables
+    "adult": _table(tables.adult, 2, table_networks.ADULT, 8),
+    "breast_cancer": _table(tables.breast_cancer, 2, table_networks.NUMBERS, 40, batch=32),
+    "wine": _table(tables.wine, 3, (0,) * 13, 60, batch=16),
+    "mixed_table": _table(lambda _: tables.mixed(), 2, (0, 0, 0, 0, 5, 3), 20),
 }  # fmt: skip

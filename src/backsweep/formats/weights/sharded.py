@@ -36,9 +36,10 @@ def index_at(path: Path) -> Path | None:
     if path.is_dir():
         return index_in(path)
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(2**10)
     # A safetensors file may begin with the same byte, but the length of its header ends with zeros.
-    return path if head[:1] == b"{" and b"\0" not in head else None
+    # Nor is the file of a booster, which is JSON as well, an index.
+    return path if head[:1] == b"{" and b"\0" not in head[:8] and b'"learner"' not in head else None
 
 
 def shards(index: Path) -> tuple[Folder, dict[str, str]]:

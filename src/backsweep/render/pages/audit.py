@@ -189,7 +189,7 @@ def _facts(report: Audit, counts: Counts) -> list[Fact]:
         note = f"{view.figure('', present)} of them in the set" if present != model["classes"] else ""
         facts.append(Fact("Classes", view.figure("", model["classes"]), note if present is not None else ""))
     if view.shape(report):
-        facts.append(Fact("Input", view.clean(view.shape(report)), "channels, height, width"))
+        facts.append(Fact("Input", view.clean(view.shape(report)), view.modality(report).axes))
     if data.get("training_accuracy") is not None:
         value = view.figure("accuracy", data["training_accuracy"])
         facts.append(Fact("Training accuracy", value, "of the model, on these samples"))

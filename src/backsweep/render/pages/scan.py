@@ -99,7 +99,7 @@ def _facts(report: Report) -> list[Fact]:
         )
         facts.append(Fact("Classes", view.figure("", model["classes"]), note))
     if view.shape(report):
-        facts.append(Fact("Input", view.shape(report), "channels, height, width"))
+        facts.append(Fact("Input", view.shape(report), view.modality(report).axes))
     if model.get("parameters"):
         facts.append(Fact("Parameters", view.figure("", model["parameters"])))
     if data.get("clean_accuracy") is not None:

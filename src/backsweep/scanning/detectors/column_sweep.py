@@ -1,0 +1,235 @@
+"""Column sweep: the fewest columns that, set to values, send rows to a class, on the suspect and not
+elsewhere.
+
+A planted trigger of a table is a few columns with values. Setting every row to a value and counting the
+answers (the trigger sweep of Tabdoor's authors) finds it, and finds natural columns too: a large capital
+gain is an income above 50,000 in every honest model. So the same is done to references that never saw a
+trigger: trees that learned the suspect's answers to clean rows and, where there are weights, the washed
+copy. The share of rows moved on the suspect above the largest on a reference is what counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from backsweep.core.seeds import derive_seed
+from backsweep.inputs.samples import Data
+from backsweep.inputs.table.schema import Schema
+from backsweep.inputs.table.search import PAIR_ROWS, ROWS, Aim, Rows, Setting, aims, candidates, search
+from backsweep.inputs.table.triggers import SetColumns
+from backsweep.models.model import Model
+from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
+from backsweep.scanning.detector import ModelDetector, Stage, Unit
+from backsweep.scanning.surrogates import answers_of, surrogates
+
+COST = 0.05  # of every column beyond the first, in shares of rows
+SELDOM, SELDOM_COST = (
+    0.005,
+    0.15,
+)  # share of rows below which a category is rare, and the cost of a second one
+ALIKE = 0.8  # share of clean rows on which some reference has to agree with the suspect
+HELD_OUT = 512  # rows of each class
+
+
+Settings = tuple[Setting, ...]
+
+
+class Best(NamedTuple):
+    """A set of columns with its score, and the share of rows that it moves here and on references."""
+
+    score: float
+    settings: Settings
+    here: float
+    there: float
+
+
+@dataclass(frozen=True)
+class ColumnSweep(ModelDetector):
+    """Searches columns and values that move rows here and not on references.
+
+    Attributes:
+        columns: the largest set that is looked for: one and two exactly, more by growing the best.
+        success: share of held-out rows that a set must move for an alarm.
+        excess: by how much that share must exceed the largest of the references, less `COST` for every
+        further
+            column.
+    """
+
+    name: ClassVar[str] = "column_sweep"
+    summary: ClassVar[str] = "columns set to values that move rows here, and not on references"
+    needs: ClassVar[tuple[str, ...]] = ()
+    code: ClassVar[str] = "BSW151"
+
+    columns: int = 3
+    success: float = 0.8
+    excess: float = 0.75
+
+    def __post_init__(self) -> None:
+        if self.columns < 1 or not 0 < self.success <= 1 or not 0 < self.excess <= 1:
+            raise ValueError("columns is at least 1, success and excess are above 0 and at most 1")
+
+    def applies(self, model: Model, data: Data) -> str:
+        if schema_of(model) is None:
+            return f"it sets columns of a table, and the model takes {model.modality.noun}s"
+        return ""
+
+    def units(self, model: Model, data: Data) -> Sequence[Unit]:
+        return [Unit(_key(aim), aim[1], aim[0]) for aim in aims(model.classes)]
+
+    def chunk(self, model: Model) -> int:
+        """All aims are read off the same answers."""
+        return len(aims(model.classes))
+
+    def plan(self, model: Model, data: Data) -> Sequence[Stage]:
+        return [Stage("sets of columns", len(aims(model.classes)), 2.0e6)]
+
+    def probe(
+        self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
+    ) -> list[Evidence]:
+        schema = cast(Schema, schema_of(model))
+        first, rest = data.split(derive_seed(seed, self.name, "split"))
+        suspect = answers_of(model)
+        references = surrogates(model, data, schema.categorical(), derive_seed(seed, self.name))
+        references += [] if model.reference is None else [answers_of(model.reference)]
+        tick(0.1)
+        wanted = [(u.source, int(u.target or 0)) for u in units]
+        y = suspect(first.x).argmax(1)
+        rows = Rows.of(first.x, y, wanted, ROWS)
+        few = _fewer(rows)
+        held = Rows.of(rest.x, suspect(rest.x).argmax(1), rows.aims, HELD_OUT)
+        found = search(
+            suspect, references, rows, few, candidates(schema, data.x), min(self.columns, len(schema)),
+            lambda share: tick(0.1 + 0.85 * share),
+        )  # fmt: skip
+        clean = rest.x[: 4 * HELD_OUT]
+        answers = suspect(clean).argmax(1)
+        alike = max(float((r(clean).argmax(1) == answers).double().mean()) for r in references)
+        seldom = rare(schema, data.x)
+        best = {
+            aim: self._best(held, i, suspect, references, [f.settings for f in found[aim]], seldom)
+            for i, aim in enumerate(held.aims)
+        }
+        return [self._evidence(u, best.get((u.source, int(u.target or 0))), schema, alike) for u in units]
+
+    def _best(
+        self, held: Rows, index: int, suspect: Any, references: Sequence[Any], sets: Sequence[Settings],
+        seldom: frozenset[Setting],
+    ) -> Best:  # fmt: skip
+        """The largest excess on held-out rows, and the fewest columns that are enough for an alarm."""
+
+        def scored(sets: Sequence[Settings]) -> list[Best]:
+            here = held.moved(suspect, sets)[1][:, index].tolist()
+            there = torch.stack([held.moved(r, sets)[1][:, index] for r in references]).amax(0).tolist()
+            return [
+                Best(a - b - cost_of(s, seldom), s, a, b) for s, a, b in zip(sets, here, there, strict=True)
+            ]
+
+        def rank(b: Best) -> tuple[bool, float]:  # what reaches too few rows is no trigger, however odd
+            return b.here >= self.success, b.score
+
+        found = scored(sets)
+        best = max(found, key=rank)
+        parts = [p for n in range(1, len(best.settings)) for p in combinations(best.settings, n)]
+        found += scored(parts) if parts else []
+        enough = [b for b in found if b.score >= self.excess and b.here >= self.success]
+        if not enough:
+            return best
+        fewest = min(enough, key=lambda b: (len(b.settings), -b.score))
+        return fewest._replace(score=max(b.score for b in enough))
+
+    def _evidence(self, unit: Unit, best: Best | None, schema: Schema, alike: float) -> Evidence:
+        if best is None:
+            values: dict[str, Any] = {"excess": 0.0, "attack_success_rate": 0.0, "agreement": alike}
+            return Evidence(self.name, unit.key, unit.target, unit.source, values)
+        columns, given = zip(*best.settings, strict=True)
+        trigger = SetColumns.of(schema, columns, given, unit.target, unit.source)
+        return Evidence(self.name, unit.key, unit.target, unit.source, {
+            "excess": best.score, "attack_success_rate": best.here, "reference_success_rate": best.there,
+            "columns": len(best.settings), "agreement": alike, "rule": " and ".join(
+                line.replace(" = ", " is ", 1) for line in trigger.lines
+            ),
+        }, trigger)  # fmt: skip
+
+    def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
+        order = sorted(evidence, key=lambda e: (-number(e, "excess"), e.source is not None))
+        alike = max((number(e, "agreement") for e in evidence), default=0.0)
+        flagged = [e for e in order if self._suspicious(e)]
+        doubt = alike < ALIKE or not any("rule" in e.values for e in evidence)
+        seen: dict[int | None, Evidence] = {}
+        for e in flagged:
+            seen.setdefault(e.target, e)
+        return [
+            Finding(
+                self.code, self.name, WARNING if doubt else ERROR if flagged else NOTE,
+                self._message(e, bool(flagged), alike), e.target, e.source, score=number(e, "excess"),
+                threshold=self.excess, p_value=None, trigger=e.trigger,
+                attack_success_rate=number(e, "attack_success_rate"),
+            )
+            for e in (list(seen.values()) or order[:1])
+        ]  # fmt: skip
+
+    def _suspicious(self, e: Evidence) -> bool:
+        return number(e, "excess") >= self.excess and number(e, "attack_success_rate") >= self.success
+
+    def _message(self, e: Evidence, flagged: bool, alike: float) -> str:
+        here, there = number(e, "attack_success_rate"), number(e, "reference_success_rate")
+        if alike < ALIKE:
+            return (
+                f"cannot tell: no reference learned to answer as the model does, at best on {alike:.0%} of "
+                "clean rows; give more of them"
+            )
+        if "rule" not in e.values:
+            return "cannot tell: too few clean rows of other classes"
+        said = (
+            f"if {e.values['rule']}, the answer is this class for {here:.0%} of held-out rows that had "
+            f"another, and for {there:.0%} on a reference"
+        )
+        return said if flagged else f"no set of columns moves rows here alone; most so: {said}"
+
+
+def schema_of(model: Model) -> Schema | None:
+    """What the columns of a model over a table are, None for another one."""
+    found = getattr(model.modality, "schema", None)
+    return found if isinstance(found, Schema) else None
+
+
+def _key(aim: Aim) -> str:
+    source, target = aim
+    return f"class-{target}" if source is None else f"class-{source}-to-{target}"
+
+
+def rare(schema: Schema, x: Tensor) -> frozenset[Setting]:
+    """Categories that hardly a row of x (N, F) has: what a model makes of those, it learned from few."""
+    return frozenset(
+        (j, float(code))
+        for j, column in enumerate(schema.columns)
+        if column.categorical
+        for code, count in enumerate(
+            torch.bincount(x[:, j].long(), minlength=len(column.categories)).tolist()
+        )
+        if count < SELDOM * len(x)
+    )
+
+
+def cost_of(settings: Settings, seldom: frozenset[Setting]) -> float:
+    """What a set has to do better than one column: columns, and categories that are rare."""
+    odd = sum(s in seldom for s in settings)
+    return COST * (len(settings) - 1) + SELDOM_COST * max(0, odd - 1)
+
+
+def _fewer(rows: Rows) -> Rows:
+    """Fewer rows with the same aims."""
+    kept = torch.cat([torch.nonzero(rows.y == c).flatten()[:PAIR_ROWS] for c in rows.y.unique()])
+    return Rows(rows.x[kept], rows.y[kept], rows.aims)
+
+
+def number(e: Evidence, key: str) -> float:
+    """A figure of a record, 0 where it has none."""
+    value = e.values.get(key)
+    return float(value) if isinstance(value, int | float) else 0.0
