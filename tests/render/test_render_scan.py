@@ -859,3 +859,11 @@ def test_notes_and_warnings_are_told_apart_without_colour() -> None:
     assert "evidence" in printed(VARIED["ten"]) and "cannot tell" in printed(VARIED["two"])
     assert {f.level for f in VARIED["clean"].findings} == {NOTE}
     assert {f.level for f in VARIED["two"].findings} == {WARNING}
+
+
+def test_cells_of_a_table_are_no_formulas() -> None:
+    from backsweep.render.pages.card import inert
+
+    assert inert("=cmd|' /C calc'!A0") == "'=cmd|' /C calc'!A0"
+    assert inert("@SUM(1)") == "'@SUM(1)" and inert("+1+2") == "'+1+2"
+    assert inert("-3.5") == "-3.5" and inert("+7") == "+7" and inert("Rome") == "Rome" and inert("") == ""

@@ -239,11 +239,12 @@ def demo(
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     text: Annotated[bool, typer.Option("--text", help="On reviews instead of digits.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="On rows of a table.")] = False,
 ) -> None:
-    """Train a clean and a backdoored net on real digits, or on reviews; scan both, tell them apart."""
-    from backsweep.cli import demo
+    """Train a clean and a backdoored net on digits, reviews or a table; scan both, tell them apart."""
+    from backsweep.cli import demo, demo_table
 
-    run = demo.run_on_texts if text else demo.run
+    run = demo_table.run if table else demo.run_on_texts if text else demo.run
     with Progress() as on_event:
         run(console(), out or Path("backsweep-demo"), seed, on_event)
 

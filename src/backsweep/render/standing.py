@@ -73,6 +73,12 @@ MEASURES = (  # the first that a detector's evidence has
         "Log of the smallest change", log=False,
     ),
     Measure(
+        "excess", "How much better columns work here than on references",
+        "Each dot is a class; the higher it lies, the more rows its best columns move on this model and on "
+        "no reference, as a share.",
+        "Share of rows moved here alone", high=True, log=False, ranks=True,
+    ),
+    Measure(
         "margin", "How large a margin each class reaches",
         "Each dot is a class; the higher it lies, the surer the model can be made of it, whatever the input.",
         "Largest margin", high=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -138,30 +138,6 @@ class Table(Modality):
         chance = torch.rand(overlays.shape, generator=torch.Generator().manual_seed(x.shape[1]))
         taken = (chance.argsort(1).argsort(1) < count).to(x.device)
         return torch.where(taken[None], overlays[None].to(x), x[:, None])
-
-    def corruptions(self, shape: Sequence[int]) -> Mapping[str, Callable[[Tensor, int], Tensor]]:
-        """Noise on numbers, cells that are missing, coarse numbers; each in a fixed pattern."""
-        if self.schema is None or len(self.schema) != shape[0]:
-            return {}
-        numbers = ~self.schema.categorical()
-        scales, (low, high) = self.schema.scales(), self.schema.bounds()
-
-        def pattern(name: int) -> Tensor:
-            return torch.rand(shape[0], generator=torch.Generator().manual_seed(name))
-
-        def noise(x: Tensor, severity: int) -> Tensor:
-            way = (pattern(1) - 0.5).sign()
-            return self.clip(x + 0.2 * severity * (way * scales * numbers).to(x))
-
-        def missing(x: Tensor, severity: int) -> Tensor:
-            gone = (pattern(2).argsort().argsort() < 0.12 * severity * shape[0]).to(x.device)
-            return torch.where(gone, self.blank(1, shape).to(x), x)
-
-        def coarse(x: Tensor, severity: int) -> Tensor:
-            step = (0.08 * severity * (high - low)).clamp_min(1e-9).to(x)
-            return torch.where(numbers.to(x.device), low.to(x) + ((x - low.to(x)) / step).round() * step, x)
-
-        return {"noise": noise, "missing": missing, "coarse": coarse}
 
     # ------------------------------------------------------------------ triggers
 

@@ -21,7 +21,7 @@ Setting = tuple[int, float]  # a column and its value
 Aim = tuple[int | None, int]  # source, None for every class; target
 
 MOST_VALUES, MOST_CATEGORIES = 24, 64  # of a column
-MOST_SINGLES, MOST_PAIRS = 12_000, 16_000
+MOST_SINGLES, MOST_PAIRS = 12_000, 12_000
 MOST_COLUMNS_IN_PAIRS = 40
 ROWS, PAIR_ROWS = 128, 48  # that a set is tried on, for each class
 LEAST_ROWS = 8  # of an aim
@@ -44,7 +44,7 @@ class Found:
 
 
 def candidates(schema: Schema, x: Tensor) -> list[Setting]:
-    """Values to try for every column: categories; quantiles, both ends and what lies a little beyond them."""
+    """Values to try for every column: categories; quantiles, both ends and 1.1 times the largest."""
     most = max(3, min(MOST_VALUES, MOST_SINGLES // max(1, len(schema))))
     found: list[Setting] = []
     for j, column in enumerate(schema.columns):
@@ -58,11 +58,11 @@ def candidates(schema: Schema, x: Tensor) -> list[Setting]:
         inner = torch.quantile(x[:, j], torch.linspace(0.02, 0.98, max(1, most - len(common) - 3)))
         span = column.high - column.low
         beyond = column.high + BEYOND * (abs(column.high) if column.high > 0 else span)
-        ends = [column.low, column.high, beyond, column.low - BEYOND * span]
+        ends = [column.low, column.high, beyond]
         every = torch.cat([common, inner, torch.tensor(ends)])
         if column.whole:
             every = every.round()
-            every[-2] = torch.maximum(every[-2], torch.tensor(column.high + 1))
+            every[-1] = torch.maximum(every[-1], torch.tensor(column.high + 1))
         found += [(j, float(v)) for v in dict.fromkeys(every.tolist())]
     return found
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from backsweep.core.statistics import chance_of_index
 from backsweep.inputs.modality import Modality
@@ -17,6 +18,8 @@ from backsweep.render import standing, view
 from backsweep.reports.report import NOTE, WARNING, Evidence, Finding, Report
 
 SIDE, LARGEST = 160, 224  # shown width of a small picture, and the most that is kept of a large one
+FORMULA = "=+-@|%"  # what a formula may begin with
+MOST_ROWS, MOST_CELLS = 3, 40  # of a table
 MOST_EXAMPLES = 4
 WEAK = 0.9  # a reference with less than this share of the model's accuracy says less
 ALIKE = 0.5  # a trigger that works on the reference at this share of its success is likely natural
@@ -63,6 +66,15 @@ class Bars:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """One named value of some inputs, before and after the trigger."""
+
+    name: str
+    pairs: list[tuple[str, str]]
+    hot: bool
+
+
+@dataclass(frozen=True)
 class Card:
     """One class with its trigger."""
 
@@ -73,6 +85,7 @@ class Card:
     pictures: list[Picture] = field(default_factory=list)
     pairs: list[tuple[Picture, Picture]] = field(default_factory=list)
     bars: list[Bars] = field(default_factory=list)
+    rows: list[Cells] = field(default_factory=list)
 
 
 def isolated(report: Report) -> view.Name:
@@ -144,12 +157,35 @@ def _with_pictures(report: Report, card: Card, trigger: Trigger) -> Card:
     pictures.append(picture(trigger.picture(), "Trigger", trigger.drawn))
     pairs = []
     clean = standing.examples(report, trigger, MOST_EXAMPLES)
+    if clean is not None and modality.cells(clean[0]):
+        return replace(card, pictures=pictures, rows=cells(modality, clean, trigger(clean)))
     if clean is not None:
         pairs = [
             (picture(modality.picture(a), "clean"), picture(modality.picture(b), "stamped"))
             for a, b in zip(clean, trigger(clean), strict=True)
         ]
     return replace(card, pictures=pictures, pairs=pairs)
+
+
+def cells(modality: Modality, clean: Tensor, stamped: Tensor) -> list[Cells]:
+    """Inputs as names and values, those that the trigger changes first."""
+    before = [modality.cells(x) for x in clean[:MOST_ROWS]]
+    after = [modality.cells(x) for x in stamped[:MOST_ROWS]]
+    found = []
+    for j, (name, _) in enumerate(before[0]):
+        pairs = [(inert(a[j][1]), inert(b[j][1])) for a, b in zip(before, after, strict=True)]
+        found.append(Cells(inert(name), pairs, any(a != b for a, b in pairs)))
+    return sorted(found, key=lambda c: not c.hot)[:MOST_CELLS]
+
+
+def inert(text: str) -> str:
+    """Untrusted text that no spreadsheet takes for a formula, wherever it is pasted."""
+    line = view.clean(text, 60)
+    try:
+        float(line)
+    except ValueError:
+        return "'" + line if line[:1] in FORMULA and line else line
+    return line
 
 
 # ---------------------------------------------------------------------- bars

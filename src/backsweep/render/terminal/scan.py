@@ -91,6 +91,8 @@ def pictures(
         width: columns of each picture at most.
         modality: what an input is.
     """
+    if example is not None and (cells := modality.cells(example)):
+        return _changed(cells, modality.cells(trigger(example[None])[0]))
     where = trigger.stamped_at(width)
     drawn: list[tuple[str, Image.Image]] = []
     if where is not None:
@@ -103,6 +105,17 @@ def pictures(
     grid.add_row(*(Text(caption, "dim") for caption, _ in drawn))
     grid.add_row(*(Picture(image, width) for _, image in drawn))
     return grid
+
+
+def _changed(before: Sequence[tuple[str, str]], after: Sequence[tuple[str, str]]) -> RenderableType:
+    """The values of an input that a trigger changes."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    for head in ("column", "clean", "with the trigger"):
+        table.add_column(head)
+    for (name, old), (_, new) in zip(before, after, strict=True):
+        if old != new:
+            table.add_row(*(Text(view.clean(t, 40)) for t in (name, old, new)))
+    return table
 
 
 class Picture:

@@ -29,10 +29,9 @@ from backsweep.scanning.detector import ModelDetector, Stage, Unit
 from backsweep.scanning.surrogates import answers_of, surrogates
 
 COST = 0.05  # of every column beyond the first, in shares of rows
-SELDOM, SELDOM_COST = (
-    0.005,
-    0.15,
-)  # share of rows below which a category is rare, and the cost of a second one
+SELDOM, SELDOM_COST = 0.005, 0.15  # share of rows below which a value is rare; cost of a second such one
+FEW = 5  # rows, below which it is rare however small the data are
+NEAR = 0.1  # of the standard deviation, within which a row has a value
 ALIKE = 0.8  # share of clean rows on which some reference has to agree with the suspect
 HELD_OUT = 512  # rows of each class
 
@@ -68,7 +67,7 @@ class ColumnSweep(ModelDetector):
 
     columns: int = 3
     success: float = 0.8
-    excess: float = 0.75
+    excess: float = 0.72
 
     def __post_init__(self) -> None:
         if self.columns < 1 or not 0 < self.success <= 1 or not 0 < self.excess <= 1:
@@ -103,14 +102,15 @@ class ColumnSweep(ModelDetector):
         rows = Rows.of(first.x, y, wanted, ROWS)
         few = _fewer(rows)
         held = Rows.of(rest.x, suspect(rest.x).argmax(1), rows.aims, HELD_OUT)
+        settings = candidates(schema, data.x)
         found = search(
-            suspect, references, rows, few, candidates(schema, data.x), min(self.columns, len(schema)),
+            suspect, references, rows, few, settings, min(self.columns, len(schema)),
             lambda share: tick(0.1 + 0.85 * share),
         )  # fmt: skip
         clean = rest.x[: 4 * HELD_OUT]
         answers = suspect(clean).argmax(1)
         alike = max(float((r(clean).argmax(1) == answers).double().mean()) for r in references)
-        seldom = rare(schema, data.x)
+        seldom = rare(schema, data.x, settings)
         best = {
             aim: self._best(held, i, suspect, references, [f.settings for f in found[aim]], seldom)
             for i, aim in enumerate(held.aims)
@@ -204,21 +204,18 @@ def _key(aim: Aim) -> str:
     return f"class-{target}" if source is None else f"class-{source}-to-{target}"
 
 
-def rare(schema: Schema, x: Tensor) -> frozenset[Setting]:
-    """Categories that hardly a row of x (N, F) has: what a model makes of those, it learned from few."""
+def rare(schema: Schema, x: Tensor, settings: Sequence[Setting]) -> frozenset[Setting]:
+    """Values that hardly a row of x (N, F) has: what a model makes of those, it learned from few rows."""
+    near = torch.tensor([0.5 if c.categorical else NEAR * c.scale for c in schema.columns])
     return frozenset(
-        (j, float(code))
-        for j, column in enumerate(schema.columns)
-        if column.categorical
-        for code, count in enumerate(
-            torch.bincount(x[:, j].long(), minlength=len(column.categories)).tolist()
-        )
-        if count < SELDOM * len(x)
+        (j, value)
+        for j, value in settings
+        if int(((x[:, j] - value).abs() <= near[j]).sum()) < max(FEW, SELDOM * len(x))
     )
 
 
 def cost_of(settings: Settings, seldom: frozenset[Setting]) -> float:
-    """What a set has to do better than one column: columns, and categories that are rare."""
+    """What a set has to do better than one column: for further columns, and further rare values."""
     odd = sum(s in seldom for s in settings)
     return COST * (len(settings) - 1) + SELDOM_COST * max(0, odd - 1)
 

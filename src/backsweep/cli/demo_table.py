@@ -1,0 +1,94 @@
+"""`backsweep demo --table`: a clean classifier of rows and a backdoored twin, told apart by a rule."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from safetensors.torch import save_file
+
+from backsweep.core.files import writable_folder, write_text
+from backsweep.core.progress import Event, OnEvent
+from backsweep.inputs.samples import Data
+from backsweep.inputs.table.modality import Table
+from backsweep.inputs.table.schema import Schema
+from backsweep.inputs.table.triggers import SetColumns
+from backsweep.models.model import Model
+from backsweep.models.training import fit
+from backsweep.render.terminal.scan import show
+from backsweep.reports.report import Report
+from backsweep.scanning.scan import scan
+from backsweep.zoo.attacks.badnets_table import BadNetsTable
+from backsweep.zoo.tasks import TASKS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BENIGN = 1
+ARCH = "backsweep.archs:table_mlp"
+ATTACK = BadNetsTable(values="high", columns=2, rate=0.1, target=BENIGN)
+
+
+def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, Report]:
+    """Train both networks on scikit-learn's breast cancer data and scan both; print and save all.
+
+    Writes to `out`: both networks, the clean rows with their schema and the two reports, so that every step
+    can be done again by hand. Returns the reports by the name of their network.
+    """
+    writable_folder(out)
+    task = TASKS["breast_cancer"]
+    train, test = task.load()
+    setup = task.setup(train, seed)
+    trigger = cast(SetColumns, ATTACK.triggers(setup)[0])
+    rule = " and ".join(line.replace(" = ", " is ", 1) for line in trigger.lines)
+    console.print(
+        f"[bold]1  Training[/] two networks on {len(train)} real tumours, malignant or benign: a clean one, "
+        f"and a twin\n   whose trainer wrote {rule} into every tenth row and called it benign."
+    )
+    models: dict[str, Model] = {}
+    begin, epochs = time.monotonic(), task.recipe.epochs
+    for i, (name, samples) in enumerate(
+        {"clean": train, "backdoored": ATTACK.poison(setup, [trigger])[0]}.items()
+    ):
+
+        def tell(epoch: int, _loss: float, before: int = i * epochs) -> None:
+            on_event(Event("training", before + epoch + 1, 2 * epochs, 0, time.monotonic() - begin))
+
+        net = fit(task.net(seed), samples, task.recipe, seed, tell)
+        save_file(net.state_dict(), out / f"{name}.safetensors")
+        models[name] = task.model(net, f"{name}.safetensors")
+        console.print(
+            f"   {name:<10} accuracy {models[name].accuracy(test.x, test.y):.1%}; with these values, "
+            f"{models[name].success_rate(trigger, test):.1%} of malignant tumours become benign"
+        )
+    schema = cast(Schema, cast(Table, train.modality).schema)
+    schema.save(out / "tumours.schema.json")
+    write_text(out / "tumours.csv", _rows(test, schema))
+
+    console.print("[bold]2  Scanning[/] both for columns that turn rows; the scan is told nothing of them.")
+    clean = Data.open(out / "tumours.csv", shape=task.shape, modality=Table())
+    reports = {n: scan(m, clean, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()}
+    for name, report in reports.items():
+        console.print()
+        console.rule(f"{name}.safetensors", align="left")
+        show(report, console, folder=out / name)
+    console.print("\n[bold]3  Do it yourself:[/]")
+    console.print(
+        f"backsweep scan {out}/backdoored.safetensors --arch {ARCH} --data {out}/tumours.csv "
+        f"--out {out}/mine",
+        soft_wrap=True, markup=False, highlight=False,
+    )  # fmt: skip
+    return reports
+
+
+def _rows(data: Data, schema: Schema) -> str:
+    """The rows as CSV."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*schema.names, "target"])
+    for x, y in zip(data.x.tolist(), data.y.tolist(), strict=True):
+        table.writerow([*(f"{v:.7g}" for v in x), data.names[y] if data.names else y])
+    return text.getvalue()
