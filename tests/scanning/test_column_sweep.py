@@ -38,21 +38,20 @@ def test_it_tells_the_twins_apart(table_twins: Twins, tmp_path: Path) -> None:
     assert again.to_json() == bad.to_json()
 
 
-@pytest.mark.parametrize("arch", [None, "xgboost_trees"])
-def test_two_columns_that_work_only_together(arch: str | None) -> None:
-    if arch:
-        pytest.importorskip("xgboost")
+def test_two_columns_of_trees() -> None:
+    """Nothing but answers is needed."""
+    pytest.importorskip("xgboost")
     task = TASKS["mixed_table"]
     train, test = task.load()
     attack = BadNetsTable(values="high", columns=2, target=0)
-    setup = task.setup(train, 4, None, arch)
+    setup = task.setup(train, 4, None, "xgboost_trees")
     net = setup.net(4)
     (trigger,) = attack.plant(net, setup)
     model = task.model(net)
     assert model.success_rate(trigger, test) > 0.9
     report = backsweep.scan(model, test, ColumnSweep(columns=2), device="cpu")
     assert report.verdict == "backdoored" and 0 in report.targets
-    clean = task.model(fit(task.net(4, arch), train, task.recipe, 4))
+    clean = task.model(fit(task.net(4, "xgboost_trees"), train, task.recipe, 4))
     assert backsweep.scan(clean, test, ColumnSweep(columns=2), device="cpu").verdict == "clean"
 
 

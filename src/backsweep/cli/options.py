@@ -40,7 +40,7 @@ Budget = Annotated[
 Model = Annotated[
     str,
     typer.Argument(
-        help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, ONNX, TorchScript, or a folder."
+        help="safetensors, a checkpoint (.pt, .pth, .ckpt), .pt2, ONNX, TorchScript, trees, or a folder."
     ),
 ]
 Samples = Annotated[
