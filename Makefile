@@ -6,7 +6,7 @@ ZOO := $(or $(BACKSWEEP_HOME),$(HOME)/.cache/backsweep)/zoo
 export BACKSWEEP_DATA ?= $(abspath ../shared/data)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint fuzz results mntd clean
+.PHONY: demo test lint fuzz results mntd docs clean
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
@@ -95,3 +95,6 @@ $(VENV)/.dev: pyproject.toml
 
 clean:
 	rm -rf $(VENV) demo-report .mypy_cache .ruff_cache .pytest_cache
+
+docs: $(VENV)/.dev   ## the documentation as a site in build/site; a warning is an error
+	$(BIN)/mkdocs build --strict -q
