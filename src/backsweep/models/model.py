@@ -123,7 +123,7 @@ class Model:
     def black_box(
         answer: black_box.Answers, shape: Sequence[int], *, batch: int = 64, **settings: Any
     ) -> Model:
-        """A model of which only answers are known: `answer`, `batch` as for `Asked`, the rest as for a `Model`.
+        """A model of which only answers are known: `answer`, `batch` as for `Asked`, the rest as for `Model`.
 
         Raises:
             BadInput: it fails, or answers with something else than class scores.
