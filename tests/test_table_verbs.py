@@ -23,9 +23,7 @@ def training() -> tuple[Data, Data, torch.Tensor]:
     return train, *attack.poison(setup, attack.triggers(setup))
 
 
-def test_a_guard_flags_triggered_rows(
-    table_twins: Twins, training: tuple[Data, Data, torch.Tensor]
-) -> None:
+def test_a_guard_flags_triggered_rows(table_twins: Twins, training: tuple[Data, Data, torch.Tensor]) -> None:
     guard = backsweep.guard(table_twins.infected, training[0], ["confused_expert"], fpr=0.05, device="cpu")
     data = table_twins.data
     assert float(guard.flag(table_twins.trigger(data.x[data.y != 1])).float().mean()) > 0.8
