@@ -7,8 +7,6 @@ import torch
 
 import backsweep
 from backsweep.inputs.samples import Data
-from backsweep.reports.report import Report
-from backsweep.scanning.detectors.column_sweep import ColumnSweep
 from backsweep.zoo.attacks.badnets_table import BadNetsTable
 from backsweep.zoo.tasks import TASKS
 from conftest import Twins
@@ -30,3 +28,15 @@ def test_a_guard_flags_triggered_rows(table_twins: Twins, training: tuple[Data, 
     assert float(guard.flag(data.x).float().mean()) < 0.12
     strip = backsweep.guard(table_twins.infected, training[0], ["strip"], fpr=0.05, device="cpu")
     assert float(strip.flag(data.x).float().mean()) < 0.12, "it runs; what it catches here is little"
+
+
+def test_an_audit_scores_the_poisoned_rows_highest(
+    table_twins: Twins, training: tuple[Data, Data, torch.Tensor]
+) -> None:
+    _, poisoned, rows = training
+    found = backsweep.audit(table_twins.infected, poisoned, ["cross_confusion"], device="cpu")
+    assert not found.errors
+    bad = torch.zeros(len(poisoned), dtype=torch.bool)
+    bad[rows] = True
+    scores, own = found.scores["cross_confusion"], poisoned.y == 1
+    assert float((scores[bad][:, None] > scores[own & ~bad]).float().mean()) > 0.9
