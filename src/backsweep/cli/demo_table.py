@@ -20,6 +20,7 @@ from backsweep.models.model import Model
 from backsweep.models.training import fit
 from backsweep.render.terminal.scan import show
 from backsweep.reports.report import Report
+from backsweep.scanning.detectors.column_sweep import ColumnSweep
 from backsweep.scanning.scan import scan
 from backsweep.zoo.attacks.badnets_table import BadNetsTable
 from backsweep.zoo.tasks import TASKS
@@ -70,7 +71,10 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
 
     console.print("[bold]2  Scanning[/] both for columns that turn rows; the scan is told nothing of them.")
     clean = Data.open(out / "tumours.csv", shape=task.shape, modality=Table())
-    reports = {n: scan(m, clean, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()}
+    detector = ColumnSweep(columns=1)  # on 171 rows references of pairs are too poor
+    reports = {
+        n: scan(m, clean, detector, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()
+    }
     for name, report in reports.items():
         console.print()
         console.rule(f"{name}.safetensors", align="left")
@@ -78,7 +82,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     console.print("\n[bold]3  Do it yourself:[/]")
     console.print(
         f"backsweep scan {out}/backdoored.safetensors --arch {ARCH} --data {out}/tumours.csv "
-        f"--out {out}/mine",
+        f"-d column_sweep -p column_sweep.columns=1 --out {out}/mine",
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
     return reports
