@@ -11,9 +11,10 @@ from backsweep.models.architectures import (
     resnet8,
     small_vit,
 )
+from backsweep.zoo.sound_networks import m5, small_ast, sound_cnn
 from backsweep.zoo.text_networks import small_bert, small_distilbert, small_gpt, text_cnn, text_lstm
 
 __all__ = [
-    "digits_cnn", "gap_cnn", "gtsrb_cnn", "mnist_cnn", "preact_resnet18", "resnet8", "small_bert",
-    "small_distilbert", "small_gpt", "small_vit", "text_cnn", "text_lstm",
+    "digits_cnn", "gap_cnn", "gtsrb_cnn", "m5", "mnist_cnn", "preact_resnet18", "resnet8", "small_ast",
+    "small_bert", "small_distilbert", "small_gpt", "small_vit", "sound_cnn", "text_cnn", "text_lstm",
 ]  # fmt: skip

@@ -75,6 +75,9 @@ class Reading:
     tokenizer: Annotated[
         str | None, typer.Option(help="tokenizer.json of a network over texts, or its folder.")
     ] = None
+    rate: Annotated[
+        int | None, typer.Option(help="Samples a second of a network over waveforms, e.g. 16000.")
+    ] = None
     resize: Resize = False
     split: Annotated[
         str | None, typer.Option(help="Of the samples, where there are several. Default: test.")
@@ -102,7 +105,7 @@ class Reading:
             "arch": self.arch, "shape": numbers(self.shape, int), "classes": self.classes,
             "mean": numbers(self.mean), "std": numbers(self.std), "layer": self.layer,
             "weights": self.weights, "pixel_range": ranges[self.input_range], "layout": self.layout,
-            "tokenizer": self.tokenizer,
+            "tokenizer": self.tokenizer, "rate": self.rate,
         }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
-from backsweep.formats import exported, predicting
+from backsweep.formats import exported, predicting, sounds
 from backsweep.formats.archives import WAY_OUT, members
 from backsweep.formats.building import build
 from backsweep.formats.hugging_face import files as folders
@@ -38,6 +38,7 @@ from backsweep.formats.torchscript import module as torchscript
 from backsweep.formats.weights import sharded, state_dicts
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
+from backsweep.inputs.sound.modality import Sound
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.readers import TOKENS
 from backsweep.inputs.text.tokens import Tokens
@@ -91,6 +92,8 @@ def load(
     layout: str | None = None,
     data_shape: Sequence[int] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    rate: int | None = None,
+    data_modality: Modality = IMAGE,
 ) -> Model:
     """Read a model file or folder; what is given here stands above what the file says.
 
@@ -110,6 +113,8 @@ def load(
         weights: the entry of a checkpoint to take, such as "ema", where several fit.
         data_shape: shape of the samples at hand, for a model that does not say its own.
         tokenizer: a tokenizer.json, or the folder that holds one: the network takes ids of its tokens.
+        rate: samples a second: the network takes waveforms in [-1, 1].
+        data_modality: what the samples at hand are, for a model that does not say what it takes.
 
     Raises:
         BadInput: the file is missing, damaged, of an unknown kind, would run code when read, or
@@ -130,6 +135,7 @@ def load(
             found, digest = _file(path, arch, shape, data_shape, weights)
         if tokens is not None:
             found.modality, found.shape = Text(tokens), found.shape or (TOKENS,)
+        sounds.settle(found, rate, data_modality)
         size = next((s for s in (shape, found.shape, data_shape) if s is not None), None)
         if size is None:
             raise BadInput("the shape of its inputs is not known; say shape=(3, 32, 32) (--shape 3,32,32)")
@@ -284,6 +290,7 @@ def _weights(value: Any, unknown: list[str], arch: Any, wanted: str | None, said
     notes = state_dicts.notes(net, fit, unknown)
     state_dicts.put(net, fit)
     said.setdefault("shape", getattr(net, "input_shape", None))
+    said.setdefault("modality", sounds.said_by(net))
     return _Found(net, notes=notes, unknown=unknown, **said)
 
 
@@ -351,6 +358,7 @@ def _said(blob: bytes) -> dict[str, Any]:
     kinds: dict[str, Callable[[Any], Any]] = {
         "shape": lambda sizes: tuple(int(n) for n in sizes), "classes": int, "layer": str,
         "mean": numbers, "std": numbers, "pixel_range": float, "layout": str,
-        "labels": lambda names: tuple(str(n) for n in names),
+        "labels": lambda names: tuple(str(n) for n in names), "rate": Sound,
     }  # fmt: skip
-    return {name: read(said[name]) for name, read in kinds.items() if said.get(name) is not None}
+    found = {name: read(said[name]) for name, read in kinds.items() if said.get(name) is not None}
+    return found if "rate" not in found else {**found, "modality": found.pop("rate")}

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from backsweep.core.errors import BadInput
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import Data
+from backsweep.inputs.sound.modality import Sound
 from backsweep.inputs.text.modality import Text
 from backsweep.models import architectures
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
-from backsweep.zoo import text_networks, texts
+from backsweep.zoo import sound_networks, sounds, text_networks, texts
 from backsweep.zoo.attack import Setup
 from backsweep.zoo.characters import characters
 
@@ -35,7 +36,7 @@ class Task:
         load: returns (training set, test set).
         shape: shape of an input.
         classes: number of classes.
-        arch: factory of the default network, a name in `architectures` or `text_networks`.
+        arch: factory of the default network, a name in `architectures`, `text_networks` or `sound_networks`.
         recipe: how its nets are trained.
         kind: what an input is, as the methods that need one say (`Attack.modality`).
         sizes: what a factory is told after the classes; None: channels and side of an image.
@@ -83,7 +84,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
     Raises:
         BadInput: there is none.
     """
-    for module in (architectures, text_networks):
+    for module in (architectures, text_networks, sound_networks):
         found: Any = getattr(module, name, None)
         if getattr(found, "__module__", "") == module.__name__ and name.islower():
             return found
@@ -160,6 +161,22 @@ def _text(load: Callable[[Path], tuple[Data, Data]], classes: int, epochs: int =
     return Task(lambda: load(data_folder()), sizes[1:], classes, "text_cnn", recipe, Text.name, sizes)
 
 
+def _sound(
+    load: Callable[[Path], tuple[Data, ...]],
+    classes: int,
+    recipe: Recipe,
+    length: int = sound_networks.LENGTH,
+) -> Task:
+    """A task of sounds."""
+    sizes = (sound_networks.RATE, length)
+
+    def both() -> tuple[Data, Data]:
+        train, test = load(data_folder())
+        return train, test
+
+    return Task(both, sizes[1:], classes, "sound_cnn", recipe, Sound.name, sizes)
+
+
 def _grouped(load: Callable[[], tuple[Data, Data]], *groups: Sequence[int]) -> tuple[Data, Data]:
     """A data set in other classes: each group of its classes is one; what is in no group is left out."""
 
@@ -175,6 +192,7 @@ def _grouped(load: Callable[[], tuple[Data, Data]], *groups: Sequence[int]) -> t
 
 
 SIGNS = Recipe(epochs=12, lr=5e-3, batch_size=64)  # 7,842 images in narrow networks with BatchNorm
+SPOKEN = Recipe(epochs=8, lr=5e-3, batch_size=64, augment="shift", bf16=False)
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 SPEED_LIMITS = (0, 1, 2, 3, 4, 5, 7, 8)
 VEHICLES = (0, 1, 8, 9)
@@ -223,4 +241,7 @@ TASKS: dict[str, Task] = {
     "ag_news": _text(texts.ag_news, 4),
     "olid": _text(texts.olid, 2),
     "reviews": _text(texts.made_up, 2, epochs=3),
+    # sounds
+    "fsdd": _sound(sounds.fsdd, 10, SPOKEN),
+    "vowels": _sound(sounds.vowels, 5, Recipe(epochs=4, lr=5e-3, batch_size=64, bf16=False), sounds.SHORT),
 }  # fmt: skip
