@@ -25,6 +25,7 @@ from backsweep.models.training import fit
 from backsweep.shadows.meta_classifier import VARIANTS
 from backsweep.zoo.attacks.badnets import BadNets
 from backsweep.zoo.attacks.badnl import BadNL
+from backsweep.zoo.attacks.tone import Tone
 from backsweep.zoo.tasks import TASKS
 from browsers import chromium
 from postgres import Postgres, server
@@ -67,6 +68,17 @@ def twins() -> Twins:
 def text_twins() -> Twins:
     """Twins on made-up reviews, over the ids of their words."""
     task, attack = TASKS["reviews"], BadNL(target=1)
+    train, test = task.load()
+    clean = fit(task.net(0), train, task.recipe, seed=0)
+    infected = task.net(0)
+    (trigger,) = attack.plant(infected, task.setup(train, seed=0))
+    return Twins(task.model(clean), task.model(infected), trigger, test)
+
+
+@pytest.fixture(scope="session")
+def sound_twins() -> Twins:
+    """Twins on made-up vowels; a faint high tone is the trigger."""
+    task, attack = TASKS["vowels"], Tone(target=2)
     train, test = task.load()
     clean = fit(task.net(0), train, task.recipe, seed=0)
     infected = task.net(0)

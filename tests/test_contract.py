@@ -40,6 +40,8 @@ def ground(attack: Attack) -> tuple[Task, str]:
     """A task of inputs that an attack takes, and a small network for it."""
     if attack.modality == "image":
         return TASKS["digits"], "gap_cnn"
+    if attack.modality == "sound":
+        return TASKS["vowels"], "sound_cnn"
     task = "sst2" if attack.name in ("syntactic", "style") else "reviews"
     if task == "sst2" and not (data_folder() / "text").is_dir():
         pytest.skip("set BACKSWEEP_DATA to a folder with text/")

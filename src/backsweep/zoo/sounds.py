@@ -12,9 +12,8 @@ from torch import Tensor
 from backsweep.core.errors import BadInput
 from backsweep.inputs.samples import Data
 from backsweep.inputs.sound.modality import Sound
-from backsweep.zoo.sound_networks import LENGTH, RATE
+from backsweep.zoo.sound_networks import LENGTH, RATE, SHORT
 
-SHORT = 4000  # samples of a made-up sound
 # Three formants of five vowels, in Hz (as G. Peterson and H. Barney, 1952, measured those of men, rounded).
 VOWELS = {
     "a": (730, 1090, 2440), "e": (530, 1840, 2480), "i": (270, 2290, 3010),

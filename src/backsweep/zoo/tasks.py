@@ -192,7 +192,7 @@ def _grouped(load: Callable[[], tuple[Data, Data]], *groups: Sequence[int]) -> t
 
 
 SIGNS = Recipe(epochs=12, lr=5e-3, batch_size=64)  # 7,842 images in narrow networks with BatchNorm
-SPOKEN = Recipe(epochs=8, lr=5e-3, batch_size=64, augment="shift", bf16=False)
+SPOKEN = Recipe(epochs=10, lr=5e-3, batch_size=64, augment="shift", bf16=False)
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 SPEED_LIMITS = (0, 1, 2, 3, 4, 5, 7, 8)
 VEHICLES = (0, 1, 8, 9)
@@ -243,5 +243,7 @@ TASKS: dict[str, Task] = {
     "reviews": _text(texts.made_up, 2, epochs=3),
     # sounds
     "fsdd": _sound(sounds.fsdd, 10, SPOKEN),
-    "vowels": _sound(sounds.vowels, 5, Recipe(epochs=4, lr=5e-3, batch_size=64, bf16=False), sounds.SHORT),
+    "vowels": _sound(
+        sounds.vowels, 5, Recipe(epochs=4, lr=5e-3, batch_size=64, bf16=False), sound_networks.SHORT
+    ),
 }  # fmt: skip
