@@ -126,6 +126,7 @@ class Modality:
         noun: what an input is called; a table's is a "row".
         unit: what an input is made of, and what a trigger's size counts: "pixel", "column".
         axes: what the numbers of a shape are.
+        suffixes: of files that hold one input, which `decode` reads.
         faint, few: names of the two spaces that every modality has: a faint change of everything, and
             a change of few units.
         recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
@@ -138,6 +139,7 @@ class Modality:
     noun: ClassVar[str] = "input"
     unit: ClassVar[str] = "value"
     axes: ClassVar[str] = ""
+    suffixes: ClassVar[tuple[str, ...]] = ()
     faint: ClassVar[str] = ""
     few: ClassVar[str] = ""
     recovered: ClassVar[tuple[str, ...]] = ("patch",)

@@ -18,7 +18,7 @@ from backsweep.inputs.family import Family
 from backsweep.inputs.modality import Change, Found, Modality, Space, Wanted
 from backsweep.inputs.sound import perturbing, readers
 from backsweep.inputs.sound.changing import faster, flat, of_length
-from backsweep.inputs.sound.decoding import RATES, decoded
+from backsweep.inputs.sound.decoding import RATES, SUFFIXES, decoded
 from backsweep.inputs.sound.families import CellFamily
 from backsweep.inputs.sound.mel import frame_of, frames_of
 from backsweep.inputs.sound.pictures import spectrogram, wav
@@ -41,6 +41,7 @@ class Sound(Modality):
     noun: ClassVar[str] = "sound"
     unit: ClassVar[str] = "cell"
     axes: ClassVar[str] = "samples of a waveform"
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     faint: ClassVar[str] = "noise"
     few: ClassVar[str] = "cells"
 
