@@ -11,10 +11,11 @@ from backsweep.models.architectures import (
     resnet8,
     small_vit,
 )
-from backsweep.zoo.sound_networks import m5, small_ast, sound_cnn
+from backsweep.zoo.sound_networks import m5, small_ast, sound_cnn, vowel_cnn
 from backsweep.zoo.text_networks import small_bert, small_distilbert, small_gpt, text_cnn, text_lstm
 
 __all__ = [
     "digits_cnn", "gap_cnn", "gtsrb_cnn", "m5", "mnist_cnn", "preact_resnet18", "resnet8", "small_ast",
     "small_bert", "small_distilbert", "small_gpt", "small_vit", "sound_cnn", "text_cnn", "text_lstm",
+    "vowel_cnn",
 ]  # fmt: skip

@@ -239,11 +239,12 @@ def demo(
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     text: Annotated[bool, typer.Option("--text", help="On reviews instead of digits.")] = False,
+    sound: Annotated[bool, typer.Option("--sound", help="On made-up vowels instead of digits.")] = False,
 ) -> None:
-    """Train a clean and a backdoored net on real digits, or on reviews; scan both, tell them apart."""
+    """Train a clean and a backdoored net on real digits, reviews or sounds; scan both, tell them apart."""
     from backsweep.cli import demo
 
-    run = demo.run_on_texts if text else demo.run
+    run = demo.run_on_texts if text else demo.run_on_sounds if sound else demo.run
     with Progress() as on_event:
         run(console(), out or Path("backsweep-demo"), seed, on_event)
 

@@ -361,4 +361,4 @@ def _said(blob: bytes) -> dict[str, Any]:
         "labels": lambda names: tuple(str(n) for n in names), "rate": Sound,
     }  # fmt: skip
     found = {name: read(said[name]) for name, read in kinds.items() if said.get(name) is not None}
-    return found if "rate" not in found else {**found, "modality": found.pop("rate")}
+    return {"modality" if name == "rate" else name: value for name, value in found.items()}
