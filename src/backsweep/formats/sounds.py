@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import nn
@@ -16,6 +17,7 @@ class Read(Protocol):
     """A network that was read, with what its file says."""
 
     modality: Modality
+    shape: Sequence[int] | None
     notes: list[str]
 
 
@@ -43,7 +45,7 @@ def settle(found: Read, rate: int | None, data: Modality) -> None:
         if isinstance(own, Sound) and own.rate != rate:
             raise BadInput(f"it says itself that it takes {own.rate:,} samples a second, not {rate:,}")
         found.modality = Sound(rate)
-    elif own == IMAGE and isinstance(data, Sound):
+    elif own == IMAGE and isinstance(data, Sound) and (found.shape is None or data.fits(found.shape)):
         found.modality = data
         found.notes.append(
             f"the network does not say at which rate it takes sounds: that of the samples, {data.rate:,} a "

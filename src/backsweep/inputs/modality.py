@@ -170,11 +170,7 @@ class Modality:
         return x[None] if tuple(x.shape) == shape else x
 
     def recognised(self, path: Path) -> Modality | None:
-        """This modality, as the files at a path say, where they are of it; None where they are not.
-
-        Raises:
-            BadInput: they are, and cannot be read.
-        """
+        """This modality, as the files at a path say, where they are of it; None where they are not."""
         return None
 
     def read(self, path: Path, wanted: Wanted) -> Found:

@@ -153,8 +153,10 @@ class Kaldi(nn.Module):
         parts = x.unfold(1, int(_KALDI["frame"]), int(_KALDI["hop"]))
         parts = parts - parts.mean(2, keepdim=True)
         before = torch.cat([parts[..., :1], parts[..., :-1]], 2)
-        z = torch.fft.rfft((parts - _KALDI["emphasis"] * before) * self.window, n=int(_KALDI["fft"]))
-        power = torch.matmul(z.real.square() + z.imag.square(), self.filters.T)
+        z = torch.fft.rfft(
+            (parts - _KALDI["emphasis"] * before) * self.get_buffer("window"), n=int(_KALDI["fft"])
+        )
+        power = torch.matmul(z.real.square() + z.imag.square(), self.get_buffer("filters").T)
         found = power.clamp_min(_KALDI["floor"]).log()[:, : self.frames]
         found = F.pad(found, (0, 0, 0, self.frames - found.shape[1]))
         return (found - self.mean) / (2 * self.std) if self.normalised else found
@@ -175,8 +177,14 @@ class LogMel10(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         length = self.frames * self.hop
         x = F.pad(x[:, :length], (0, max(0, length - x.shape[1])))
-        z = torch.stft(x, self.size, self.hop, window=self.window, return_complex=True)[..., :-1]
-        level = torch.matmul(self.filters, z.real.square() + z.imag.square()).clamp_min(1e-10).log10()
+        z = torch.stft(x, self.size, self.hop, window=self.get_buffer("window"), return_complex=True)[
+            ..., :-1
+        ]
+        level = (
+            torch.matmul(self.get_buffer("filters"), z.real.square() + z.imag.square())
+            .clamp_min(1e-10)
+            .log10()
+        )
         level = torch.maximum(level, level.amax((1, 2), keepdim=True) - 8)
         return (level + 4) / 4
 

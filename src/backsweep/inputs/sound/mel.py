@@ -65,6 +65,6 @@ class LogMel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             z = spectrum(x.float().flatten(1), self.size)
-            power = torch.matmul(self.filters, z.real.square() + z.imag.square())
+            power = torch.matmul(self.get_buffer("filters"), z.real.square() + z.imag.square())
             level = (power + FLOOR).log()[:, None]
             return (level - level.mean((2, 3), keepdim=True)) / 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zipfile
 from collections import Counter
@@ -30,6 +31,7 @@ WANTED = (
 FILES = Files("sound", SUFFIXES, WANTED)
 RATE_KEYS = ("rate", "sample_rate", "sampling_rate", "sr")
 PART = 1024  # waveforms that are resampled at once
+LOOKED = 1000  # names in a folder, to see whether it holds sounds
 
 
 def read(path: Path, wanted: Wanted, rate: int) -> Found:
@@ -60,26 +62,33 @@ def read(path: Path, wanted: Wanted, rate: int) -> Found:
 
 
 def rate_of(path: Path) -> int | None:
-    """The sample rate of what lies there, None where there are no sounds.
+    """The sample rate of what lies there, None where there are no sounds, or nothing that can be read."""
+    try:
+        if path.is_file() and path.suffix.lower() == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return _said_rate(archive)
+        where, shown = _first(path), path.name
+        if where is None and path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
+            with path.open(encoding="utf-8", errors="replace") as f:
+                if not any(s in f.read(2**16).lower() for s in SUFFIXES):
+                    return None
+            shown, found = next(tables.listing(path, Wanted(labels="model")).opened([0]))
+            where = found if isinstance(found, Path) and shown.lower().endswith(SUFFIXES) else None
+        return None if where is None else decoded(where, shown).rate
+    except (BadInput, OSError, ValueError, zipfile.BadZipFile):  # whoever reads it says it better
+        return None
 
-    Raises:
-        BadInput: the first sound cannot be read.
-    """
-    if path.is_file() and path.suffix.lower() == ".npz":
-        with zipfile.ZipFile(path) as archive:
-            return _said_rate(archive)
-    if path.is_dir():
-        found = next(iter(sorted(f for f in path.glob("**/*") if f.suffix.lower() in SUFFIXES)), None)
-        return None if found is None else decoded(found, found.name).rate
-    if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
-        with path.open(encoding="utf-8", errors="replace") as f:
-            if not any(s in f.read(2**16).lower() for s in SUFFIXES):
-                return None
-        listing = tables.listing(path, Wanted(labels="model"))
-        shown, where = next(listing.opened([0]))
-        if where is not None and shown.lower().endswith(SUFFIXES):
-            return decoded(where, shown).rate
-    return None
+
+def _first(path: Path, depth: int = 3) -> Path | None:
+    """A sound in a folder, or in the first of its folders; of a large folder not all is looked at."""
+    if not path.is_dir():
+        return None
+    entries = sorted(itertools.islice(path.iterdir(), LOOKED))
+    sound = next((e for e in entries if e.suffix.lower() in SUFFIXES and e.is_file()), None)
+    if sound is not None or depth == 0:
+        return sound
+    folders = (e for e in entries if e.is_dir() and not e.name.startswith("."))
+    return next((f for e in itertools.islice(folders, 3) if (f := _first(e, depth - 1)) is not None), None)
 
 
 # ---------------------------------------------------------------------- files
