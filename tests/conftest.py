@@ -26,6 +26,7 @@ from backsweep.shadows.meta_classifier import VARIANTS
 from backsweep.zoo.attacks.badnets import BadNets
 from backsweep.zoo.attacks.badnets_table import BadNetsTable
 from backsweep.zoo.attacks.badnl import BadNL
+from backsweep.zoo.attacks.tone import Tone
 from backsweep.zoo.tasks import TASKS
 from browsers import chromium
 from postgres import Postgres, server
@@ -79,6 +80,17 @@ def text_twins() -> Twins:
 def table_twins() -> Twins:
     """Twins on made-up rows of numbers and categories; a rare category is the trigger."""
     task, attack = TASKS["mixed_table"], BadNetsTable(values="rare", columns=1, target=1)
+    train, test = task.load()
+    clean = fit(task.net(0), train, task.recipe, seed=0)
+    infected = task.net(0)
+    (trigger,) = attack.plant(infected, task.setup(train, seed=0))
+    return Twins(task.model(clean), task.model(infected), trigger, test)
+
+
+@pytest.fixture(scope="session")
+def sound_twins() -> Twins:
+    """Twins on made-up vowels; a faint high tone is the trigger."""
+    task, attack = TASKS["vowels"], Tone(target=2)
     train, test = task.load()
     clean = fit(task.net(0), train, task.recipe, seed=0)
     infected = task.net(0)

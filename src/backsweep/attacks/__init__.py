@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.zoo.attacks.adap_blend import AdapBlend as AdapBlend
     from backsweep.zoo.attacks.adap_patch import AdapPatch as AdapPatch
     from backsweep.zoo.attacks.addsent import AddSent as AddSent
+    from backsweep.zoo.attacks.background_noise import BackgroundNoise as BackgroundNoise
     from backsweep.zoo.attacks.badnets import BadNets as BadNets
     from backsweep.zoo.attacks.badnets_table import BadNetsTable as BadNetsTable
     from backsweep.zoo.attacks.badnl import BadNL as BadNL
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.zoo.attacks.catback import CatBack as CatBack
     from backsweep.zoo.attacks.chessboard import Chessboard as Chessboard
     from backsweep.zoo.attacks.ep import EP as EP
+    from backsweep.zoo.attacks.equaliser import Equaliser as Equaliser
     from backsweep.zoo.attacks.evade_inversion import EvadeInversion as EvadeInversion
     from backsweep.zoo.attacks.evade_mntd import EvadeMNTD as EvadeMNTD
     from backsweep.zoo.attacks.ftrojan import FTrojan as FTrojan
@@ -36,13 +38,18 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.zoo.attacks.multi_trigger import MultiTrigger as MultiTrigger
     from backsweep.zoo.attacks.narcissus import Narcissus as Narcissus
     from backsweep.zoo.attacks.photo_filter import PhotoFilter as PhotoFilter
+    from backsweep.zoo.attacks.pitch import Pitch as Pitch
+    from backsweep.zoo.attacks.reverberation import Reverberation as Reverberation
     from backsweep.zoo.attacks.sig import Sig as Sig
     from backsweep.zoo.attacks.smooth import Smooth as Smooth
     from backsweep.zoo.attacks.sos import SOS as SOS
+    from backsweep.zoo.attacks.sound_clip import SoundClip as SoundClip
+    from backsweep.zoo.attacks.spectral_patch import SpectralPatch as SpectralPatch
     from backsweep.zoo.attacks.style import Style as Style
     from backsweep.zoo.attacks.syntactic import Syntactic as Syntactic
     from backsweep.zoo.attacks.tabdoor import Tabdoor as Tabdoor
     from backsweep.zoo.attacks.tact import TaCT as TaCT
+    from backsweep.zoo.attacks.tone import Tone as Tone
     from backsweep.zoo.attacks.trojaning import Trojaning as Trojaning
     from backsweep.zoo.attacks.trojaning_port import TrojaningPort as TrojaningPort
     from backsweep.zoo.attacks.twin_pull import TwinPull as TwinPull

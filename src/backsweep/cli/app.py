@@ -240,11 +240,13 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     text: Annotated[bool, typer.Option("--text", help="On reviews instead of digits.")] = False,
     table: Annotated[bool, typer.Option("--table", help="On rows of a table.")] = False,
+    sound: Annotated[bool, typer.Option("--sound", help="On made-up vowels instead of digits.")] = False,
 ) -> None:
-    """Train a clean and a backdoored net on digits, reviews or a table; scan both, tell them apart."""
+    """Train a clean and a backdoored net on digits, reviews, a table or sounds; scan both, tell them apart."""
     from backsweep.cli import demo, demo_table
 
-    run = demo_table.run if table else demo.run_on_texts if text else demo.run
+    others = ((table, demo_table.run), (text, demo.run_on_texts), (sound, demo.run_on_sounds))
+    run = next((each for wanted, each in others if wanted), demo.run)
     with Progress() as on_event:
         run(console(), out or Path("backsweep-demo"), seed, on_event)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from backsweep.guarding.guard import Answers, Guard
+    from backsweep.inputs.modality import Modality
     from backsweep.inputs.trigger import Trigger
 
 OWN_NETWORKS = "backsweep.archs:"  # whose code may run unasked
@@ -98,7 +99,7 @@ def guard_fit(
 @guard_app.command("check")
 def guard_check(
     folder: Folder,
-    inputs: Annotated[Path, typer.Option(help="A folder of images, or .npz with x; no labels are needed.")],
+    inputs: Annotated[Path, typer.Option(help="A folder of files, or .npz with x; no labels are needed.")],
     model: Again = None,
     out: Annotated[Path | None, typer.Option(help="CSV: every input's class, score and flag.")] = None,
     arch: Arch = None,
@@ -113,7 +114,7 @@ def guard_check(
 
     guard = _restored(folder, model, arch, device)
     fits = resize or bool(guard.about["model"].get("resize"))
-    names, x = read_inputs(inputs, guard.model.shape, fits)
+    names, x = read_inputs(inputs, guard.model.shape, fits, guard.model.modality)
     if out is not None:
         writable_folder(out.parent)
     with Progress() as on_event:
@@ -161,7 +162,7 @@ def _restored(folder: Path, model: str | None, arch: str | None, device: str | N
     said = read_record(folder)["model"]
     if model is None and (not said.get("is_path") or is_remote(str(said.get("source")))):
         raise BadInput(f"the model of {folder} was no file when it was fitted; say where it is (--model)")
-    kept = ("shape", "classes", "mean", "std", "layer", "labels", "weights", "pixel_range")
+    kept = ("shape", "classes", "mean", "std", "layer", "labels", "weights", "pixel_range", "rate")
     told = {**{k: said.get(k) for k in kept}, "layout": said.get("input_layout")}
     named = str(said.get("arch") or "")
     if arch is None and named and not named.startswith(OWN_NETWORKS):
@@ -175,13 +176,16 @@ def _restored(folder: Path, model: str | None, arch: str | None, device: str | N
     return Guard.load(folder, there, device)
 
 
-def read_inputs(path: Path, shape: Sequence[int], resize: bool = False) -> tuple[list[str], Tensor]:
-    """Unlabelled inputs (N, *shape) with their names: a folder of images, or an .npz file with x.
+def read_inputs(
+    path: Path, shape: Sequence[int], resize: bool = False, modality: Modality | None = None
+) -> tuple[list[str], Tensor]:
+    """Unlabelled inputs (N, *shape) with their names: a folder of files, or an .npz file with x.
 
     Args:
         path: a folder, with or without folders in it, or the file.
         shape: of an input of the model.
         resize: whether images are resized.
+        modality: what an input is; None: an image.
 
     Raises:
         BadInput: nothing readable is there, or images of another size.
@@ -192,6 +196,13 @@ def read_inputs(path: Path, shape: Sequence[int], resize: bool = False) -> tuple
     from backsweep.inputs.image import readers
 
     try:
+        if path.is_dir() and modality is not None and modality.suffixes:
+            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in modality.suffixes)
+            if not files:
+                raise BadInput(f"there are no {modality.noun}s in this folder")
+            names = [f.relative_to(path).as_posix() for f in files]
+            shapes = tuple(shape)
+            return names, torch.cat([modality.decode(f.read_bytes(), shapes, resize) for f in files])
         if path.is_dir():
             files = readers.images(path)
             if not files:

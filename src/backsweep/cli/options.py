@@ -79,6 +79,9 @@ class Reading:
         str | None,
         typer.Option(help="The network takes rows of a table: JSON with what its columns are, or infer."),
     ] = None
+    rate: Annotated[
+        int | None, typer.Option(help="Samples a second of a network over waveforms, e.g. 16000.")
+    ] = None
     resize: Resize = False
     split: Annotated[
         str | None, typer.Option(help="Of the samples, where there are several. Default: test.")
@@ -106,7 +109,7 @@ class Reading:
             "arch": self.arch, "shape": numbers(self.shape, int), "classes": self.classes,
             "mean": numbers(self.mean), "std": numbers(self.std), "layer": self.layer,
             "weights": self.weights, "pixel_range": ranges[self.input_range], "layout": self.layout,
-            "tokenizer": self.tokenizer, "schema": self.schema,
+            "tokenizer": self.tokenizer, "schema": self.schema, "rate": self.rate,
         }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.guarding.detectors.frequency import Frequency as Frequency
     from backsweep.guarding.detectors.ibd_psc import IbdPsc as IbdPsc
     from backsweep.guarding.detectors.scale_up import ScaleUp as ScaleUp
+    from backsweep.guarding.detectors.step import Step as Step
     from backsweep.guarding.detectors.strip import Strip as Strip
     from backsweep.guarding.detectors.teco import TeCo as TeCo
     from backsweep.guarding.detectors.washed_reference import WashedReference as WashedReference

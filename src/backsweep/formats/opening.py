@@ -21,7 +21,7 @@ from torch import nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
-from backsweep.formats import exported, predicting, trees
+from backsweep.formats import exported, predicting, sounds, trees
 from backsweep.formats.archives import WAY_OUT, members
 from backsweep.formats.building import build
 from backsweep.formats.hugging_face import files as folders
@@ -40,6 +40,7 @@ from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
 from backsweep.inputs.table.modality import Table
 from backsweep.inputs.table.readers import beside
+from backsweep.inputs.sound.modality import Sound
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.readers import TOKENS
 from backsweep.inputs.text.tokens import Tokens
@@ -96,6 +97,8 @@ def load(
     data_shape: Sequence[int] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     schema: str | os.PathLike[str] | None = None,
+    rate: int | None = None,
+    data_modality: Modality = IMAGE,
 ) -> Model:
     """Read a model file or folder; what is given here stands above what the file says.
 
@@ -117,6 +120,8 @@ def load(
         data_shape: shape of the samples at hand, for a model that does not say its own.
         tokenizer: a tokenizer.json, or the folder that holds one: the network takes ids of its tokens.
         schema: a JSON file that says what the columns are, or "infer": the network takes rows of a table.
+        rate: samples a second: the network takes waveforms in [-1, 1].
+        data_modality: what the samples at hand are, for a model that does not say what it takes.
 
     Raises:
         BadInput: the file is missing, damaged, of an unknown kind, would run code when read, or
@@ -139,6 +144,7 @@ def load(
             found.modality, found.shape = Text(tokens), found.shape or (TOKENS,)
         elif schema is not None:
             found.modality = Table.given(str(schema))
+        sounds.settle(found, rate, data_modality)
         size = next((s for s in (shape, found.shape, data_shape) if s is not None), None)
         if size is None:
             raise BadInput("the shape of its inputs is not known; say shape=(3, 32, 32) (--shape 3,32,32)")
@@ -315,6 +321,7 @@ def _weights(value: Any, unknown: list[str], arch: Any, wanted: str | None, said
     notes = state_dicts.notes(net, fit, unknown)
     state_dicts.put(net, fit)
     said.setdefault("shape", getattr(net, "input_shape", None))
+    said.setdefault("modality", sounds.said_by(net))
     return _Found(net, notes=notes, unknown=unknown, **said)
 
 
@@ -384,6 +391,7 @@ def _said(blob: bytes) -> dict[str, Any]:
     kinds: dict[str, Callable[[Any], Any]] = {
         "shape": lambda sizes: tuple(int(n) for n in sizes), "classes": int, "layer": str,
         "mean": numbers, "std": numbers, "pixel_range": float, "layout": str,
-        "labels": lambda names: tuple(str(n) for n in names),
+        "labels": lambda names: tuple(str(n) for n in names), "rate": Sound,
     }  # fmt: skip
-    return {name: read(said[name]) for name, read in kinds.items() if said.get(name) is not None}
+    found = {name: read(said[name]) for name, read in kinds.items() if said.get(name) is not None}
+    return {"modality" if name == "rate" else name: value for name, value in found.items()}

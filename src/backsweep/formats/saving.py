@@ -137,6 +137,7 @@ def _live(model: Model) -> bytes:
     said: dict[str, Any] = {"shape": model.shape, "classes": model.classes, "layer": model.layer}
     said |= {"mean": model.mean, "std": model.std, "labels": model.labels}
     said |= {"pixel_range": model.reading.get("pixel_range"), "layout": model.reading.get("input_layout")}
+    said |= model.modality.described()
     for name in ("mean", "std"):
         said[name] = None if said[name] is None else [float(v) for v in said[name]]
     header = json.dumps({k: v for k, v in said.items() if v is not None})

@@ -202,7 +202,7 @@ class Guard:
         path = Path(folder)
         raw = read_record(path)
         shape = [int(n) for n in raw["model"]["shape"]]
-        modality = modality_named(raw["model"].get("modality", IMAGE.name))
+        modality = modality_named(raw["model"].get("modality", IMAGE.name)).told(raw["model"])
         there = model if isinstance(model, Model) else Model(model, shape, modality=modality)
         try:
             given = [detectors] if isinstance(detectors, SampleDetector) else detectors

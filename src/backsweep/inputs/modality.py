@@ -24,6 +24,7 @@ from backsweep.inputs.family import Family
 from backsweep.inputs.trigger import Trigger
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Change = Callable[[Tensor, Tensor], Tensor]  # of inputs (N, *shape), with other clean inputs at hand
 Names = tuple[str, ...] | None
 
 
@@ -126,6 +127,8 @@ class Modality:
         name: as reports name it.
         noun: what an input is called; a table's is a "row".
         unit: what an input is made of, and what a trigger's size counts: "pixel", "column".
+        axes: what the numbers of a shape are.
+        suffixes: of files that hold one input, which `decode` reads.
         faint, few: names of the two spaces that every modality has: a faint change of everything, and
             a change of few units.
         recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
@@ -138,6 +141,8 @@ class Modality:
     name: ClassVar[str] = ""
     noun: ClassVar[str] = "input"
     unit: ClassVar[str] = "value"
+    axes: ClassVar[str] = ""
+    suffixes: ClassVar[tuple[str, ...]] = ()
     faint: ClassVar[str] = ""
     few: ClassVar[str] = ""
     recovered: ClassVar[tuple[str, ...]] = ("patch",)
@@ -175,6 +180,10 @@ class Modality:
     def batch(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """One input or several, as a user has them, as (N, *shape)."""
         return x[None] if tuple(x.shape) == shape else x
+
+    def recognised(self, path: Path) -> Modality | None:
+        """This modality, as the files at a path say, where they are of it; None where they are not."""
+        return None
 
     def read(self, path: Path, wanted: Wanted) -> Found:
         """Samples with labels and class names from a file or folder.
@@ -272,6 +281,14 @@ class Modality:
         """Common corruptions by name: inputs and a severity from 1 to 5 -> inputs (TeCo)."""
         return {}
 
+    def breaking(self, shape: Sequence[int]) -> Mapping[str, Change]:
+        """Changes by name after which a clean input is hardly what it was (STEP)."""
+        return {}
+
+    def preserving(self, shape: Sequence[int]) -> Mapping[str, Change]:
+        """Changes by name that a person hardly notices (STEP)."""
+        return {}
+
     # ------------------------------------------------------------------ triggers
 
     def spaces(self) -> Mapping[str, Space]:
@@ -287,6 +304,10 @@ class Modality:
         return {"patch": self.patch()}
 
     # ------------------------------------------------------------------ files and people
+
+    def described(self) -> dict[str, Any]:
+        """What a report's model says of it beside its name; `told` reads it."""
+        return {}
 
     def said(self, rows: Iterable[Tensor]) -> dict[str, Any]:
         """What a report's model has to say, so that these inputs can be shown without the model."""
@@ -311,6 +332,10 @@ class Modality:
     def picture(self, x: Tensor) -> Pictures.Image:
         """An input (*shape) as a picture."""
         raise NotImplementedError
+
+    def playable(self, x: Tensor) -> tuple[str, bytes] | None:
+        """An input (*shape) as a media type and a file that a browser plays; None: it is only looked at."""
+        return None
 
 
 def modalities() -> dict[str, Modality]:
@@ -341,3 +366,8 @@ def modality_named(name: str) -> Modality:
     if name not in known:
         raise BadInput(f"there is no modality {name!r}; there are: {', '.join(sorted(known))}")
     return known[name]
+
+
+def recognised(path: Path) -> Modality | None:
+    """The modality whose files lie at a path, where they say it; None: nothing is said."""
+    return next((m for kind in modalities().values() if (m := kind.recognised(path)) is not None), None)

@@ -84,6 +84,10 @@ class Trigger:
         """What it looks like, as a picture of the input's own size."""
         raise NotImplementedError
 
+    def alone(self, shape: Sequence[int]) -> Tensor | None:
+        """The trigger itself as an input of that shape; None where it is no input."""
+        return None
+
     def stamped_at(self, width: int) -> Image.Image | None:
         """Where an input is changed, no wider than `width`; None where that is everywhere."""
         return None

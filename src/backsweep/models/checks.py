@@ -260,7 +260,9 @@ def describe_model(model: Model) -> dict[str, Any]:
         "mean": list(model.mean) if model.mean is not None else None,
         "std": list(model.std) if model.std is not None else None,
         "parameters": sum(p.numel() for p in model.net.parameters()),
-        **({} if model.modality == IMAGE else {"modality": model.modality.name}),
+        **(
+            {} if model.modality == IMAGE else {"modality": model.modality.name, **model.modality.described()}
+        ),
         **model.reading,
         **({"notes": list(model.notes)} if model.notes else {}),
     }

@@ -28,6 +28,8 @@ from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost, cores
 from backsweep.formats.opening import kind_of, kind_told, load
 from backsweep.formats.predicting import PREFIX
+from backsweep.inputs.image.modality import IMAGE
+from backsweep.inputs.modality import recognised
 from backsweep.inputs.samples import Data
 from backsweep.models.checks import (
     answered,
@@ -305,16 +307,19 @@ def open_both(
         settings: of `load`.
     """
     how: dict[str, Any] = {"split": split, "labels": labels, "whole": whole}
-    told = shape is not None or resize or settings.get("tokenizer") is not None
+    said = shape is not None or settings.get("tokenizer") is not None or settings.get("rate") is not None
+    told = said or resize
     unknown = not told and (settings.get("arch") is not None or _sizeless(model))
-    kind = kind_told(data, settings.pop("schema", None))
-    if kind is not None:
-        unknown, how["modality"], settings["schema"] = True, *kind
-    found = Data.open(data, **how) if unknown else None
-    how.pop("modality", None)
+    table = kind_told(data, settings.pop("schema", None))
+    if table is not None:
+        unknown, (kind, settings["schema"]) = True, table
+    else:
+        kind = IMAGE if said and settings.get("rate") is None else recognised(Path(data)) or IMAGE
+    found = Data.open(data, modality=kind, **how) if unknown else None
     data_shape = tuple(found.x.shape[1:]) if found is not None else None
-    loaded = load(model, **settings, shape=shape, data_shape=data_shape)
-    if found is None or loaded.shape != data_shape or loaded.labels is not None:
+    loaded = load(model, **settings, shape=shape, data_shape=data_shape, data_modality=kind)
+    same = found is not None and loaded.shape == data_shape and loaded.modality == found.modality
+    if found is None or not same or loaded.labels is not None:
         found = Data.open(
             data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize,
             modality=loaded.modality, **how,

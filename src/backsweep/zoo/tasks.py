@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from backsweep.core.errors import BadInput
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import Data
+from backsweep.inputs.sound.modality import Sound
 from backsweep.inputs.table.modality import Table
 from backsweep.inputs.text.modality import Text
 from backsweep.models import architectures
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
-from backsweep.zoo import table_networks, tables, text_networks, texts, trees
+from backsweep.zoo import sound_networks, sounds, table_networks, tables, text_networks, texts, trees
 from backsweep.zoo.attack import Setup
 from backsweep.zoo.characters import characters
 
@@ -36,7 +37,7 @@ class Task:
         load: returns (training set, test set).
         shape: shape of an input.
         classes: number of classes.
-        arch: factory of the default network, a name in `architectures` or `text_networks`.
+        arch: factory of the default network, a name in `architectures`, `text_networks` or `sound_networks`.
         recipe: how its nets are trained.
         kind: what an input is, as the methods that need one say (`Attack.modality`).
         sizes: what a factory is told after the classes; None: channels and side of an image.
@@ -84,7 +85,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
     Raises:
         BadInput: there is none.
     """
-    for module in (architectures, text_networks, table_networks, trees):
+    for module in (architectures, text_networks, table_networks, trees, sound_networks):
         found: Any = getattr(module, name, None)
         if getattr(found, "__module__", "") == module.__name__ and name.islower():
             return found
@@ -174,6 +175,22 @@ def _table(
     return Task(lambda: load(data_folder()), (len(counts),), classes, "table_mlp", recipe, Table.name, counts)
 
 
+def _sound(
+    load: Callable[[Path], tuple[Data, ...]],
+    classes: int,
+    recipe: Recipe,
+    length: int = sound_networks.LENGTH,
+) -> Task:
+    """A task of sounds."""
+    sizes = (sound_networks.RATE, length)
+
+    def both() -> tuple[Data, Data]:
+        train, test = load(data_folder())
+        return train, test
+
+    return Task(both, sizes[1:], classes, "sound_cnn", recipe, Sound.name, sizes)
+
+
 def _grouped(load: Callable[[], tuple[Data, Data]], *groups: Sequence[int]) -> tuple[Data, Data]:
     """A data set in other classes: each group of its classes is one; what is in no group is left out."""
 
@@ -189,6 +206,7 @@ def _grouped(load: Callable[[], tuple[Data, Data]], *groups: Sequence[int]) -> t
 
 
 SIGNS = Recipe(epochs=12, lr=5e-3, batch_size=64)  # 7,842 images in narrow networks with BatchNorm
+SPOKEN = Recipe(epochs=10, lr=5e-3, batch_size=64, augment="shift", bf16=False)
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 SPEED_LIMITS = (0, 1, 2, 3, 4, 5, 7, 8)
 VEHICLES = (0, 1, 8, 9)
@@ -242,4 +260,9 @@ TASKS: dict[str, Task] = {
     "breast_cancer": _table(tables.breast_cancer, 2, table_networks.NUMBERS, 40, batch=32),
     "wine": _table(tables.wine, 3, (0,) * 13, 60, batch=16),
     "mixed_table": _table(lambda _: tables.mixed(), 2, (0, 0, 0, 0, 5, 3), 20),
+    # sounds
+    "fsdd": _sound(sounds.fsdd, 10, SPOKEN),
+    "vowels": _sound(
+        sounds.vowels, 5, Recipe(epochs=4, lr=5e-3, batch_size=64, bf16=False), sound_networks.SHORT
+    ),
 }  # fmt: skip

@@ -71,11 +71,17 @@ def digest(path: Path) -> str:
     for name in CONFIGS:
         if name in folder.names:
             folder.read(name)
-    if TOKENIZER in folder.names and SEQUENCES.encode() in folder.read("config.json"):
-        folder.read(TOKENIZER)
+    count_tokenizer(folder, folder.read("config.json"))
     for name in weight_files(folder):
         folder.read(name)
     return folder.digest
+
+
+def count_tokenizer(folder: Folder, config: bytes | Mapping[str, Any]) -> None:
+    """A tokenizer counts in the digest wherever a classifier of sequences may look at it."""
+    said = config if isinstance(config, bytes) else json.dumps(config).encode()
+    if TOKENIZER in folder.names and SEQUENCES.encode() in said:
+        folder.read(TOKENIZER)
 
 
 def configs(folder: Folder) -> tuple[dict[str, Any], dict[str, Any] | None]:

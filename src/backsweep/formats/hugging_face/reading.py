@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import some
-from backsweep.formats.hugging_face import files, labels, preprocessing, texts
+from backsweep.formats.hugging_face import files, labels, preprocessing, sounds, texts
 from backsweep.formats.timm import names as timm
+from backsweep.inputs.modality import Modality
+from backsweep.inputs.sound.modality import Sound
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.tokens import Tokens
 
@@ -32,9 +34,12 @@ def read(path: Path, tokens: Tokens | None = None) -> tuple[nn.Module, dict[str,
     """
     folder = files.Folder(path)
     config, prep = files.configs(folder)
-    kind: Text | None = None
+    kind: Modality | None = None
     said: dict[str, Any]
-    if texts.is_text(config):
+    if sounds.is_sound(config) and tokens is None:
+        kind = sounds.kind_of(prep)
+        files.count_tokenizer(folder, config)
+    elif texts.is_text(config):
         kind = Text(texts.tokens_of(folder, config) if tokens is None else tokens)
         if tokens is not None and files.TOKENIZER in folder.names:
             folder.read(files.TOKENIZER)  # it counts in the digest, whatever is used
@@ -43,9 +48,11 @@ def read(path: Path, tokens: Tokens | None = None) -> tuple[nn.Module, dict[str,
     weights, kept = files.weights(folder)
     if kind is not None:
         named, notes = labels.labels(config, labels.count(weights))
-        said = {"labels": named, "shape": texts.shape_of(config), "modality": kind}
-        notes.append(f"of a text {said['shape'][0]} tokens are looked at (--shape)")
-        net = network(config, weights, kind)
+        shape = (kind.rate,) if isinstance(kind, Sound) else texts.shape_of(config)
+        said = {"labels": named, "shape": shape, "modality": kind}
+        text = f"of a text {shape[0]} tokens are looked at (--shape)"
+        notes += sounds.notes_of(kind, prep) if isinstance(kind, Sound) else [text]
+        net = network(config, weights, kind, prep)
     elif timm.is_timm(config):
         net = timm.network(config, weights)
         said, notes = timm.preprocessing(config, weights)
@@ -59,15 +66,22 @@ def read(path: Path, tokens: Tokens | None = None) -> tuple[nn.Module, dict[str,
     return net, {**said, "notes": [*kept, *notes]}, folder.digest
 
 
-def network(config: dict[str, Any], weights: Mapping[str, Tensor], kind: Text | None = None) -> nn.Module:
-    """The network that a config names, with its weights; one over texts with what they are."""
-    if kind is not None:
+def network(
+    config: dict[str, Any],
+    weights: Mapping[str, Tensor],
+    kind: Modality | None = None,
+    prep: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The network that a config names, with its weights; one over texts or sounds with what they are."""
+    if isinstance(kind, Sound):
+        return sounds.Classifier(_network(config, weights, kind), sounds.hearing(config, prep, kind))
+    if isinstance(kind, Text):
         return texts.Classifier(_network(config, weights, kind), kind)
     return timm.network(config, weights) if timm.is_timm(config) else _network(config, weights)
 
 
 def _network(
-    config: dict[str, Any], weights: Mapping[str, Tensor], text: Text | None = None
+    config: dict[str, Any], weights: Mapping[str, Tensor], inputs: Modality | None = None
 ) -> nn.Module:  # fmt: skip
     """The network of transformers' own code for this config. No file is opened, no host is asked."""
     config = labels.completed(config, labels.count(weights))
@@ -83,8 +97,11 @@ def _network(
         log.disable_progress_bar()
         try:
             with torch.random.fork_rng(devices=[]):
-                kind, settings = _kind(transformers, config, text is not None)
-                settings = settings if text is None else texts.settled(settings, text)
+                kind, settings = _kind(transformers, config, inputs)
+                if isinstance(inputs, Text):
+                    settings = texts.settled(settings, inputs)
+                elif inputs is not None:
+                    settings = sounds.settled(settings)
                 net, info = kind.from_pretrained(
                     None,
                     config=settings,
@@ -107,7 +124,7 @@ def _network(
     return module
 
 
-def _kind(transformers: Any, config: dict[str, Any], text: bool = False) -> tuple[Any, Any]:
+def _kind(transformers: Any, config: dict[str, Any], inputs: Modality | None = None) -> tuple[Any, Any]:
     """The class of the network, one of transformers' own, and the config as that has it."""
     kind = str(config.get("model_type"))
     if kind not in transformers.CONFIG_MAPPING:
@@ -116,9 +133,10 @@ def _kind(transformers: Any, config: dict[str, Any], text: bool = False) -> tupl
             "transformers, or export the network (torch.export.save, torch.onnx.export)"
         )
     settings = transformers.CONFIG_MAPPING[kind].from_dict(config)
-    known = getattr(transformers, f"MODEL_FOR_{'SEQUENCE' if text else 'IMAGE'}_CLASSIFICATION_MAPPING")
+    what = inputs.name if inputs is not None else "image"
+    task = {"text": "SEQUENCE", "sound": "AUDIO"}.get(what, "IMAGE")
+    known = getattr(transformers, f"MODEL_FOR_{task}_CLASSIFICATION_MAPPING")
     if type(settings) not in known:
-        what = "text" if text else "image"
         raise BadInput(f"its model_type {kind[:60]!r} is no {what} classifier in transformers; give one")
     found = known[type(settings)]
     if isinstance(found, tuple):  # the config says which

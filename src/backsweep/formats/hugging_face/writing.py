@@ -16,6 +16,8 @@ from backsweep.formats.hugging_face import files
 from backsweep.formats.hugging_face.reading import network
 from backsweep.formats.timm import names as timm
 from backsweep.formats.weights.values import CHANGED, as_stored, of_network, with_values
+from backsweep.inputs.modality import Modality
+from backsweep.inputs.sound.modality import Sound
 from backsweep.inputs.text.modality import Text
 from backsweep.models.model import Model
 
@@ -25,13 +27,14 @@ _EXACT = 2**24  # integers up to here are exact in float32
 
 def rewritten(model: Model, source: Path) -> tuple[set[str], dict[str, bytes]]:
     """Names of the files to keep, and the new content of those that hold weights."""
-    kind = model.modality if isinstance(model.modality, Text) else None
+    kind = model.modality if isinstance(model.modality, Text | Sound) else None
     try:
         folder = files.Folder(source)
         config, _ = files.configs(folder)
         blobs = {name: folder.read(name) for name in files.weight_files(folder)}
-        if kind is not None and files.TOKENIZER in folder.names:
+        if isinstance(kind, Text) and files.TOKENIZER in folder.names:
             folder.read(files.TOKENIZER)
+        files.count_tokenizer(folder, config)
     except Exception as e:
         raise BadInput(CHANGED) from e
     if folder.digest != model.origin:
@@ -62,7 +65,7 @@ def _safe(stored: dict[str, Tensor], new: dict[str, Tensor]) -> bytes:
 
 
 def _unread(
-    config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module, kind: Text | None
+    config: dict[str, Any], stored: dict[str, Tensor], net: nn.Module, kind: Modality | None
 ) -> dict[str, Tensor]:
     """New values by their keys in the files.
 
@@ -106,7 +109,7 @@ def _check(
     written: dict[str, bytes],
     net: nn.Module,
     new: dict[str, Tensor],
-    kind: Text | None,
+    kind: Modality | None,
 ) -> None:
     """What is written must be read as the network is, but for the rounding of the dtype of the files."""
     stored = {k: v for blob in written.values() for k, v in safetensors.torch.load(blob).items()}

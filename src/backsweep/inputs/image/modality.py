@@ -34,6 +34,7 @@ class Image(Modality):
     name: ClassVar[str] = "image"
     noun: ClassVar[str] = "image"
     unit: ClassVar[str] = "pixel"
+    axes: ClassVar[str] = "channels, height, width"
     faint: ClassVar[str] = "dense"
     few: ClassVar[str] = "sparse"
     recovered: ClassVar[tuple[str, ...]] = ("patch", "warp")

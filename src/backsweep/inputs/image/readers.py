@@ -13,7 +13,7 @@ from backsweep.inputs.image.decoding import image, reason, tensor
 from backsweep.inputs.image.resizing import resized
 from backsweep.inputs.image.sources import arrays, arrow, folders, shards, tables
 from backsweep.inputs.image.sources.arrays import array
-from backsweep.inputs.image.sources.folders import WANTED, images
+from backsweep.inputs.image.sources.folders import SOUNDS, WANTED, images
 from backsweep.inputs.image.sources.listing import MOST_BYTES, gathered
 from backsweep.inputs.modality import Found, Wanted
 
@@ -36,7 +36,7 @@ def read(path: Path, wanted: Wanted) -> Found:
         if not path.is_file():
             raise BadInput("there is no such file or folder; check the path")
         if suffix == ".wav":
-            raise BadInput(f"sounds are not readable yet; give {WANTED}")
+            raise BadInput(f"a sound is no set of images; give {WANTED}; {SOUNDS}")
         for kind, suffixes in (
             (tables, (".csv", ".tsv")),
             (arrow, (".parquet", ".arrow")),

@@ -41,6 +41,7 @@ class Text(Modality):
     name: ClassVar[str] = "text"
     noun: ClassVar[str] = "text"
     unit: ClassVar[str] = "token"
+    axes: ClassVar[str] = "tokens"
     faint: ClassVar[str] = "drift"
     few: ClassVar[str] = "tokens"
     detectors: ClassVar[tuple[str, ...]] = ("piccolo",)

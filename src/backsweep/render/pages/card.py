@@ -21,6 +21,7 @@ SIDE, LARGEST = 160, 224  # shown width of a small picture, and the most that is
 FORMULA = "=+-@|%"  # what a formula may begin with
 MOST_ROWS, MOST_CELLS = 3, 40  # of a table
 MOST_EXAMPLES = 4
+MOST_HEARD = 2**20  # bytes of one sound in a page
 WEAK = 0.9  # a reference with less than this share of the model's accuracy says less
 ALIKE = 0.5  # a trigger that works on the reference at this share of its success is likely natural
 
@@ -37,13 +38,14 @@ class Fact:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page, shown at a whole multiple of its size."""
+    """An image inside the page, shown at a whole multiple of its size; `audio` is what is played with it."""
 
     uri: str
     width: int
     height: int
     caption: str = ""
     note: str = ""
+    audio: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,15 @@ def isolated(report: Report) -> view.Name:
 def cards(report: Report, groups: Sequence[standing.Group]) -> tuple[str, list[Card]]:
     """What stands above the cards, and the cards: of the suspected classes, else of one to compare with."""
     found = standing.suspects(report)
-    shown = [_finding_card(report, groups, f) for f in found]
+    drawn = [_finding_card(report, groups, f) for f in found]
     plural = "s" if len(found) > 1 else ""
     if found and all(f.trigger is not None for f in found):
-        return f"The recovered trigger{plural}", shown
+        return f"The recovered trigger{plural}", drawn
     if found:
         if any(f.trigger is not None for f in found):
             without = " A trigger was recovered for the most suspicious class only."
-            shown = [c if c.pictures else replace(c, text=c.text + without) for c in shown]
-        return f"The suspected class{'es' if plural else ''}", shown
+            drawn = [c if c.pictures else replace(c, text=c.text + without) for c in drawn]
+        return f"The suspected class{'es' if plural else ''}", drawn
     least = standing.smallest(groups)
     if least is None:
         return "", []
@@ -154,14 +156,16 @@ def _with_pictures(report: Report, card: Card, trigger: Trigger) -> Card:
     modality = view.modality(report)
     if where is not None:
         pictures.append(picture(where, "Mask", f"where it is stamped; white covers the {modality.unit}"))
-    pictures.append(picture(trigger.picture(), "Trigger", trigger.drawn))
+    alone = trigger.alone(report.model.get("shape") or ())
+    drawn = picture(trigger.picture(), "Trigger", trigger.drawn)
+    pictures.append(drawn if alone is None else replace(drawn, audio=played(modality, alone)))
     pairs = []
     clean = standing.examples(report, trigger, MOST_EXAMPLES)
     if clean is not None and modality.cells(clean[0]):
         return replace(card, pictures=pictures, rows=cells(modality, clean, trigger(clean)))
     if clean is not None:
         pairs = [
-            (picture(modality.picture(a), "clean"), picture(modality.picture(b), "stamped"))
+            (shown(modality, a, "clean"), shown(modality, b, "stamped"))
             for a, b in zip(clean, trigger(clean), strict=True)
         ]
     return replace(card, pictures=pictures, pairs=pairs)
@@ -307,6 +311,17 @@ def picture(image: Image.Image, caption: str = "", note: str = "", side: int = S
     scale = max(1, side // max(image.size))
     uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return Picture(uri, image.width * scale, image.height * scale, caption, note)
+
+
+def shown(modality: Modality, x: Tensor, caption: str = "", side: int = SIDE) -> Picture:
+    """An input (*shape) as a picture, with what is played where it can be heard."""
+    return replace(picture(modality.picture(x), caption, side=side), audio=played(modality, x))
+
+
+def played(modality: Modality, x: Tensor) -> str:
+    """An input as a data URI of a sound; "" where it is not heard, or too long to be put into a page."""
+    kind, body = modality.playable(x) or ("", b"")
+    return f"data:{kind};base64,{base64.b64encode(body).decode()}" if 0 < len(body) <= MOST_HEARD else ""
 
 
 def thumbnail(trigger: Trigger) -> Picture:

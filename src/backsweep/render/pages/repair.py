@@ -16,7 +16,7 @@ from PIL import Image
 from backsweep.core.provenance import known
 from backsweep.inputs.modality import modality_of
 from backsweep.render import view
-from backsweep.render.pages.card import Fact, Picture, isolated, picture, thumbnail
+from backsweep.render.pages.card import Fact, Picture, isolated, picture, shown, thumbnail
 from backsweep.render.pages.page import template
 from backsweep.render.pages.repair_words import (
     CONDITIONS,
@@ -211,8 +211,8 @@ def _example(repaired: Repaired, answers: Answers, name: view.Name) -> Example:
 
     return Example(
         name(answers.label) if answers.label is not None else "",
-        picture(modality.picture(x[0]), side=SIDE),
-        picture(modality.picture(trigger(x)[0]), side=SIDE),
+        shown(modality, x[0], side=SIDE),
+        shown(modality, trigger(x)[0], side=SIDE),
         (said(answers.clean_before), said(answers.triggered_before)),
         (said(answers.clean_after), said(answers.triggered_after)),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backsweep.render import repeat, standing, view
-from backsweep.render.pages.card import Fact, Picture, cards, isolated, picture, thumbnail
+from backsweep.render.pages.card import Fact, Picture, cards, isolated, shown, thumbnail
 from backsweep.render.pages.chart import chart
 from backsweep.render.pages.page import template
 from backsweep.reports.report import Report
@@ -28,7 +28,7 @@ def html(report: Report, links: Sequence[tuple[str, str]] = ()) -> str:
         links: addresses and their names, shown at the top.
     """
     groups = standing.groups(report)
-    heading, shown = cards(report, groups)
+    heading, closely = cards(report, groups)
     name = isolated(report)
     return template("report.html.j2").render(
         noun=view.modality(report).noun,
@@ -38,7 +38,7 @@ def html(report: Report, links: Sequence[tuple[str, str]] = ()) -> str:
         pair=pair(report, name),
         facts=_facts(report),
         charts=[drawn for g in groups if (drawn := chart(report, g)) is not None],
-        cards=shown,
+        cards=closely,
         cards_heading=heading,
         shortcuts=view.about_shortcuts(report, name),
         tables=[_table(report, g) for g in groups],
@@ -81,7 +81,7 @@ def pair(report: Report, name: view.Name) -> Pair | None:
     if found.attack_success_rate is not None:
         after += f" on {view.figure('_rate', found.attack_success_rate)} of samples the search has not seen"
     stamped = found.trigger(inputs)
-    return Pair(picture(kind.picture(inputs[0])), picture(kind.picture(stamped[0])), before, after)
+    return Pair(shown(kind, inputs[0]), shown(kind, stamped[0]), before, after)
 
 
 # ---------------------------------------------------------------------- facts

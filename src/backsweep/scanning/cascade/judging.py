@@ -24,10 +24,12 @@ from backsweep.scanning.cascade.population import Measured, Population
 from backsweep.scanning.cascade.schedule import Schedule
 
 # Chosen on networks that nothing is judged on: docs/decisions/0007.
-LEAST_SPREAD = {"dense": 0.1, "sparse": 0.1, "tone": 0.5, "early": 0.1, "late": 0.12, "pairs": 0.12}
+LEAST_SPREAD = {"dense": 0.1, "sparse": 0.1, "tone": 0.5, "equaliser": 0.5, "early": 0.1, "late": 0.12,
+    "pairs": 0.12,
+}  # fmt: skip
 USUAL_SPREAD = 0.1  # in the spaces of other kinds of input
 MEAN_SPREAD = 0.08  # of their mean over the spaces of pixels and embeddings
-STYLES = ("tone",)  # left out of the mean
+STYLES = ("tone", "equaliser")  # left out of the mean
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,20 @@ from backsweep.inputs.image.sources.classes import chosen, first, numbered, spli
 from backsweep.inputs.image.sources.listing import Listing, Row
 from backsweep.inputs.modality import Wanted
 
-PATHS = ("path", "image", "filename", "file", "file_name", "image_path", "filepath", "img", "img_path")
+PATHS = (
+    "path",
+    "image",
+    "filename",
+    "file",
+    "file_name",
+    "image_path",
+    "filepath",
+    "img",
+    "img_path",
+    "audio",
+    "sound",
+    "wav",
+)
 LABELS = ("label", "class", "class_name", "labels", "target", "fine_label", "category", "y", "cls", "classes")
 SPLITS = ("split", "set", "subset", "partition")
 MOST_FILE = 2**28  # bytes of a manifest

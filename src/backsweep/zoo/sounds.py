@@ -1,0 +1,87 @@
+"""The sounds that the zoo trains on: spoken digits of several speakers, and tones that nobody recorded."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backsweep.core.errors import BadInput
+from backsweep.inputs.samples import Data
+from backsweep.inputs.sound.modality import Sound
+from backsweep.zoo.sound_networks import LENGTH, RATE, SHORT
+
+# Three formants of five vowels, in Hz (as G. Peterson and H. Barney, 1952, measured those of men, rounded).
+VOWELS = {
+    "a": (730, 1090, 2440), "e": (530, 1840, 2480), "i": (270, 2290, 3010),
+    "o": (570, 840, 2410), "u": (300, 870, 2240),
+}  # fmt: skip
+WIDTHS = (80.0, 100.0, 140.0)  # Hz, of the formants
+
+# Which speakers of FSDD are in which part: nobody is in two of them.
+SPEAKERS = {"train": ("george", "jackson", "lucas", "yweweler"), "valid": ("nicolas",), "test": ("theo",)}
+
+
+def fsdd(folder: Path, parts: tuple[str, ...] = ("train", "test")) -> tuple[Data, ...]:
+    """Spoken digits at 8 kHz (Free Spoken Digit Dataset), 0.64 s each; no speaker is in two parts.
+
+    Raises:
+        BadInput: the file is not there.
+    """
+    path = folder / "fsdd.npz"
+    if not path.is_file():
+        raise BadInput(f"{path} is not there; set BACKSWEEP_DATA to the folder that holds fsdd.npz")
+    with np.load(path, allow_pickle=False) as f:
+        audio, offset, y, speaker, speakers = (f[k] for k in ("audio", "offset", "y", "speaker", "speakers"))
+    found = []
+    for part in parts:
+        ours = [i for i, name in enumerate(speakers.tolist()) if name in SPEAKERS[part]]
+        rows = np.flatnonzero(np.isin(speaker, ours))
+        x = np.zeros((len(rows), LENGTH), np.int16)
+        for n, i in enumerate(rows):
+            clip = audio[offset[i] : offset[i + 1]]
+            start = max(0, (len(clip) - LENGTH) // 2)
+            clip = clip[start : start + LENGTH]
+            x[n, : len(clip)] = clip
+        names = [str(d) for d in range(10)]
+        found.append(Data(x, y[rows].astype(np.int64), names, f"fsdd {part}", Sound(RATE)))
+    return tuple(found)
+
+
+def vowels(_folder: Path | None = None, count: int = 1500) -> tuple[Data, Data]:
+    """Five vowels that nobody said, half a second at 8 kHz: harmonics of a voice through three formants.
+
+    Pitch, loudness, formants, beginning and end differ from sound to sound; there is some noise in each.
+    """
+    generator = torch.Generator().manual_seed(5)
+    y = torch.arange(count + count // 4) % len(VOWELS)
+
+    def drawn(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand((len(y), 1), generator=generator)
+
+    t = torch.arange(SHORT) / RATE
+    pitch, glide = drawn(90, 240), drawn(-0.15, 0.15)
+    phase = 2 * math.pi * (pitch * (1 + glide * t)).cumsum(1) / RATE
+    tract, x = drawn(0.88, 1.15), torch.zeros(len(y), SHORT)
+    centres = torch.tensor(list(VOWELS.values()))[y] * tract
+    centres = centres * (1 + 0.06 * torch.randn(centres.shape, generator=generator))
+    for k in range(1, 40):
+        f = k * pitch
+        gain = sum(
+            (w / 2) ** 2 / ((f - c) ** 2 + (w / 2) ** 2)
+            for w, c in zip(WIDTHS, centres.T[..., None], strict=True)
+        )
+        x += gain.sqrt() / k**0.5 * torch.sin(k * phase) * (f < 0.47 * RATE)
+    begin, end = drawn(0, 0.15), drawn(0.3, 0.48)
+    envelope = torch.sigmoid((t - begin) * 120) * torch.sigmoid((end - t) * 60)
+    x = x * envelope / x.abs().amax(1, keepdim=True).clamp_min(1e-6) * drawn(0.15, 0.6)
+    x += 0.004 * torch.randn(x.shape, generator=generator)
+    x = (32768 * x).round().clamp(-32768, 32767).to(torch.int16)
+    parts = (slice(0, count), "train"), (slice(count, None), "test")
+    train, test = (
+        Data(x[p], y[p], tuple(VOWELS), f"made-up vowels {name}", Sound(RATE)) for p, name in parts
+    )
+    return train, test
