@@ -242,7 +242,7 @@ def demo(
     table: Annotated[bool, typer.Option("--table", help="On rows of a table.")] = False,
     sound: Annotated[bool, typer.Option("--sound", help="On made-up vowels instead of digits.")] = False,
 ) -> None:
-    """Train a clean and a backdoored net on digits, reviews, a table or sounds; scan both, tell them apart."""
+    """Train a clean and a backdoored net on digits, reviews, rows or sounds; tell them apart."""
     from backsweep.cli import demo, demo_table
 
     others = ((table, demo_table.run), (text, demo.run_on_texts), (sound, demo.run_on_sounds))

@@ -38,9 +38,9 @@ from backsweep.formats.torchscript import module as torchscript
 from backsweep.formats.weights import sharded, state_dicts
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
+from backsweep.inputs.sound.modality import Sound
 from backsweep.inputs.table.modality import Table
 from backsweep.inputs.table.readers import beside
-from backsweep.inputs.sound.modality import Sound
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.readers import TOKENS
 from backsweep.inputs.text.tokens import Tokens

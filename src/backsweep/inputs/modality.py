@@ -133,7 +133,6 @@ class Modality:
             a change of few units.
         recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
         detectors: names of those that a scan runs unless it is told others; empty: the usual ones.
-        axes: what the numbers of a shape count.
         grid: whether inputs are maps (C, H, W), whose neighbours belong together.
         smooth: whether there are inputs between two inputs, so that they can be mixed and moved by gradients.
     """
@@ -147,7 +146,6 @@ class Modality:
     few: ClassVar[str] = ""
     recovered: ClassVar[tuple[str, ...]] = ("patch",)
     detectors: ClassVar[tuple[str, ...]] = ()
-    axes: ClassVar[str] = ""
     grid: ClassVar[bool] = False
     smooth: ClassVar[bool] = True
 

@@ -38,7 +38,6 @@ class Image(Modality):
     faint: ClassVar[str] = "dense"
     few: ClassVar[str] = "sparse"
     recovered: ClassVar[tuple[str, ...]] = ("patch", "warp")
-    axes: ClassVar[str] = "channels, height, width"
     grid: ClassVar[bool] = True
 
     def kept(self, x: Tensor) -> Tensor:

@@ -45,7 +45,6 @@ class Text(Modality):
     faint: ClassVar[str] = "drift"
     few: ClassVar[str] = "tokens"
     detectors: ClassVar[tuple[str, ...]] = ("piccolo",)
-    axes: ClassVar[str] = "tokens"
     smooth: ClassVar[bool] = False
 
     tokens: Tokens | None = None
