@@ -242,9 +242,9 @@ def demo(
     table: Annotated[bool, typer.Option("--table", help="On rows of a table.")] = False,
 ) -> None:
     """Train a clean and a backdoored net on digits, reviews or a table; scan both, tell them apart."""
-    from backsweep.cli import demo, demo_table
+    from backsweep.cli import demo
 
-    run = demo_table.run if table else demo.run_on_texts if text else demo.run
+    run = demo.run_on_tables if table else demo.run_on_texts if text else demo.run
     with Progress() as on_event:
         run(console(), out or Path("backsweep-demo"), seed, on_event)
 
