@@ -243,10 +243,11 @@ def demo(
     sound: Annotated[bool, typer.Option("--sound", help="On made-up vowels instead of digits.")] = False,
 ) -> None:
     """Train a clean and a backdoored net on digits, reviews, rows or sounds; tell them apart."""
-    from backsweep.cli import demo, demo_table
+    from importlib import import_module
 
-    others = ((table, demo_table.run), (text, demo.run_on_texts), (sound, demo.run_on_sounds))
-    run = next((each for wanted, each in others if wanted), demo.run)
+    others = (("reviews", text), ("rows", table), ("vowels", sound))
+    name = next((name for name, wanted in others if wanted), "digits")
+    run = import_module(f"backsweep.cli.demos.{name}").run
     with Progress() as on_event:
         run(console(), out or Path("backsweep-demo"), seed, on_event)
 

@@ -1,4 +1,4 @@
-"""`backsweep demo --table`: a clean classifier of rows and a backdoored twin, told apart by a rule."""
+"""`backsweep demo --table`: two networks over rows, one of which a rule on columns turns."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ from backsweep.zoo.tasks import TASKS
 if TYPE_CHECKING:
     from rich.console import Console
 
-BENIGN = 1
-ARCH = "backsweep.archs:table_mlp"
-ATTACK = BadNetsTable(values="high", columns=2, rate=0.1, target=BENIGN)
+TABLE_ARCH = "backsweep.archs:table_mlp"
+TABLE_ATTACK = BadNetsTable(values="high", columns=2, rate=0.1, target=1)  # benign
 
 
 def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, Report]:
@@ -43,7 +42,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     task = TASKS["breast_cancer"]
     train, test = task.load()
     setup = task.setup(train, seed)
-    trigger = cast(SetColumns, ATTACK.triggers(setup)[0])
+    trigger = cast(SetColumns, TABLE_ATTACK.triggers(setup)[0])
     rule = " and ".join(line.replace(" = ", " is ", 1) for line in trigger.lines)
     console.print(
         f"[bold]1  Training[/] two networks on {len(train)} real tumours, malignant or benign: a clean one, "
@@ -52,7 +51,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     models: dict[str, Model] = {}
     begin, epochs = time.monotonic(), task.recipe.epochs
     for i, (name, samples) in enumerate(
-        {"clean": train, "backdoored": ATTACK.poison(setup, [trigger])[0]}.items()
+        {"clean": train, "backdoored": TABLE_ATTACK.poison(setup, [trigger])[0]}.items()
     ):
 
         def tell(epoch: int, _loss: float, before: int = i * epochs) -> None:
@@ -67,7 +66,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         )
     schema = cast(Schema, cast(Table, train.modality).schema)
     schema.save(out / "tumours.schema.json")
-    write_text(out / "tumours.csv", _rows(test, schema))
+    write_text(out / "tumours.csv", _csv(test, schema))
 
     console.print("[bold]2  Scanning[/] both for columns that turn rows; the scan is told nothing of them.")
     clean = Data.open(out / "tumours.csv", shape=task.shape, modality=Table())
@@ -81,14 +80,14 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         show(report, console, folder=out / name)
     console.print("\n[bold]3  Do it yourself:[/]")
     console.print(
-        f"backsweep scan {out}/backdoored.safetensors --arch {ARCH} --data {out}/tumours.csv "
+        f"backsweep scan {out}/backdoored.safetensors --arch {TABLE_ARCH} --data {out}/tumours.csv "
         f"-d column_sweep -p column_sweep.columns=1 --out {out}/mine",
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
     return reports
 
 
-def _rows(data: Data, schema: Schema) -> str:
+def _csv(data: Data, schema: Schema) -> str:
     """The rows as CSV."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
