@@ -91,13 +91,14 @@ def load(
     layout: str | None = None,
     data_shape: Sequence[int] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Read a model file or folder; what is given here stands above what the file says.
 
     Readable are weights together with `arch` (safetensors, also in shards with an index; checkpoints of
     torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), ONNX and Keras models,
-    TorchScript modules, and folders of Hugging Face image classifiers. What was done to make weights fit
-    stands in `Model.notes`. No host is asked unless one is named.
+    TorchScript modules, and folders of Hugging Face classifiers and language models. What was done to make
+    weights fit stands in `Model.notes`. No host is asked unless one is named.
 
     Args:
         path: the file or folder; hf://owner/name@revision of the Hugging Face hub; predict:ADDRESS of a
@@ -110,6 +111,7 @@ def load(
         weights: the entry of a checkpoint to take, such as "ema", where several fit.
         data_shape: shape of the samples at hand, for a model that does not say its own.
         tokenizer: a tokenizer.json, or the folder that holds one: the network takes ids of its tokens.
+        base: the folder of the language model that a LoRA adapter belongs to, where `path` is the adapter.
 
     Raises:
         BadInput: the file is missing, damaged, of an unknown kind, would run code when read, or
@@ -125,10 +127,12 @@ def load(
     try:
         tokens = None if tokenizer is None else read_tokens(Path(tokenizer))
         if path.is_dir():
-            found, digest = _folder(path, arch, weights, tokens)
+            found, digest = _folder(path, arch, weights, tokens, base)
+        elif base is not None:
+            raise BadInput("base= (--base) is for the folder of a LoRA adapter; leave it out, or name that")
         else:
             found, digest = _file(path, arch, shape, data_shape, weights)
-        if tokens is not None:
+        if tokens is not None and not isinstance(found.modality, Text):
             found.modality, found.shape = Text(tokens), found.shape or (TOKENS,)
         size = next((s for s in (shape, found.shape, data_shape) if s is not None), None)
         if size is None:
@@ -210,7 +214,9 @@ def _damage(kind: str) -> Iterator[None]:
 # ---------------------------------------------------------------------- files
 
 
-def _folder(path: Path, arch: Any, wanted: str | None, tokens: Tokens | None) -> tuple[_Found, str]:
+def _folder(
+    path: Path, arch: Any, wanted: str | None, tokens: Tokens | None, base: Any
+) -> tuple[_Found, str]:
     if (index := sharded.index_in(path)) is not None:
         return _sharded(index, arch, wanted)
     if arch is not None:
@@ -220,7 +226,7 @@ def _folder(path: Path, arch: Any, wanted: str | None, tokens: Tokens | None) ->
     if (path / "saved_model.pb").exists():
         raise BadInput(_NOT_YET["TensorFlow"])
     with _damage("a Hugging Face folder"):
-        net, said, digest = hugging_face.read(path, tokens)
+        net, said, digest = hugging_face.read(path, tokens, None if base is None else Path(base))
     return _Found(net, resize=True, **said), digest
 
 

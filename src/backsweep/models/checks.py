@@ -35,6 +35,8 @@ def fitted(
     Raises:
         BadInput: they do not fit (`check_fit`), or labels are missing.
     """
+    if data is None and isinstance(model, Model):
+        data = shipped(model)
     if isinstance(data, str | os.PathLike) and isinstance(model, Model):
         data = Data.open(
             data, shape=model.shape, names=model.labels, resize=model.resize, modality=model.modality,
@@ -49,8 +51,22 @@ def fitted(
     return model, data if whole or not data.labelled else without_rare(model, data)
 
 
+def shipped(model: Model) -> Data:
+    """The samples that come with Backsweep for inputs of this kind.
+
+    Raises:
+        BadInput: there are none.
+    """
+    path = model.modality.shipped()
+    if path is None:
+        raise BadInput(f"give clean {model.modality.noun}s of this model (--data); none come with Backsweep")
+    data = Data.open(path, shape=model.shape, modality=model.modality)
+    data.source = f"the {model.modality.noun}s that come with Backsweep"
+    return data
+
+
 def answered(model: Model, data: Data) -> Data:
-    """The model's own answers as labels of data that have none.
+    """The model's own answers as labels of data that have none, where answers are classes.
 
     Args:
         model: a frozen working copy.
@@ -58,7 +74,7 @@ def answered(model: Model, data: Data) -> Data:
     Raises:
         BadInput: it gives one answer to all.
     """
-    if data.labelled:
+    if data.labelled or not data.modality.classified:
         return data
     data = data.labelled_by(model.predict(data.x))
     if len(set(data.y.tolist())) < 2:
@@ -136,7 +152,10 @@ def check_fit(model: Model, data: Data) -> None:
         raise BadInput(
             f"{data.source}: all samples are of class {model.label(int(data.y[0]))}; add other classes"
         )
-    if len(data) < MIN_SAMPLES:
+    if len(data) < model.modality.fewest:
+        if not model.modality.classified:
+            few = f"{data.source}: too few {model.modality.noun}s ({len(data)})"
+            raise BadInput(f"{few}; give at least {model.modality.fewest}")
         raise BadInput(
             f"{data.source}: too few samples ({len(data)} in all); give at least {MIN_PER_CLASS} of every "
             f"class and {MIN_SAMPLES} in all"
@@ -146,7 +165,7 @@ def check_fit(model: Model, data: Data) -> None:
 def too_few(data: Data) -> str:
     """Why what is left of the data, without classes of one sample, is too little to judge on; "" if not."""
     present = len(set(data.y.tolist()))
-    if present >= 2 and len(data) >= MIN_SAMPLES:
+    if not data.modality.classified or (present >= 2 and len(data) >= MIN_SAMPLES):
         return ""
     classes = "1 class" if present == 1 else f"{present} classes"
     return (

@@ -54,7 +54,7 @@ OVER = "the budget of {:g} s ended: {}; of a part nothing is concluded, a scan w
 
 def scan(
     model: Model | nn.Module,
-    data: Any,
+    data: Any = None,
     detectors: Sequence[str | ModelDetector] | str | ModelDetector | None = None,
     alpha: float = 0.05,
     seed: int = 0,
@@ -72,7 +72,8 @@ def scan(
         model: a `Model`, or any module over inputs in [0, 1] (its classes are then read from its
             output).
         data: clean samples: a `Data`, an (x, y) pair, a torch `Dataset`, or a path, which is read as the
-            model wants its inputs. Without labels the model's own answers take their place.
+            model wants its inputs. Without labels the model's own answers take their place. None: those that
+            come with Backsweep, for language models.
         detectors: names or instances, of classes that may stand anywhere; None takes the default ones.
         alpha: false-alarm rate that is accepted.
         seed: of everything that is drawn.
@@ -110,7 +111,7 @@ def scan(
             "source": data.source, "is_path": Path(data.source).exists(),
             "sha256": data.digest, "samples": len(data),
             "classes_present": int(data.y.unique().numel()), "clean_accuracy": accuracy,
-            "example_labels": examples.y.tolist(),
+            "example_labels": examples.y.tolist() if data.modality.classified else [],
             **({"notes": list(data.notes)} if data.notes else {}),
         },
         settings={
@@ -275,7 +276,7 @@ def checked_alpha(alpha: float) -> float:
 
 
 def open_both(
-    model: str, data: str, *, shape: Sequence[int] | None = None, resize: bool = False,
+    model: str, data: str | None, *, shape: Sequence[int] | None = None, resize: bool = False,
     split: str | None = None, labels: str | None = None, whole: bool = False, **settings: Any,
 ) -> tuple[Model, Data]:  # fmt: skip
     """Load a model file and open clean data for it.
@@ -284,18 +285,20 @@ def open_both(
     shape of the data.
 
     Args:
-        model, data: paths.
+        model, data: paths; without data those that come with Backsweep for inputs of this kind.
         shape: of one input, if it is to be forced.
         resize: resize images to the model's input; models that say so themselves need no asking.
         split, labels, whole: of `Data.open`.
         settings: of `load`.
     """
     how: dict[str, Any] = {"split": split, "labels": labels, "whole": whole}
-    told = shape is not None or resize or settings.get("tokenizer") is not None
+    told = shape is not None or resize or settings.get("tokenizer") is not None or data is None
     unknown = not told and (settings.get("arch") is not None or _sizeless(model))
-    found = Data.open(data, **how) if unknown else None
+    found = Data.open(data, **how) if unknown and data is not None else None
     data_shape = tuple(found.x.shape[1:]) if found is not None else None
     loaded = load(model, **settings, shape=shape, data_shape=data_shape)
+    if data is None:
+        return fitted(loaded, None, whole=whole)
     if found is None or loaded.shape != data_shape or loaded.labels is not None:
         found = Data.open(
             data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize,

@@ -1,4 +1,4 @@
-"""Classifiers of Hugging Face: the network that a folder means, of transformers or timm."""
+"""Networks of Hugging Face: the one that a folder means, of transformers or timm."""
 
 from __future__ import annotations
 
@@ -13,24 +13,36 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import some
-from backsweep.formats.hugging_face import files, labels, preprocessing, texts
+from backsweep.formats.hugging_face import adapters, files, labels, language, preprocessing, texts
 from backsweep.formats.timm import names as timm
+from backsweep.inputs.language.modality import Language
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.tokens import Tokens
+from backsweep.models.causal import Causal
 
 
-def read(path: Path, tokens: Tokens | None = None) -> tuple[nn.Module, dict[str, Any], str]:
+def read(
+    path: Path, tokens: Tokens | None = None, base: Path | None = None
+) -> tuple[nn.Module, dict[str, Any], str]:
     """The network, what `Model` needs to know of it (shape, mean, std, labels) with notes, and the digest.
 
     Args:
         path: the folder.
-        tokens: the tokenizer of a text classifier, instead of the folder's own.
+        tokens: the tokenizer of a text classifier or language model, instead of the folder's own.
+        base: the folder of the model that an adapter belongs to, where `path` is an adapter.
 
     Raises:
         BadInput: not such a folder, code of its own, quantised weights, weights that do not fit or cannot be
             read, or transformers is not installed. Any other error means damage.
     """
-    folder = files.Folder(path)
+    adapter = files.Folder(path)
+    if base is None and adapters.has(adapter):
+        raise BadInput(adapters.NO_BASE)
+    if base is not None and adapters.CONFIG not in adapter.names:
+        raise BadInput(adapters.NO_ADAPTER)
+    if base is not None and not base.is_dir():
+        raise BadInput(f"there is no folder {str(base)!r}; check base= (--base)")
+    folder = adapter if base is None else files.Folder(base)
     config, prep = files.configs(folder)
     kind: Text | None = None
     said: dict[str, Any]
@@ -38,10 +50,19 @@ def read(path: Path, tokens: Tokens | None = None) -> tuple[nn.Module, dict[str,
         kind = Text(texts.tokens_of(folder, config) if tokens is None else tokens)
         if tokens is not None and files.TOKENIZER in folder.names:
             folder.read(files.TOKENIZER)  # it counts in the digest, whatever is used
+    elif language.is_language(config):
+        kind = language.modality_of(folder, config, tokens)
     elif tokens is not None:
         raise BadInput("it is no classifier of texts; leave out tokenizer= (--tokenizer)")
     weights, kept = files.weights(folder)
-    if kind is not None:
+    if base is not None:
+        weights = adapters.merged(adapter, weights, config)
+        kept.append("its weights are those of the base with the adapter merged into them")
+    if isinstance(kind, Language):
+        said = {"shape": language.shape_of(config, kind), "modality": kind}
+        notes = language.notes_of(kind, said["shape"])
+        net = network(config, weights, kind)
+    elif kind is not None:
         named, notes = labels.labels(config, labels.count(weights))
         said = {"labels": named, "shape": texts.shape_of(config), "modality": kind}
         notes.append(f"of a text {said['shape'][0]} tokens are looked at (--shape)")
@@ -56,11 +77,14 @@ def read(path: Path, tokens: Tokens | None = None) -> tuple[nn.Module, dict[str,
         net = _network(config, weights)
         if prep is not None and prep.get("do_flip_channel_order"):
             net.register_forward_pre_hook(_flip)
-    return net, {**said, "notes": [*kept, *notes]}, folder.digest
+    digest = folder.digest if base is None else files.joined(folder.digest, adapter.digest)
+    return net, {**said, "notes": [*kept, *notes]}, digest
 
 
 def network(config: dict[str, Any], weights: Mapping[str, Tensor], kind: Text | None = None) -> nn.Module:
     """The network that a config names, with its weights; one over texts with what they are."""
+    if isinstance(kind, Language):
+        return Causal(_network(config, weights, kind), kind.layout_of_ids.pad)
     if kind is not None:
         return texts.Classifier(_network(config, weights, kind), kind)
     return timm.network(config, weights) if timm.is_timm(config) else _network(config, weights)
@@ -83,7 +107,7 @@ def _network(
         log.disable_progress_bar()
         try:
             with torch.random.fork_rng(devices=[]):
-                kind, settings = _kind(transformers, config, text is not None)
+                kind, settings = _kind(transformers, config, _task(text))
                 settings = settings if text is None else texts.settled(settings, text)
                 net, info = kind.from_pretrained(
                     None,
@@ -107,7 +131,15 @@ def _network(
     return module
 
 
-def _kind(transformers: Any, config: dict[str, Any], text: bool = False) -> tuple[Any, Any]:
+def _task(text: Text | None) -> tuple[str, str]:
+    """What transformers calls the networks that are meant, and what people do."""
+    if isinstance(text, Language):
+        return "CAUSAL_LM", "language model"
+    return ("IMAGE_CLASSIFICATION", "image classifier") if text is None else (
+        "SEQUENCE_CLASSIFICATION", "text classifier")  # fmt: skip
+
+
+def _kind(transformers: Any, config: dict[str, Any], task: tuple[str, str]) -> tuple[Any, Any]:
     """The class of the network, one of transformers' own, and the config as that has it."""
     kind = str(config.get("model_type"))
     if kind not in transformers.CONFIG_MAPPING:
@@ -116,10 +148,9 @@ def _kind(transformers: Any, config: dict[str, Any], text: bool = False) -> tupl
             "transformers, or export the network (torch.export.save, torch.onnx.export)"
         )
     settings = transformers.CONFIG_MAPPING[kind].from_dict(config)
-    known = getattr(transformers, f"MODEL_FOR_{'SEQUENCE' if text else 'IMAGE'}_CLASSIFICATION_MAPPING")
+    known = getattr(transformers, f"MODEL_FOR_{task[0]}_MAPPING")
     if type(settings) not in known:
-        what = "text" if text else "image"
-        raise BadInput(f"its model_type {kind[:60]!r} is no {what} classifier in transformers; give one")
+        raise BadInput(f"its model_type {kind[:60]!r} is no {task[1]} in transformers; give one")
     found = known[type(settings)]
     if isinstance(found, tuple):  # the config says which
         wanted = config.get("architectures") or ()
