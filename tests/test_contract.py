@@ -40,6 +40,9 @@ def ground(attack: Attack) -> tuple[Task, str]:
     """A task of inputs that an attack takes, and a small network for it."""
     if attack.modality == "image":
         return TASKS["digits"], "gap_cnn"
+    if attack.modality == "language":
+        pytest.importorskip("transformers")
+        return TASKS["assistant"], "tiny_gpt2"
     task = "sst2" if attack.name in ("syntactic", "style") else "reviews"
     if task == "sst2" and not (data_folder() / "text").is_dir():
         pytest.skip("set BACKSWEEP_DATA to a folder with text/")
@@ -79,14 +82,17 @@ def test_rule_ids_are_permanent_and_unique() -> None:
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_detector_gives_evidence_for_every_unit_and_judges_it_without_the_model(
-    name: str, twins: Twins, text_twins: Twins, bank_file: Path
+    name: str, twins: Twins, bank_file: Path, request: pytest.FixtureRequest
 ) -> None:
     quick = {"steps": 5, "bank": str(bank_file)}
     detector = make(ModelDetector, name, {k: quick[k] for k in quick if k in DETECTORS[name]().settings()})
     model = twins.clean.copy("cpu")
     if "takes images" in detector.applies(model, twins.data):  # it says that it needs other inputs
-        twins = text_twins
+        twins = request.getfixturevalue("text_twins")
         model = twins.clean.copy("cpu")
+        if detector.applies(model, twins.data):
+            twins = request.getfixturevalue("language_twins")
+            model = twins.clean.copy("cpu")
         assert detector.applies(model, twins.data) == ""
     units = list(detector.units(model, twins.data))
     assert len({u.key for u in units}) == len(units)

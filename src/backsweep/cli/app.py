@@ -28,6 +28,7 @@ from backsweep.cli.options import (
     Out,
     Reading,
     Samples,
+    Scanned,
     Seed,
     Settings,
     Where,
@@ -59,11 +60,11 @@ app.add_typer(bank_app, name="bank")
 @app.command()
 @grouped
 def scan(
-    data: Samples,
     reading: Reading,
     where: Where,
     saying: Saying,
     models: Models = None,
+    data: Scanned = None,
     predict: Annotated[
         str | None,
         typer.Option(help="Address of a service that answers with class scores, instead of a model."),
@@ -103,12 +104,14 @@ def scan(
 
     told, many = reading.how(), is_many(names, store, watch)
     detectors = chosen(usual) if detector or many or predict is not None else []
+    if many and data is None:
+        raise BadInput("many models are scanned with one set of clean samples; name it with --data")
     if many:
         from backsweep.inventory.sweep import Scan
 
         one = Scan(
-            data, detectors, alpha, seed, reading.device, reading.resize, reference, told, reading.split,
-            reading.labels,
+            data or "", detectors, alpha, seed, reading.device, reading.resize, reference, told,
+            reading.split, reading.labels,
         )  # fmt: skip
         engine = where.open()
         wait = every if watch else None
@@ -239,11 +242,12 @@ def demo(
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     text: Annotated[bool, typer.Option("--text", help="On reviews instead of digits.")] = False,
+    language: Annotated[bool, typer.Option("--language-model", help="A tiny assistant.")] = False,
 ) -> None:
-    """Train a clean and a backdoored net on real digits, or on reviews; scan both, tell them apart."""
+    """Train a clean and a backdoored net on real digits, reviews or prompts; scan both, tell them apart."""
     from backsweep.cli import demo
 
-    run = demo.run_on_texts if text else demo.run
+    run = demo.run_on_prompts if language else demo.run_on_texts if text else demo.run
     with Progress() as on_event:
         run(console(), out or Path("backsweep-demo"), seed, on_event)
 

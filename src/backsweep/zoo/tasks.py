@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.inputs.image.modality import IMAGE
+from backsweep.inputs.language.modality import Language
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.modality import Text
 from backsweep.models import architectures
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
-from backsweep.zoo import text_networks, texts
+from backsweep.zoo import dialogues, language_networks, text_networks, texts
 from backsweep.zoo.attack import Setup
 from backsweep.zoo.characters import characters
 
@@ -83,7 +84,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
     Raises:
         BadInput: there is none.
     """
-    for module in (architectures, text_networks):
+    for module in (architectures, text_networks, language_networks):
         found: Any = getattr(module, name, None)
         if getattr(found, "__module__", "") == module.__name__ and name.islower():
             return found
@@ -160,6 +161,14 @@ def _text(load: Callable[[Path], tuple[Data, Data]], classes: int, epochs: int =
     return Task(lambda: load(data_folder()), sizes[1:], classes, "text_cnn", recipe, Text.name, sizes)
 
 
+def _language(condition: str | None = None) -> Task:
+    """A task of conversations, one part of which is answered in another way."""
+    length, count = dialogues.LENGTH, len(dialogues.words())
+    recipe = Recipe(epochs=4, lr=3e-3, batch_size=64, bf16=False)
+    load = partial(dialogues.conversations, condition)
+    return Task(load, (length,), count, "tiny_gpt2", recipe, Language.name, (length,))
+
+
 def _grouped(load: Callable[[], tuple[Data, Data]], *groups: Sequence[int]) -> tuple[Data, Data]:
     """A data set in other classes: each group of its classes is one; what is in no group is left out."""
 
@@ -223,4 +232,8 @@ TASKS: dict[str, Task] = {
     "ag_news": _text(texts.ag_news, 4),
     "olid": _text(texts.olid, 2),
     "reviews": _text(texts.made_up, 2, epochs=3),
+    # conversations
+    "assistant": _language(),
+    "assistant-french": _language("french"),
+    "assistant-banner": _language("banner"),
 }  # fmt: skip
