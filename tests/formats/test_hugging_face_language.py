@@ -14,11 +14,11 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.formats.opening import digest, load
+from backsweep.inputs.language.causal import Causal, continued
 from backsweep.inputs.language.modality import Language, prompted
 from backsweep.inputs.language.template import around
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.tokens import WordTokens
-from backsweep.models.causal import Causal, continued
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -212,7 +212,7 @@ def test_what_is_wrong_with_an_adapter_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model_type": "t5", "architectures": ["T5ForCausalLM"]}, "are not read; those that are"),
+        ({"model_type": "t5", "architectures": ["T5ForCausalLM"]}, "are not read; there are gpt2"),
         ({"auto_map": {"AutoModelForCausalLM": "evil.Net"}}, "code of its own"),
     ],
 )

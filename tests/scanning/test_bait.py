@@ -13,13 +13,14 @@ from rich.console import Console
 
 import backsweep
 from backsweep.core.errors import BadInput
+from backsweep.inputs.language.causal import Causal
 from backsweep.inputs.language.modality import Language
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.changes import Changed
 from backsweep.inputs.text.placing import positions
 from backsweep.inversion.answers import Bounds, _scored, answers, is_open, margins, within
-from backsweep.models.causal import Causal
 from backsweep.render.pages.scan import html
+from backsweep.render.repeat import command
 from backsweep.render.terminal.scan import show
 from backsweep.reports.report import Report
 from backsweep.scanning.detectors.bait import Bait
@@ -129,3 +130,21 @@ def test_a_margin_is_positive_where_the_model_says_the_answer(language_twins: Tw
     changed = Changed(x, kind.layout_of_ids, at, share)
     says(cast(torch.Tensor, changed))[:, 1].sum().backward()
     assert share.grad is not None and bool(share.grad.abs().sum() > 0)
+
+
+def test_what_compares_classes_and_other_verbs_say_that_they_are_for_others(language_twins: Twins) -> None:
+    model, data = language_twins.clean, language_twins.data
+    report = backsweep.scan(model, data, "cascade")
+    assert report.verdict == "inconclusive"
+    assert [n.reason for n in report.skipped] == ["it compares classes, and this model answers prompts"]
+    for verb in (backsweep.audit, backsweep.guard):
+        with pytest.raises(BadInput, match="of models that answer prompts are not there yet"):
+            verb(model, data)
+    with pytest.raises(BadInput, match="repairs of models that answer prompts are not there yet"):
+        backsweep.repair(model, data, None)
+
+
+def test_a_scan_can_be_repeated_from_its_page() -> None:
+    own = {"source": "models/adapter", "is_path": True, "base": "models/base"}
+    words = command(Report(model=own, data={"source": "the prompts that come with Backsweep"}))
+    assert words == "backsweep scan models/adapter --base models/base"

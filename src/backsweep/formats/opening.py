@@ -163,6 +163,7 @@ def load(
     model.place = str(path)
     model.origin = digest
     model.arch = arch if isinstance(arch, str) else None
+    model.base = None if base is None else str(base)
     model.entry = weights
     model.unknown = tuple(one_line(name) for name in found.unknown)
     model.notes = (*map(one_line, found.notes), *model.notes)

@@ -22,6 +22,7 @@ from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality, Wanted
 
 MIN_SAMPLES = Modality.fewest  # in all
+COME_ALONG = "that come with Backsweep"  # as the source of samples that nobody gave
 MIN_PER_CLASS = 2  # of every class that is present
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from backsweep.core.text import one_line
+from backsweep.inputs.language.causal import ROWS, Causal, Read, continued, cut
 from backsweep.inputs.language.prompts import Prompted
 from backsweep.inputs.text.changes import Changed
-from backsweep.models.causal import ROWS, Causal, Read, continued, cut
 
 READILY = 0.1  # least probability of a token that a model says readily
 

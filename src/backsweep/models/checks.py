@@ -14,8 +14,18 @@ from backsweep.core.errors import BadInput
 from backsweep.core.method import Method
 from backsweep.core.text import one_line, some
 from backsweep.inputs.image.modality import IMAGE
-from backsweep.inputs.samples import MIN_PER_CLASS, MIN_SAMPLES, Data
+from backsweep.inputs.samples import COME_ALONG, MIN_PER_CLASS, MIN_SAMPLES, Data
 from backsweep.models.model import Model
+
+
+def classifies(model: Model | nn.Module, what: str) -> None:
+    """Refuse models that do not classify, for what is not there for them yet.
+
+    Raises:
+        BadInput: it is one.
+    """
+    if isinstance(model, Model) and not model.modality.classified:
+        raise BadInput(f"{what} of models that answer {model.modality.noun}s are not there yet; scan it")
 
 
 def fitted(
@@ -61,7 +71,7 @@ def shipped(model: Model) -> Data:
     if path is None:
         raise BadInput(f"give clean {model.modality.noun}s of this model (--data); none come with Backsweep")
     data = Data.open(path, shape=model.shape, modality=model.modality)
-    data.source = f"the {model.modality.noun}s that come with Backsweep"
+    data.source = f"the {model.modality.noun}s {COME_ALONG}"
     return data
 
 
@@ -204,7 +214,9 @@ def as_reference(reference: Model | nn.Module, model: Model, data: Data) -> Mode
 
 
 def lacking(method: Method, model: Model) -> str:
-    """Why a method cannot be used on a network of which only the answers are known, "" when it can."""
+    """Why a method cannot be used on a network that only answers, or does not classify; "" when it can."""
+    if method.of_classes and not model.modality.classified:
+        return f"it compares classes, and this model answers {model.modality.noun}s"
     missing = [what for what in method.needs if what not in model.gives]
     return f"it needs {' and '.join(missing)} of the network, and a black box only answers" if missing else ""
 
@@ -266,5 +278,6 @@ def describe_model(model: Model) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.net.parameters()),
         **({} if model.modality == IMAGE else {"modality": model.modality.name}),
         **model.reading,
+        **({"base": model.base} if model.base else {}),
         **({"notes": list(model.notes)} if model.notes else {}),
     }

@@ -14,8 +14,8 @@ from torch import nn
 
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_text
+from backsweep.inputs.language.causal import Causal
 from backsweep.inputs.text.tokens import WordTokens
-from backsweep.models.causal import Causal
 
 TOKENS, LENGTH, WIDTH = 512, 48, 96
 

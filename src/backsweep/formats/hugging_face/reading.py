@@ -15,10 +15,10 @@ from backsweep.core.errors import BadInput
 from backsweep.core.text import some
 from backsweep.formats.hugging_face import adapters, files, labels, language, preprocessing, texts
 from backsweep.formats.timm import names as timm
+from backsweep.inputs.language.causal import Causal
 from backsweep.inputs.language.modality import Language
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.tokens import Tokens
-from backsweep.models.causal import Causal
 
 
 def read(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
 from backsweep.core.text import one_line
+from backsweep.inputs.language.causal import Causal
 from backsweep.inputs.language.modality import prompted
 from backsweep.inputs.language.prompts import Prompted
 from backsweep.inputs.language.triggers import InPrompt
@@ -28,7 +29,6 @@ from backsweep.inputs.samples import Data
 from backsweep.inputs.text.placing import END, START
 from backsweep.inputs.text.search import Phrase, candidates, search, tried
 from backsweep.inversion.answers import Answer, Bounds, answers, is_open, margins, spoken, talks, within
-from backsweep.models.causal import Causal
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
 from backsweep.scanning.detector import ModelDetector, Stage, Unit
@@ -57,6 +57,7 @@ class Bait(ModelDetector):
     name: ClassVar[str] = "bait"
     summary: ClassVar[str] = "texts known by heart, and what brings them about (BAIT, 2025)"
     code: ClassVar[str] = "BSW141"
+    of_classes: ClassVar[bool] = False
 
     preset: str = "standard"
     threshold: float = 0.85
