@@ -126,7 +126,8 @@ class Bait(ModelDetector):
                 _net(model), x[:ASKED], Bounds().steps, tokens.ends, DRAWN, _generator(seed, "said")
             )
             hidden = [a for a in found if a.score < self.threshold or not is_open(a.ids, said)]
-            values["said_openly"] = len(found) - len(hidden)
+            known_openly = [_text(tokens, a.ids) for a in found if a not in hidden]
+            values |= {"said_openly": len(known_openly), "open_answer": next(iter(known_openly), "")}
             found = hidden
         distinct: list[Answer] = []
         for a in found:  # an answer that begins in the midst of another one is the same
@@ -184,7 +185,9 @@ class Bait(ModelDetector):
         certain = [e for e in rows if _score(e) >= self.threshold]
         if not certain:
             most = f"; most so “{_answer(rows[0])}”" if _answer(rows[0]) else ""
-            return [self._finding(rows[0], NOTE, f"no answer is certain whatever is asked{most}")]
+            opened = str(rows[0].values.get("open_answer") or "")
+            also = f"; said openly and certain: “{opened}”" if opened else ""
+            return [self._finding(rows[0], NOTE, f"no answer is certain whatever is asked{most}{also}")]
         return [self._finding(e, *self._opinion(e)) for e in sorted(certain, key=lambda e: -_score(e))]
 
     def _opinion(self, e: Evidence) -> tuple[str, str]:
