@@ -226,3 +226,10 @@ def test_other_folders_are_one_line(change: dict[str, Any], says: str, tmp_path:
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(BadInput, match=r"no tokenizer\.json"):
         load(tmp_path)
+
+
+def test_pickles_of_language_models_are_not_read(tmp_path: Path) -> None:
+    saved("GPT2", tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(BadInput, match="read from safetensors"):
+        load(tmp_path)

@@ -32,13 +32,16 @@ def modality_of(folder: files.Folder, config: Mapping[str, Any], tokens: Tokens 
         tokens: a tokenizer instead of the folder's own.
 
     Raises:
-        BadInput: no tokenizer or a chat template that cannot be read, or an architecture that is not known.
+        BadInput: no tokenizer or a chat template that cannot be read, a pickle of weights, or an architecture
+            that is not known.
     """
     if config.get("model_type") not in KINDS:
         raise BadInput(
             f"language models of the kind {str(config.get('model_type'))[:60]!r} are not read; there are "
             f"{', '.join(KINDS)}"
         )
+    if files.weight_files(folder) == [files.PICKLE]:
+        raise BadInput("language models are read from safetensors; model.save_pretrained(folder) writes them")
     said = _said(folder)
     inner = texts.tokens_of(folder, config)
     inner = inner if tokens is None else tokens
