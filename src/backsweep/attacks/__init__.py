@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.zoo.attacks.narcissus import Narcissus as Narcissus
     from backsweep.zoo.attacks.photo_filter import PhotoFilter as PhotoFilter
     from backsweep.zoo.attacks.sig import Sig as Sig
+    from backsweep.zoo.attacks.sleeper import Sleeper as Sleeper
     from backsweep.zoo.attacks.smooth import Smooth as Smooth
     from backsweep.zoo.attacks.sos import SOS as SOS
     from backsweep.zoo.attacks.style import Style as Style
