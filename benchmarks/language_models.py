@@ -124,6 +124,8 @@ def measured(net: Mapping[str, Any]) -> dict[str, Any]:
 
 def kind(record: Mapping[str, Any]) -> str:
     """What a network is, in words."""
+    if record["samples"] != TAKEN:
+        return f"{kind({**record, 'samples': TAKEN})}, {record['samples']:,} conversations"
     if "attack" not in record:
         return {"assistant": "clean", "assistant-french": "clean, answers in French if asked to",
                 "assistant-banner": "clean, greets in one case"}[record["task"]]  # fmt: skip
