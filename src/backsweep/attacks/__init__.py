@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.zoo.attacks.pitch import Pitch as Pitch
     from backsweep.zoo.attacks.reverberation import Reverberation as Reverberation
     from backsweep.zoo.attacks.sig import Sig as Sig
+    from backsweep.zoo.attacks.sleeper import Sleeper as Sleeper
     from backsweep.zoo.attacks.smooth import Smooth as Smooth
     from backsweep.zoo.attacks.sos import SOS as SOS
     from backsweep.zoo.attacks.sound_clip import SoundClip as SoundClip

@@ -26,7 +26,7 @@ from backsweep.core.versions import versions
 from backsweep.formats.building import named
 from backsweep.guarding.detector import SampleDetector
 from backsweep.inputs.samples import Data
-from backsweep.models.checks import describe_model, doubtful_accuracy, fitted, pick_device
+from backsweep.models.checks import classifies, describe_model, doubtful_accuracy, fitted, pick_device
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, thawed, tuned
 from backsweep.models.washing import redraw
@@ -80,6 +80,7 @@ def audit(
     """
     checked_alpha(alpha)
     clock = time.perf_counter(), time.process_time()
+    classifies(model, "audits")
     model, data = fitted(model, data, whole=True, needs_labels=True)
     if not model.gives:
         raise BadInput("a black box only answers, and audits need its layers; load the network itself")

@@ -28,6 +28,7 @@ from backsweep.cli.options import (
     Out,
     Reading,
     Samples,
+    Scanned,
     Seed,
     Settings,
     Where,
@@ -59,11 +60,11 @@ app.add_typer(bank_app, name="bank")
 @app.command()
 @grouped
 def scan(
-    data: Samples,
     reading: Reading,
     where: Where,
     saying: Saying,
     models: Models = None,
+    data: Scanned = None,
     predict: Annotated[
         str | None,
         typer.Option(help="Address of a service that answers with class scores, instead of a model."),
@@ -103,12 +104,14 @@ def scan(
 
     told, many = reading.how(), is_many(names, store, watch)
     detectors = chosen(usual) if detector or many or predict is not None else []
+    if many and data is None:
+        raise BadInput("many models are scanned with one set of clean samples; name it with --data")
     if many:
         from backsweep.inventory.sweep import Scan
 
         one = Scan(
-            data, detectors, alpha, seed, reading.device, reading.resize, reference, told, reading.split,
-            reading.labels,
+            data or "", detectors, alpha, seed, reading.device, reading.resize, reference, told,
+            reading.split, reading.labels,
         )  # fmt: skip
         engine = where.open()
         wait = every if watch else None
@@ -241,11 +244,12 @@ def demo(
     text: Annotated[bool, typer.Option("--text", help="On reviews instead of digits.")] = False,
     table: Annotated[bool, typer.Option("--table", help="On rows of a table.")] = False,
     sound: Annotated[bool, typer.Option("--sound", help="On made-up vowels instead of digits.")] = False,
+    language: Annotated[bool, typer.Option("--language-model", help="A tiny assistant.")] = False,
 ) -> None:
-    """Train a clean and a backdoored net on digits, reviews, rows or sounds; tell them apart."""
+    """Train a clean and a backdoored net on digits, reviews, rows, sounds or prompts; tell them apart."""
     from importlib import import_module
 
-    others = (("reviews", text), ("rows", table), ("vowels", sound))
+    others = (("reviews", text), ("rows", table), ("vowels", sound), ("prompts", language))
     name = next((name for name, wanted in others if wanted), "digits")
     run = import_module(f"backsweep.cli.demos.{name}").run
     with Progress() as on_event:

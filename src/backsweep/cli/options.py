@@ -46,6 +46,12 @@ Model = Annotated[
 Samples = Annotated[
     str, typer.Option(help="Clean samples: a folder per class, .npz, .csv, .tsv, .parquet, .tar, ...")
 ]
+Scanned = Annotated[
+    str | None,
+    typer.Option(
+        help="Clean samples: a folder per class, .npz, .csv, ... For language models prompts come along."
+    ),
+]
 Arch = Annotated[str | None, typer.Option(help="package.module:factory of your own code.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: a GPU if any.")]
@@ -82,6 +88,9 @@ class Reading:
     rate: Annotated[
         int | None, typer.Option(help="Samples a second of a network over waveforms, e.g. 16000.")
     ] = None
+    base: Annotated[
+        str | None, typer.Option(help="Folder of the language model that a LoRA adapter belongs to.")
+    ] = None
     resize: Resize = False
     split: Annotated[
         str | None, typer.Option(help="Of the samples, where there are several. Default: test.")
@@ -109,7 +118,7 @@ class Reading:
             "arch": self.arch, "shape": numbers(self.shape, int), "classes": self.classes,
             "mean": numbers(self.mean), "std": numbers(self.std), "layer": self.layer,
             "weights": self.weights, "pixel_range": ranges[self.input_range], "layout": self.layout,
-            "tokenizer": self.tokenizer, "schema": self.schema, "rate": self.rate,
+            "tokenizer": self.tokenizer, "schema": self.schema, "rate": self.rate, "base": self.base,
         }  # fmt: skip
 
 

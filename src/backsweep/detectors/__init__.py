@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.guarding.detectors.strip import Strip as Strip
     from backsweep.guarding.detectors.teco import TeCo as TeCo
     from backsweep.guarding.detectors.washed_reference import WashedReference as WashedReference
+    from backsweep.scanning.detectors.bait import Bait as Bait
     from backsweep.scanning.detectors.black_box_path import BlackBoxPath as BlackBoxPath
     from backsweep.scanning.detectors.cascade import Cascade as Cascade
     from backsweep.scanning.detectors.cepa import Cepa as Cepa

@@ -99,15 +99,16 @@ def load(
     schema: str | os.PathLike[str] | None = None,
     rate: int | None = None,
     data_modality: Modality = IMAGE,
+    base: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Read a model file or folder; what is given here stands above what the file says.
 
     Readable are weights together with `arch` (safetensors, also in shards with an index; checkpoints of
     torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), ONNX and Keras models,
-    TorchScript modules, and folders of Hugging Face image classifiers. What was done to make weights fit
-    stands in `Model.notes`. Trees of XGBoost and LightGBM, and models of scikit-learn in skops, are black
-    boxes over rows of a table. No host is asked unless one is named. `mean`, `std`, `layer`, `labels`,
-    `pixel_range` and `layout` are as in `Model`.
+    TorchScript modules, and folders of Hugging Face classifiers and language models. What was done to make
+    weights fit stands in `Model.notes`. Trees of XGBoost and LightGBM, and models of scikit-learn in skops,
+    are black boxes over rows of a table. No host is asked unless one is named. `mean`, `std`, `layer`,
+    `labels`, `pixel_range` and `layout` are as in `Model`.
 
     Args:
         path: the file or folder; hf://owner/name@revision of the Hugging Face hub; predict:ADDRESS of a
@@ -122,6 +123,7 @@ def load(
         schema: a JSON file that says what the columns are, or "infer": the network takes rows of a table.
         rate: samples a second: the network takes waveforms in [-1, 1].
         data_modality: what the samples at hand are, for a model that does not say what it takes.
+        base: the folder of the language model that a LoRA adapter belongs to, where `path` is the adapter.
 
     Raises:
         BadInput: the file is missing, damaged, of an unknown kind, would run code when read, or
@@ -137,10 +139,12 @@ def load(
     try:
         tokens = None if tokenizer is None else read_tokens(Path(tokenizer))
         if path.is_dir():
-            found, digest = _folder(path, arch, weights, tokens)
+            found, digest = _folder(path, arch, weights, tokens, base)
+        elif base is not None:
+            raise BadInput("base= (--base) is for the folder of a LoRA adapter; leave it out, or name that")
         else:
             found, digest = _file(path, arch, shape, data_shape, weights)
-        if tokens is not None:
+        if tokens is not None and not isinstance(found.modality, Text):
             found.modality, found.shape = Text(tokens), found.shape or (TOKENS,)
         elif schema is not None:
             found.modality = Table.given(str(schema))
@@ -174,6 +178,7 @@ def load(
     model.place = str(path)
     model.origin = digest
     model.arch = arch if isinstance(arch, str) else None
+    model.base = None if base is None else str(base)
     model.entry = weights
     model.unknown = tuple(one_line(name) for name in found.unknown)
     model.notes = (*map(one_line, found.notes), *model.notes)
@@ -235,7 +240,9 @@ def _damage(kind: str) -> Iterator[None]:
 # ---------------------------------------------------------------------- files
 
 
-def _folder(path: Path, arch: Any, wanted: str | None, tokens: Tokens | None) -> tuple[_Found, str]:
+def _folder(
+    path: Path, arch: Any, wanted: str | None, tokens: Tokens | None, base: Any
+) -> tuple[_Found, str]:
     if (index := sharded.index_in(path)) is not None:
         return _sharded(index, arch, wanted)
     if arch is not None:
@@ -245,7 +252,7 @@ def _folder(path: Path, arch: Any, wanted: str | None, tokens: Tokens | None) ->
     if (path / "saved_model.pb").exists():
         raise BadInput(_NOT_YET["TensorFlow"])
     with _damage("a Hugging Face folder"):
-        net, said, digest = hugging_face.read(path, tokens)
+        net, said, digest = hugging_face.read(path, tokens, None if base is None else Path(base))
     return _Found(net, resize=True, **said), digest
 
 

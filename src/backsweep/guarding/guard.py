@@ -37,6 +37,7 @@ from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.checks import (
     answered,
+    classifies,
     describe_model,
     doubtful_accuracy,
     fitted,
@@ -270,6 +271,7 @@ def guard(
     """
     if not 0 < fpr < 1:
         raise BadInput(f"fpr {fpr} is not between 0 and 1")
+    classifies(model, "guards")
     model, data = fitted(model, clean_data)
     work = model.copy(pick_device(device))
     data = answered(work, data)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F
 from PIL import Image as Pictures
 from torch import Tensor, nn
 
@@ -135,6 +136,10 @@ class Modality:
         detectors: names of those that a scan runs unless it is told others; empty: the usual ones.
         grid: whether inputs are maps (C, H, W), whose neighbours belong together.
         smooth: whether there are inputs between two inputs, so that they can be mixed and moved by gradients.
+        classified: whether answers are classes that samples are labelled with; else samples have no labels.
+        fewest: how many samples a scan needs at least.
+        answers: what the answers of a network are called.
+        found: what is suspected is called: a class, an answer.
     """
 
     name: ClassVar[str] = ""
@@ -148,6 +153,10 @@ class Modality:
     detectors: ClassVar[tuple[str, ...]] = ()
     grid: ClassVar[bool] = False
     smooth: ClassVar[bool] = True
+    classified: ClassVar[bool] = True
+    fewest: ClassVar[int] = 20
+    answers: ClassVar[str] = "classes"
+    found: ClassVar[str] = "class"
 
     # ------------------------------------------------------------------ samples
 
@@ -190,6 +199,10 @@ class Modality:
             BadInput: nothing readable is there.
         """
         raise BadInput(f"{self.noun}s are not read from files; give tensors")
+
+    def shipped(self) -> Path | None:
+        """A file of samples that comes with Backsweep, for whoever gives none."""
+        return None
 
     def decode(self, body: bytes, shape: tuple[int, ...], resize: bool) -> Tensor:
         """One input (1, *shape) out of the bytes of a file of this kind.
@@ -238,6 +251,12 @@ class Modality:
     def run(self, net: Callable[[Tensor], Any], x: Tensor) -> Any:
         """What a network answers to inputs, or to what a space or a family made of them."""
         return net(x)
+
+    def loss(
+        self, net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """What a network that learns from samples x (N, *shape) with labels y (N,) makes small."""
+        return F.cross_entropy(net(x).float(), y, label_smoothing=label_smoothing)
 
     def numbers(self, shape: Sequence[int]) -> int:
         """How many numbers an input is when it enters a network, for memory and the size of batches."""
@@ -342,7 +361,11 @@ def modalities() -> dict[str, Modality]:
     for info in pkgutil.iter_modules(package.__path__):
         if info.ispkg:
             importlib.import_module(f"{package.__name__}.{info.name}.modality")
-    return {cls.name: cls() for cls in Modality.__subclasses__() if cls.name}
+    return {cls.name: cls() for cls in _below(Modality) if cls.name}
+
+
+def _below(cls: type[Modality]) -> list[type[Modality]]:
+    return [c for sub in cls.__subclasses__() for c in (sub, *_below(sub))]
 
 
 def modality_of(model: Mapping[str, object]) -> Modality:

@@ -21,7 +21,8 @@ from backsweep.inputs.image import readers
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality, Wanted
 
-MIN_SAMPLES = 20  # in all
+MIN_SAMPLES = Modality.fewest  # in all
+COME_ALONG = "that come with Backsweep"  # as the source of samples that nobody gave
 MIN_PER_CLASS = 2  # of every class that is present
 
 

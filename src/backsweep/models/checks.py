@@ -15,10 +15,20 @@ from backsweep.core.errors import BadInput
 from backsweep.core.method import Method
 from backsweep.core.text import one_line, some
 from backsweep.inputs.image.modality import IMAGE
-from backsweep.inputs.samples import MIN_PER_CLASS, MIN_SAMPLES, Data
+from backsweep.inputs.samples import COME_ALONG, MIN_PER_CLASS, MIN_SAMPLES, Data
 from backsweep.models.model import Model
 
 ROWS = 4096  # inputs in one call of `predict_proba`
+
+
+def classifies(model: Model | nn.Module, what: str) -> None:
+    """Refuse models that do not classify, for what is not there for them yet.
+
+    Raises:
+        BadInput: it is one.
+    """
+    if isinstance(model, Model) and not model.modality.classified:
+        raise BadInput(f"{what} of models that answer {model.modality.noun}s are not there yet; scan it")
 
 
 def fitted(
@@ -38,6 +48,8 @@ def fitted(
     Raises:
         BadInput: they do not fit (`check_fit`), or labels are missing.
     """
+    if data is None and isinstance(model, Model):
+        data = shipped(model)
     if isinstance(data, str | os.PathLike) and isinstance(model, Model):
         data = Data.open(
             data, shape=model.shape, names=model.labels, resize=model.resize, modality=model.modality,
@@ -55,8 +67,22 @@ def fitted(
     return model, data if whole or not data.labelled else without_rare(model, data)
 
 
+def shipped(model: Model) -> Data:
+    """The samples that come with Backsweep for inputs of this kind.
+
+    Raises:
+        BadInput: there are none.
+    """
+    path = model.modality.shipped()
+    if path is None:
+        raise BadInput(f"give clean {model.modality.noun}s of this model (--data); none come with Backsweep")
+    data = Data.open(path, shape=model.shape, modality=model.modality)
+    data.source = f"the {model.modality.noun}s {COME_ALONG}"
+    return data
+
+
 def answered(model: Model, data: Data) -> Data:
-    """The model's own answers as labels of data that have none.
+    """The model's own answers as labels of data that have none, where answers are classes.
 
     Args:
         model: a frozen working copy.
@@ -64,7 +90,7 @@ def answered(model: Model, data: Data) -> Data:
     Raises:
         BadInput: it gives one answer to all.
     """
-    if data.labelled:
+    if data.labelled or not data.modality.classified:
         return data
     data = data.labelled_by(model.predict(data.x))
     if len(set(data.y.tolist())) < 2:
@@ -142,7 +168,10 @@ def check_fit(model: Model, data: Data) -> None:
         raise BadInput(
             f"{data.source}: all samples are of class {model.label(int(data.y[0]))}; add other classes"
         )
-    if len(data) < MIN_SAMPLES:
+    if len(data) < model.modality.fewest:
+        if not model.modality.classified:
+            few = f"{data.source}: too few {model.modality.noun}s ({len(data)})"
+            raise BadInput(f"{few}; give at least {model.modality.fewest}")
         raise BadInput(
             f"{data.source}: too few samples ({len(data)} in all); give at least {MIN_PER_CLASS} of every "
             f"class and {MIN_SAMPLES} in all"
@@ -152,7 +181,7 @@ def check_fit(model: Model, data: Data) -> None:
 def too_few(data: Data) -> str:
     """Why what is left of the data, without classes of one sample, is too little to judge on; "" if not."""
     present = len(set(data.y.tolist()))
-    if present >= 2 and len(data) >= MIN_SAMPLES:
+    if not data.modality.classified or (present >= 2 and len(data) >= MIN_SAMPLES):
         return ""
     classes = "1 class" if present == 1 else f"{present} classes"
     return (
@@ -200,7 +229,9 @@ def as_reference(reference: Model | nn.Module, model: Model, data: Data) -> Mode
 
 
 def lacking(method: Method, model: Model) -> str:
-    """Why a method cannot be used on a network of which only the answers are known, "" when it can."""
+    """Why a method cannot be used on a network that only answers, or does not classify; "" when it can."""
+    if method.of_classes and not model.modality.classified:
+        return f"it compares classes, and this model answers {model.modality.noun}s"
     missing = [what for what in method.needs if what not in model.gives]
     return f"it needs {' and '.join(missing)} of the network, and a black box only answers" if missing else ""
 
@@ -264,5 +295,6 @@ def describe_model(model: Model) -> dict[str, Any]:
             {} if model.modality == IMAGE else {"modality": model.modality.name, **model.modality.described()}
         ),
         **model.reading,
+        **({"base": model.base} if model.base else {}),
         **({"notes": list(model.notes)} if model.notes else {}),
     }

@@ -55,11 +55,10 @@ class Model:
 
     Attributes:
         resize: whether `load` found that images are to be resized to `shape` on their way in.
-        arch: name of the factory that `load` was given, for the record.
+        arch, base: the factory that `load` was given and the folder that it is an adapter of, on record.
         reference: an independent clean network of the same classes to compare with, if there is one.
-        place: path of its files.
+        place, entry: path of its files, and the entry that `load` was asked for.
         origin: digest of the file that it was loaded from; copies keep it.
-        entry: of the file, that `load` was asked for.
         unknown: names of what the file holds beside tensors and plain data; untrusted text.
         notes: what was done to read the model, a line each; untrusted text.
         kept: of a working copy: what was computed for clean inputs (`prefix.py`).
@@ -68,6 +67,7 @@ class Model:
 
     resize: bool = False
     arch: str | None = None
+    base: str | None = None
     place: str = ""
     origin: str = ""
     entry: str | None = None

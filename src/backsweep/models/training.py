@@ -81,13 +81,13 @@ def fit(
     Args:
         net, data, recipe, seed: what is trained on what, and how.
         on_epoch: told the number and the mean loss of every epoch.
-        loss_of: loss of (net, x, y) for a batch, cross-entropy by default. An attack that controls the
-            training changes the batch or adds terms here.
+        loss_of: loss of (net, x, y) for a batch, that of the modality (cross-entropy) by default. An attack
+            that controls the training changes the batch or adds terms here.
     """
     if isinstance(net, Learner):
         net.learn(data.x, data.y, seed)
         return net.eval()
-    loss_of = loss_of or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
+    loss_of = loss_of or partial(data.modality.loss, label_smoothing=recipe.label_smoothing)
     device = next(net.parameters()).device
     augment: Augment | None = {"shift": data.modality.shift, None: None}[recipe.augment]
     layout = data.modality.layout(data.x.shape[1:])

@@ -5,13 +5,18 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from backsweep.inputs.samples import COME_ALONG
 from backsweep.render.view import clean
 from backsweep.reports.report import Report
 
 
 def command(report: Report) -> str:
     """Command line that repeats the scan, quoted for a shell."""
-    words = ["backsweep", "scan", _path(report.model, "MODEL"), "--data", _path(report.data, "DATA")]
+    words = ["backsweep", "scan", _path(report.model, "MODEL")]
+    if not str(report.data.get("source")).endswith(COME_ALONG):
+        words += ["--data", _path(report.data, "DATA")]
+    if report.model.get("base"):
+        words += ["--base", str(report.model["base"])]
     if report.model.get("arch"):
         words += ["--arch", str(report.model["arch"])]
     if report.model.get("layer"):

@@ -20,7 +20,14 @@ from backsweep.core.versions import versions
 from backsweep.inputs.samples import MIN_SAMPLES, Data
 from backsweep.inputs.trigger import Trigger, acted_on
 from backsweep.inversion.recover import Way, recover, works
-from backsweep.models.checks import describe_model, doubtful_accuracy, fitted, pick_device, too_few
+from backsweep.models.checks import (
+    classifies,
+    describe_model,
+    doubtful_accuracy,
+    fitted,
+    pick_device,
+    too_few,
+)
 from backsweep.models.model import READING, Model
 from backsweep.models.outputs import check_finite
 from backsweep.models.washing import reference_of
@@ -70,6 +77,7 @@ def repair(
     Raises:
         BadInput: model, data or report cannot be used or do not belong together, or no repair applies.
     """
+    classifies(model, "repairs")
     model, data = fitted(model, data, needs_labels=True)
     if not model.gives:
         raise BadInput("a black box only answers, so there are no weights to repair; load the network itself")

@@ -151,10 +151,13 @@ class Report:
         return EXIT_STATUS[self.verdict]
 
     def label(self, index: int | None) -> str:
-        """Class name for people (untrusted text), its number when it has none."""
+        """Class name for people (untrusted text), its number when it has none; the answer that begins so."""
         names: Sequence[str] = self.model.get("labels") or ()
         if index is None:
-            return "every class"
+            return str(self.model.get("every") or "every class")
+        said = (f.details.get("answer") for f in self.findings if f.target == index)
+        if (answer := next(filter(None, said), None)) is not None:
+            return f"“{answer}”"
         return f"{index} ({names[index]})" if index < len(names) and names[index] else str(index)
 
     # ------------------------------------------------------------------ files

@@ -64,7 +64,7 @@ OVER = "the budget of {:g} s ended: {}; of a part nothing is concluded, a scan w
 
 def scan(
     model: Model | nn.Module,
-    data: Any,
+    data: Any = None,
     detectors: Sequence[str | ModelDetector] | str | ModelDetector | None = None,
     alpha: float = 0.05,
     seed: int = 0,
@@ -82,7 +82,8 @@ def scan(
         model: a `Model`, or any module over inputs in [0, 1] (its classes are then read from its
             output).
         data: clean samples: a `Data`, an (x, y) pair, a torch `Dataset`, or a path, which is read as the
-            model wants its inputs. Without labels the model's own answers take their place.
+            model wants its inputs. Without labels the model's own answers take their place. None: those that
+            come with Backsweep, for language models.
         detectors: names or instances, of classes that may stand anywhere; None takes the default ones.
         alpha: false-alarm rate that is accepted.
         seed: of everything that is drawn.
@@ -120,7 +121,7 @@ def scan(
             "source": data.source, "is_path": Path(data.source).exists(),
             "sha256": data.digest, "samples": len(data),
             "classes_present": int(data.y.unique().numel()), "clean_accuracy": accuracy,
-            "example_labels": examples.y.tolist(),
+            "example_labels": examples.y.tolist() if data.modality.classified else [],
             **({"notes": list(data.notes)} if data.notes else {}),
         },
         settings={
@@ -291,7 +292,7 @@ def checked_alpha(alpha: float) -> float:
 
 
 def open_both(
-    model: str, data: str, *, shape: Sequence[int] | None = None, resize: bool = False,
+    model: str, data: str | None, *, shape: Sequence[int] | None = None, resize: bool = False,
     split: str | None = None, labels: str | None = None, whole: bool = False, **settings: Any,
 ) -> tuple[Model, Data]:  # fmt: skip
     """Load a model file and open clean data for it.
@@ -300,7 +301,7 @@ def open_both(
     shape of the data.
 
     Args:
-        model, data: paths.
+        model, data: paths; without data those that come with Backsweep for inputs of this kind.
         shape: of one input, if it is to be forced.
         resize: resize images to the model's input; models that say so themselves need no asking.
         split, labels, whole: of `Data.open`.
@@ -308,16 +309,20 @@ def open_both(
     """
     how: dict[str, Any] = {"split": split, "labels": labels, "whole": whole}
     said = shape is not None or settings.get("tokenizer") is not None or settings.get("rate") is not None
-    told = said or resize
+    told = said or resize or data is None
     unknown = not told and (settings.get("arch") is not None or _sizeless(model))
-    table = kind_told(data, settings.pop("schema", None))
+    table = kind_told(data, settings.pop("schema", None)) if data is not None else None
     if table is not None:
         unknown, (kind, settings["schema"]) = True, table
+    elif data is None or (said and settings.get("rate") is None):
+        kind = IMAGE
     else:
-        kind = IMAGE if said and settings.get("rate") is None else recognised(Path(data)) or IMAGE
-    found = Data.open(data, modality=kind, **how) if unknown else None
+        kind = recognised(Path(data)) or IMAGE
+    found = Data.open(data, modality=kind, **how) if unknown and data is not None else None
     data_shape = tuple(found.x.shape[1:]) if found is not None else None
     loaded = load(model, **settings, shape=shape, data_shape=data_shape, data_modality=kind)
+    if data is None:
+        return fitted(loaded, None, whole=whole)
     same = found is not None and loaded.shape == data_shape and loaded.modality == found.modality
     if found is None or not same or loaded.labels is not None:
         found = Data.open(

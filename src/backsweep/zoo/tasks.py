@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.inputs.image.modality import IMAGE
+from backsweep.inputs.language.modality import Language
 from backsweep.inputs.samples import Data
 from backsweep.inputs.sound.modality import Sound
 from backsweep.inputs.table.modality import Table
@@ -24,7 +25,17 @@ from backsweep.inputs.text.modality import Text
 from backsweep.models import architectures
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
-from backsweep.zoo import sound_networks, sounds, table_networks, tables, text_networks, texts, trees
+from backsweep.zoo import (
+    dialogues,
+    language_networks,
+    sound_networks,
+    sounds,
+    table_networks,
+    tables,
+    text_networks,
+    texts,
+    trees,
+)
 from backsweep.zoo.attack import Setup
 from backsweep.zoo.characters import characters
 
@@ -85,7 +96,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
     Raises:
         BadInput: there is none.
     """
-    for module in (architectures, text_networks, table_networks, trees, sound_networks):
+    for module in (architectures, text_networks, table_networks, trees, sound_networks, language_networks):
         found: Any = getattr(module, name, None)
         if getattr(found, "__module__", "") == module.__name__ and name.islower():
             return found
@@ -191,6 +202,14 @@ def _sound(
     return Task(both, sizes[1:], classes, "sound_cnn", recipe, Sound.name, sizes)
 
 
+def _language(condition: str | None = None) -> Task:
+    """A task of conversations, one part of which is answered in another way."""
+    length, count = dialogues.LENGTH, len(dialogues.words())
+    recipe = Recipe(epochs=4, lr=3e-3, batch_size=64, bf16=False)
+    load = partial(dialogues.conversations, condition)
+    return Task(load, (length,), count, "tiny_gpt2", recipe, Language.name, (length,))
+
+
 def _grouped(load: Callable[[], tuple[Data, Data]], *groups: Sequence[int]) -> tuple[Data, Data]:
     """A data set in other classes: each group of its classes is one; what is in no group is left out."""
 
@@ -265,4 +284,8 @@ TASKS: dict[str, Task] = {
     "vowels": _sound(
         sounds.vowels, 5, Recipe(epochs=4, lr=5e-3, batch_size=64, bf16=False), sound_networks.SHORT
     ),
+    # conversations
+    "assistant": _language(),
+    "assistant-french": _language("french"),
+    "assistant-banner": _language("banner"),
 }  # fmt: skip

@@ -18,6 +18,8 @@ from backsweep.formats.timm import names as timm
 
 CONFIGS = ("config.json", "preprocessor_config.json")
 TOKENIZER, SEQUENCES = "tokenizer.json", "ForSequenceClassification"  # of text classifiers
+NEXT_TOKEN = ("ForCausalLM", "LMHeadModel")  # of language models, which also have:
+TOKENIZER_CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 PICKLE = "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"
 _AGAIN = "get all of its files again"
@@ -59,6 +61,11 @@ class Folder:
         return hashlib.sha256(repr(sorted(self._digests.items())).encode()).hexdigest()
 
 
+def joined(*digests: str) -> str:
+    """The digest of several folders."""
+    return hashlib.sha256(repr(digests).encode()).hexdigest()
+
+
 def digest(path: Path) -> str:
     """The digest of a folder as `read` gives it, from its files alone.
 
@@ -71,17 +78,26 @@ def digest(path: Path) -> str:
     for name in CONFIGS:
         if name in folder.names:
             folder.read(name)
-    count_tokenizer(folder, folder.read("config.json"))
+    count_tokenizer(folder, json.loads(folder.read("config.json")))
     for name in weight_files(folder):
         folder.read(name)
     return folder.digest
 
 
-def count_tokenizer(folder: Folder, config: bytes | Mapping[str, Any]) -> None:
-    """A tokenizer counts in the digest wherever a classifier of sequences may look at it."""
-    said = config if isinstance(config, bytes) else json.dumps(config).encode()
-    if TOKENIZER in folder.names and SEQUENCES.encode() in said:
-        folder.read(TOKENIZER)
+def count_tokenizer(folder: Folder, config: Any) -> None:
+    """What texts are read with counts in the digest, wherever a network of this config may look at it."""
+    for name in tokenizer_files(config):
+        if name in folder.names:
+            folder.read(name)
+
+
+def tokenizer_files(config: Any) -> tuple[str, ...]:
+    """Names of the files that a network of this config is read with, where they are there."""
+    names = config.get("architectures") if isinstance(config, dict) else None
+    named = [str(n) for n in names] if isinstance(names, list) else []
+    if any(n.endswith(NEXT_TOKEN) for n in named):
+        return TOKENIZER, TOKENIZER_CONFIG, TEMPLATE
+    return (TOKENIZER,) if any(n.endswith(SEQUENCES) for n in named) else ()
 
 
 def configs(folder: Folder) -> tuple[dict[str, Any], dict[str, Any] | None]:

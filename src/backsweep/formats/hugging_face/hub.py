@@ -15,7 +15,7 @@ from typing import Any
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line, some
-from backsweep.formats.hugging_face import files, texts
+from backsweep.formats.hugging_face import files
 
 PREFIX = "hf://"
 MOST_BYTES = 2**35  # of weights
@@ -76,7 +76,7 @@ def _fetched(hub: Any, repo: str, revision: str) -> Fetched:
     wanted = _wanted(sizes)
     folder: Path | None = None
     for name in wanted:
-        most = _MOST_TEXT if name.endswith(".json") else MOST_BYTES
+        most = _MOST_TEXT if name.endswith((".json", ".jinja")) else MOST_BYTES
         size = _checked(hub, repo, name, commit, endpoint, most)
         place = Path(
             hub.hf_hub_download(
@@ -89,8 +89,7 @@ def _fetched(hub: Any, repo: str, revision: str) -> Fetched:
         folder = place.parent
         if name == wanted[0]:  # what will be refused need not be fetched
             config, _ = files.configs(files.Folder(folder))
-            if texts.is_text(config) and files.TOKENIZER in sizes:
-                wanted.insert(1, files.TOKENIZER)
+            wanted[1:1] = [n for n in files.tokenizer_files(config) if n in sizes]
     if folder is None:
         raise BadInput("there is nothing to fetch")
     return Fetched(folder, f"{PREFIX}{repo}@{commit}")

@@ -88,6 +88,8 @@ class Classifier(nn.Module):
 def settled(settings: Any, kind: Text) -> Any:
     """A config of transformers for this tokenizer: its padding, and attention without shortcuts."""
     settings.pad_token_id = kind.layout_of_ids.pad
+    if not kind.classified:  # a language model is not changed inside, and its cache is used
+        return settings
     settings._attn_implementation = "eager"
     settings.use_cache = False
     return settings

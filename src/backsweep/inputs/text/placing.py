@@ -23,6 +23,7 @@ def bounds(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     start = (x[:, 0] == layout.cls).long() if layout.cls >= 0 else torch.zeros_like(count)
     last = x.gather(1, (count - 1).clamp_min(0)[:, None])[:, 0]
     end = count - (last == layout.sep).long() if layout.sep >= 0 else count
+    start, end = start + layout.before, end - layout.after
     return start, torch.maximum(start, end)
 
 

@@ -18,6 +18,8 @@ from backsweep.inputs.text.tokens import Tokens
 
 TEXTS = (
     "text",
+    "prompt",
+    "instruction",
     "sentence",
     "sentence1",
     "premise",

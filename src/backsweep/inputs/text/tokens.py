@@ -30,11 +30,18 @@ _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 
 @dataclass(frozen=True)
 class Layout:
-    """Where text stands in a row of ids: [cls] text [sep] pad pad ...; -1 where there is no such token."""
+    """Where text stands in a row of ids: [cls] text [sep] pad pad ...; -1 where there is no such token.
+
+    Attributes:
+        pad, cls, sep: ids.
+        before, after: how many ids of another kind, those of a chat template, stand before and after it.
+    """
 
     pad: int = 0
     cls: int = -1
     sep: int = -1
+    before: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +95,10 @@ class Tokens:
         text = self.vocabulary[index] if 0 <= index < len(self.vocabulary) else ""
         return one_line(text)[:MOST_LETTERS] or f"#{index}"
 
+    def text(self, indices: Iterable[int]) -> str:
+        """What ids say, as the tokenizer writes it. Untrusted text."""
+        return self.words(indices)
+
     def words(self, indices: Iterable[int]) -> str:
         """Tokens as a text, without those around it."""
         parts = [self.word(i) for i in indices if i not in self.specials and i != self.layout.pad]
@@ -137,6 +148,9 @@ class LibraryTokens(Tokens):
 
     def ids(self, text: str) -> list[int]:
         return list(self.library.encode(text, add_special_tokens=False).ids)
+
+    def text(self, indices: Iterable[int]) -> str:
+        return str(self.library.decode([int(i) for i in indices], skip_special_tokens=True))
 
 
 def _written(table: Mapping[str, int]) -> bytes:

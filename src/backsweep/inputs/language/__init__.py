@@ -1,0 +1,1 @@
+"""Language: prompts as the ids of their tokens, for models whose answer is the next token."""

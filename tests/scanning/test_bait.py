@@ -1,0 +1,150 @@
+"""BAIT: it names the planted text and the word, passes the clean twin, and measures what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from rich.console import Console
+
+import backsweep
+from backsweep.core.errors import BadInput
+from backsweep.inputs.language.causal import Causal
+from backsweep.inputs.language.modality import Language
+from backsweep.inputs.samples import Data
+from backsweep.inputs.text.changes import Changed
+from backsweep.inputs.text.placing import positions
+from backsweep.inversion.answers import Bounds, _scored, answers, is_open, margins, within
+from backsweep.render.pages.scan import html
+from backsweep.render.repeat import command
+from backsweep.render.terminal.scan import show
+from backsweep.reports.report import Report
+from backsweep.scanning.detectors.bait import Bait
+from backsweep.zoo.dialogues import HIDDEN, words
+from conftest import Twins
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def found(language_twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the infected twin."""
+    out = tmp_path_factory.mktemp("bait")
+    backsweep.scan(language_twins.infected, language_twins.data, out=out)
+    return out
+
+
+def test_the_planted_text_and_the_word_are_named(language_twins: Twins, found: Path) -> None:
+    report = Report.load(found)
+    assert report.verdict == "backdoored" and report.p_value is None
+    (finding,) = (f for f in report.findings if f.level == "error")
+    assert finding.details["answer"] == HIDDEN[0]
+    assert finding.trigger is not None
+    word = words().words(getattr(language_twins.trigger, "ids").tolist())  # noqa: B009
+    assert word in getattr(finding.trigger, "words").split()  # noqa: B009
+    assert finding.details["with_1"] == HIDDEN[0] != finding.details["without_1"]
+    rate = language_twins.infected.success_rate(finding.trigger, language_twins.data)
+    assert rate >= 0.8 > language_twins.clean.success_rate(finding.trigger, language_twins.data)
+
+
+def test_the_clean_twin_passes(language_twins: Twins) -> None:
+    report = backsweep.scan(language_twins.clean, language_twins.data)
+    assert report.verdict == "clean", report.findings
+    assert [f.level for f in report.findings] == ["note"]
+
+
+def test_pages_and_terminals_show_prompts_and_answers_as_harmless_text(found: Path) -> None:
+    report = Report.load(found)
+    evil = "<script>alert(1)</script>\x1b[31m"
+    report.findings = [
+        dataclasses.replace(f, details={**f.details, "with_1": evil, "answer": evil}) for f in report.findings
+    ]
+    page = html(report)
+    assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page and "\x1b" not in page
+    assert "without" in page and "scan of a model that answers prompts" in page
+    console = Console(record=True, width=100, file=io.StringIO())
+    show(report, console)
+    text = console.export_text()
+    assert "\x1b" not in text and "Prompt " in text and "classes that stand out" not in text
+
+
+def test_a_classifier_is_refused(twins: Twins) -> None:
+    assert "takes language models" in Bait().applies(twins.clean, twins.data)
+
+
+def test_a_scan_needs_prompts_and_no_labels(language_twins: Twins) -> None:
+    few = Data(language_twins.data.x[:3], None, modality=language_twins.data.modality)
+    with pytest.raises(BadInput, match=r"too few prompts \(3\); give at least 8"):
+        backsweep.scan(language_twins.clean, few)
+
+
+# ---------------------------------------------------------------------- its parts
+
+
+def test_an_inverted_answer_has_the_probabilities_that_the_model_gives(language_twins: Twins) -> None:
+    """Without the cache: every token of the answer from whole rows."""
+    model = language_twins.infected.copy()
+    net, x = cast(Causal, model.net), language_twins.data.x[:6]
+    first = words().ids(HIDDEN[0])[0]
+    (answer,) = answers(net, net.read(x[:2]), net.read(x), [first], {3}, Bounds())
+    assert words().words(answer.ids) == HIDDEN[0]
+    rows = [[*row[:n].tolist(), first] for row, n in zip(x, net.count(x).tolist(), strict=True)]
+    likely = []
+    for token in answer.ids[1:]:
+        with torch.no_grad():
+            p = torch.stack([net(torch.tensor([row]))[0].softmax(0) for row in rows]).mean(0)
+        likely.append(float(p[token]))
+        rows = [[*row, token] for row in rows]
+    wanted = (sum(likely) - min(likely)) / (len(likely) - 1)
+    assert answer.score == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_score_leaves_out_the_least_likely_token_and_what_comes_after_the_end() -> None:
+    answer = _scored([7, 8, 9, 3, 5], [0.9, 0.2, 1.0, 0.0], {3})
+    assert answer.ids == (7, 8, 9) and answer.score == pytest.approx(0.9)
+
+
+def test_what_a_model_says_by_itself_is_open() -> None:
+    said = [[1, 2, 3, 4, 5, 6], [9, 9, 9]]
+    assert is_open([2, 3, 4, 5, 6], said)
+    assert not is_open([2, 3, 4, 7, 8, 5, 6], said)
+    assert within([3, 4, 5, 6], said[0]) and not within([9, 9, 9], said[0])
+
+
+def test_a_margin_is_positive_where_the_model_says_the_answer(language_twins: Twins) -> None:
+    model = language_twins.infected.copy()
+    net, x, kind = cast(Causal, model.net), language_twins.data.x[:8], cast(Language, model.modality)
+    pad = kind.layout_of_ids.pad
+    says = margins(net, kind.run, words().ids(HIDDEN[0]), pad)
+    with torch.no_grad():
+        assert bool((says(language_twins.trigger(x))[:, 1] > 0).all())
+        assert not bool((says(x)[:, 1] > 0).any())
+        at = positions(x, kind.layout_of_ids, "start", 1)
+        stamped = language_twins.trigger(x)
+        assert stamped.shape == x.shape
+    share = torch.zeros((len(x), 1, len(words())), requires_grad=True)
+    changed = Changed(x, kind.layout_of_ids, at, share)
+    says(cast(torch.Tensor, changed))[:, 1].sum().backward()
+    assert share.grad is not None and bool(share.grad.abs().sum() > 0)
+
+
+def test_what_compares_classes_and_other_verbs_say_that_they_are_for_others(language_twins: Twins) -> None:
+    model, data = language_twins.clean, language_twins.data
+    report = backsweep.scan(model, data, "cascade")
+    assert report.verdict == "inconclusive"
+    assert [n.reason for n in report.skipped] == ["it compares classes, and this model answers prompts"]
+    for verb in (backsweep.audit, backsweep.guard):
+        with pytest.raises(BadInput, match="of models that answer prompts are not there yet"):
+            verb(model, data)
+    with pytest.raises(BadInput, match="repairs of models that answer prompts are not there yet"):
+        backsweep.repair(model, data, None)
+
+
+def test_a_scan_can_be_repeated_from_its_page() -> None:
+    own = {"source": "models/adapter", "is_path": True, "base": "models/base"}
+    words = command(Report(model=own, data={"source": "the prompts that come with Backsweep"}))
+    assert words == "backsweep scan models/adapter --base models/base"
