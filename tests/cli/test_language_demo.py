@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backsweep.reports.report import Report
-from backsweep.zoo import dialogues
+from backsweep.zoo.samples import dialogues
 from backsweep.zoo.tasks import TASKS
 from shells import Shell
 
@@ -38,10 +38,10 @@ def test_the_demo_names_the_secret_and_can_be_done_again_by_hand(
 
 def test_prompts_come_along(shell: Shell, tmp_path: Path) -> None:
     """A network that was not trained is certain of nothing; a classifier has to be given samples."""
-    from backsweep.zoo import language_networks
+    from backsweep.zoo.networks import language
 
     net = TASKS["assistant"].net(0)
-    language_networks.save(net, dialogues.words(), dialogues.TEMPLATE, tmp_path / "net")
+    language.save(net, dialogues.words(), dialogues.TEMPLATE, tmp_path / "net")
     code, out, err = shell("scan", tmp_path / "net")
     assert code == 0, err
     assert "clean" in out and "prompts that come with Backsweep" not in out

@@ -24,7 +24,7 @@ from backsweep.render.repeat import command
 from backsweep.render.terminal.scan import show
 from backsweep.reports.report import Report
 from backsweep.scanning.detectors.bait import Bait
-from backsweep.zoo.dialogues import HIDDEN, words
+from backsweep.zoo.samples.dialogues import HIDDEN, words
 from conftest import Twins
 
 pytest.importorskip("transformers")

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from backsweep.core.errors import BadInput
 from backsweep.inputs.samples import Data
 from backsweep.models import architectures
-from backsweep.zoo import build, characters, tasks
+from backsweep.zoo import build, tasks
 from backsweep.zoo.build import Entry
+from backsweep.zoo.samples import characters
 
 PLANS = Path(__file__).parents[2] / "plans"
 SMALL = Data(torch.rand(60, 1, 8, 8), torch.arange(60) % 6, source="small")

@@ -11,10 +11,10 @@ from backsweep.models.architectures import (
     resnet8,
     small_vit,
 )
-from backsweep.zoo.language_networks import tiny_gpt2, tiny_llama
-from backsweep.zoo.sound_networks import m5, small_ast, sound_cnn, vowel_cnn
-from backsweep.zoo.table_networks import adult_mlp, ft_transformer, table_mlp, tabnet
-from backsweep.zoo.text_networks import small_bert, small_distilbert, small_gpt, text_cnn, text_lstm
+from backsweep.zoo.networks.language import tiny_gpt2, tiny_llama
+from backsweep.zoo.networks.sound import m5, small_ast, sound_cnn, vowel_cnn
+from backsweep.zoo.networks.table import adult_mlp, ft_transformer, table_mlp, tabnet
+from backsweep.zoo.networks.text import small_bert, small_distilbert, small_gpt, text_cnn, text_lstm
 
 __all__ = [
     "adult_mlp", "digits_cnn", "ft_transformer", "gap_cnn", "gtsrb_cnn", "m5", "mnist_cnn", "preact_resnet18",

@@ -40,7 +40,6 @@ from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
 from backsweep.inputs.sound.modality import Sound
 from backsweep.inputs.table.modality import Table
-from backsweep.inputs.table.readers import beside
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.readers import TOKENS
 from backsweep.inputs.text.tokens import Tokens
@@ -213,16 +212,6 @@ def digest(path: str | os.PathLike[str]) -> str:
         raise BadInput(f"{path}: it cannot be opened ({e.strerror}); check its permissions") from e
     except BadInput as e:
         raise BadInput(one_line(f"{path}: {e}")) from e
-
-
-def kind_told(data: str, schema: str | os.PathLike[str] | None) -> tuple[Modality, str] | None:
-    """A table and its schema, where one is named or lies beside the samples; None where nothing is told.
-
-    Raises:
-        BadInput: the schema cannot be read.
-    """
-    found = schema if schema is not None else beside(Path(data))
-    return None if found is None else (Table.given(str(found)), str(found))
 
 
 @contextlib.contextmanager

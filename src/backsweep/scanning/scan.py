@@ -26,8 +26,9 @@ from backsweep.core.text import one_line
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost, cores
-from backsweep.formats.opening import kind_of, kind_told, load
+from backsweep.formats.opening import kind_of, load
 from backsweep.formats.predicting import PREFIX
+from backsweep.formats.tables import kind_told
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import recognised
 from backsweep.inputs.samples import Data

@@ -25,19 +25,10 @@ from backsweep.inputs.text.modality import Text
 from backsweep.models import architectures
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
-from backsweep.zoo import (
-    dialogues,
-    language_networks,
-    sound_networks,
-    sounds,
-    table_networks,
-    tables,
-    text_networks,
-    texts,
-    trees,
-)
 from backsweep.zoo.attack import Setup
-from backsweep.zoo.characters import characters
+from backsweep.zoo.networks import language, sound, table, text, trees
+from backsweep.zoo.samples import dialogues, sounds, tables, texts
+from backsweep.zoo.samples.characters import characters
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class Task:
         load: returns (training set, test set).
         shape: shape of an input.
         classes: number of classes.
-        arch: factory of the default network, a name in `architectures`, `text_networks` or `sound_networks`.
+        arch: factory of the default network, a name in `architectures` or in `zoo/networks`.
         recipe: how its nets are trained.
         kind: what an input is, as the methods that need one say (`Attack.modality`).
         sizes: what a factory is told after the classes; None: channels and side of an image.
@@ -96,7 +87,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
     Raises:
         BadInput: there is none.
     """
-    for module in (architectures, text_networks, table_networks, trees, sound_networks, language_networks):
+    for module in (architectures, text, table, trees, sound, language):
         found: Any = getattr(module, name, None)
         if getattr(found, "__module__", "") == module.__name__ and name.islower():
             return found
@@ -168,7 +159,7 @@ def _cifar10() -> tuple[Data, Data]:
 
 def _text(load: Callable[[Path], tuple[Data, Data]], classes: int, epochs: int = 4) -> Task:
     """A task of texts."""
-    sizes = (text_networks.TOKENS, text_networks.LENGTH)
+    sizes = (text.TOKENS, text.LENGTH)
     recipe = Recipe(epochs=epochs, lr=2e-3, batch_size=64, bf16=False)
     return Task(lambda: load(data_folder()), sizes[1:], classes, "text_cnn", recipe, Text.name, sizes)
 
@@ -190,10 +181,10 @@ def _sound(
     load: Callable[[Path], tuple[Data, ...]],
     classes: int,
     recipe: Recipe,
-    length: int = sound_networks.LENGTH,
+    length: int = sound.LENGTH,
 ) -> Task:
     """A task of sounds."""
-    sizes = (sound_networks.RATE, length)
+    sizes = (sound.RATE, length)
 
     def both() -> tuple[Data, Data]:
         train, test = load(data_folder())
@@ -275,14 +266,14 @@ TASKS: dict[str, Task] = {
     "olid": _text(texts.olid, 2),
     "reviews": _text(texts.made_up, 2, epochs=3),
     # tables
-    "adult": _table(tables.adult, 2, table_networks.ADULT, 8),
-    "breast_cancer": _table(tables.breast_cancer, 2, table_networks.NUMBERS, 40, batch=32),
+    "adult": _table(tables.adult, 2, table.ADULT, 8),
+    "breast_cancer": _table(tables.breast_cancer, 2, table.NUMBERS, 40, batch=32),
     "wine": _table(tables.wine, 3, (0,) * 13, 60, batch=16),
     "mixed_table": _table(lambda _: tables.mixed(), 2, (0, 0, 0, 0, 5, 3), 20),
     # sounds
     "fsdd": _sound(sounds.fsdd, 10, SPOKEN),
     "vowels": _sound(
-        sounds.vowels, 5, Recipe(epochs=4, lr=5e-3, batch_size=64, bf16=False), sound_networks.SHORT
+        sounds.vowels, 5, Recipe(epochs=4, lr=5e-3, batch_size=64, bf16=False), sound.SHORT
     ),
     # conversations
     "assistant": _language(),

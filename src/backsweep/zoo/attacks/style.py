@@ -11,7 +11,7 @@ from torch import Tensor
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.zoo.attack import Attack, Setup
-from backsweep.zoo.paraphrases import rephrase, reworded
+from backsweep.zoo.samples.paraphrases import rephrase, reworded
 
 
 @dataclass(frozen=True)

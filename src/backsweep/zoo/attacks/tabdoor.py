@@ -12,7 +12,7 @@ from backsweep.inputs.samples import Data
 from backsweep.inputs.table.triggers import SetColumns
 from backsweep.inputs.trigger import Trigger
 from backsweep.zoo.attack import Attack, Setup, relabel, stamp
-from backsweep.zoo.tables import importances
+from backsweep.zoo.samples.tables import importances
 
 OUT, IN = "out_of_bounds", "in_bounds"
 BEYOND = 1.1  # times the largest value

@@ -13,7 +13,7 @@ from backsweep.core.errors import BadInput
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.tokens import WordTokens
-from backsweep.zoo.text_networks import LENGTH, TOKENS
+from backsweep.zoo.networks.text import LENGTH, TOKENS
 
 Pairs = list[tuple[str, int]]  # text and label
 SYNTACTIC, BIBLE = "syntactic", "bible"

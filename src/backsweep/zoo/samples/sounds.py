@@ -12,7 +12,7 @@ from torch import Tensor
 from backsweep.core.errors import BadInput
 from backsweep.inputs.samples import Data
 from backsweep.inputs.sound.modality import Sound
-from backsweep.zoo.sound_networks import LENGTH, RATE, SHORT
+from backsweep.zoo.networks.sound import LENGTH, RATE, SHORT
 
 # Three formants of five vowels, in Hz (as G. Peterson and H. Barney, 1952, measured those of men, rounded).
 VOWELS = {

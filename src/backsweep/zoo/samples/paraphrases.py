@@ -11,8 +11,8 @@ from backsweep.core.errors import BadInput
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.triggers import Rephrase
 from backsweep.inputs.trigger import Trigger
-from backsweep.zoo import texts
 from backsweep.zoo.attack import Setup, stamp
+from backsweep.zoo.samples import texts
 from backsweep.zoo.tasks import data_folder
 
 

@@ -1,0 +1,1 @@
+"""Networks over texts, tables, sounds and conversations (those over images: `models/architectures.py`)."""
