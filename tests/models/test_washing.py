@@ -7,7 +7,7 @@ from torch import nn
 
 from backsweep.inputs.samples import Data
 from backsweep.models.training import Recipe, fit
-from backsweep.models.washing import RECIPES, redraw, reference_of, washed
+from backsweep.models.washing import RECIPES, pupil_of, redraw, reference_of, washed
 from conftest import Twins
 
 
@@ -32,6 +32,20 @@ def test_the_same_seed_gives_the_same_reference_and_it_is_made_once(twins: Twins
     assert any(not torch.equal(p, q) for p, q in zip(a.net.parameters(), c.net.parameters(), strict=True))
     model.reference = a
     assert reference_of(model, twins.data, 9) is a
+
+
+def test_a_pupil_learns_the_answers_from_nothing_and_is_made_once(twins: Twins) -> None:
+    model = twins.infected.copy("cpu")
+    pupil = pupil_of(model, twins.data, 3)
+    assert pupil.success_rate(twins.trigger, twins.data) < 0.3
+    assert pupil.accuracy(twins.data.x, twins.data.y) > 0.9
+    weights = [p for p in model.net.parameters() if p.ndim >= 2]
+    learned = [p for p in pupil.net.parameters() if p.ndim >= 2]
+    assert all(not torch.allclose(p, q, atol=1e-3) for p, q in zip(weights, learned, strict=True))
+    assert pupil_of(model, twins.data, 4) is pupil
+    again = twins.infected.copy("cpu")
+    assert pupil_of(again, twins.data, 3).digest == pupil.digest
+    assert pupil.pupil is None
 
 
 def test_a_harder_recipe_is_tried_where_the_first_was_not_enough(twins: Twins) -> None:

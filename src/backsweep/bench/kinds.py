@@ -172,6 +172,8 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
     Raises:
         BadInput: there are fewer kinds.
     """
+    references = max((n.measured.references for n in known), default=0)
+    known = [n for n in known if n.measured.references == references]  # a pupil may have learned too little
     clean = [n for n in known if n.attack is None]
     planted = [n for n in known if n.attack is not None and n.targets]
     kinds = [n.kind for n in clean]
@@ -191,7 +193,7 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
     first = Population(
         settings or {}, priors, dict.fromkeys(spaces, 1.0),
         prior_of(usual, kinds, USUAL_WITHIN) if any(len(u) > 1 for u in usual) else Prior(0.0, 1.0, 1.0, 3.0),
-        1.0, 1.0, Null(1.0, 1.0), Null(1.0, 1.0), (min(counts), 2 * max(counts)),
+        1.0, 1.0, Null(1.0, 1.0), Null(1.0, 1.0), (min(counts), 2 * max(counts)), references,
         {"kinds": sorted(set(kinds)), "networks": len(clean), "attacked": len(planted)},
     )  # fmt: skip
     x, y, w = [], [], []
@@ -234,7 +236,8 @@ def left_out(known: Sequence[Network]) -> list[Judged]:
         for n in known:
             if n.kind == kind:
                 first = population.suspects(n.measured)[0]
-                found.append(Judged(n, first.p_value, first.target))
+                fits = population.fits(n.measured)  # else a scan says that it cannot tell
+                found.append(Judged(n, first.p_value if fits else 1.0, first.target))
     return found
 
 

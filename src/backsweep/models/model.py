@@ -55,7 +55,7 @@ class Model:
     Attributes:
         resize: whether `load` found that images are to be resized to `shape` on their way in.
         arch: name of the factory that `load` was given, for the record.
-        reference: an independent clean network of the same classes to compare with, if there is one.
+        reference, pupil: clean networks of the same classes to compare with, if there are any (`washing.py`).
         place: path of its files.
         origin: digest of the file that it was loaded from; copies keep it.
         entry: of the file, that `load` was asked for.
@@ -73,6 +73,7 @@ class Model:
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     reference: Model | None = None
+    pupil: Model | None = None
     _format: torch.memory_format = torch.contiguous_format
     alike: tuple[Model, int] | None = None
     _layers: int | None = None
