@@ -6,7 +6,7 @@ ZOO := $(or $(BACKSWEEP_HOME),$(HOME)/.cache/backsweep)/zoo
 export BACKSWEEP_DATA ?= $(abspath ../shared/data)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint fuzz results mntd clean
+.PHONY: demo test lint fuzz results mntd docs release clean
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
@@ -95,3 +95,18 @@ $(VENV)/.dev: pyproject.toml
 
 clean:
 	rm -rf $(VENV) demo-report .mypy_cache .ruff_cache .pytest_cache
+
+docs: $(VENV)/.dev   ## the documentation as a site in build/site; a warning is an error
+	$(BIN)/mkdocs build --strict -q
+
+release: $(VENV)/.dev docs   ## wheel and sdist in dist/, checked; the demo from the wheel alone in every Python that is here
+	rm -rf dist
+	$(BIN)/python -m pip install -q build twine
+	$(BIN)/python -m build -q
+	$(BIN)/python -m twine check --strict dist/*
+	@for version in 3.10 3.11 3.12 3.13; do \
+	  command -v python$$version >/dev/null || { echo "python$$version is not here"; continue; }; \
+	  place=$$(mktemp -d) && python$$version -m venv $$place/venv && \
+	  $$place/venv/bin/pip install -q dist/*.whl && (cd $$place && venv/bin/backsweep demo --out demo >/dev/null) && \
+	  echo "python$$version: installed, demo passed" && rm -rf $$place || exit 1; \
+	done

@@ -29,7 +29,17 @@ from backsweep.render.exchange.sarif import sarif
 from backsweep.render.pages.chart import chart
 from backsweep.render.pages.scan import html
 from backsweep.render.terminal.scan import pictures, show
-from backsweep.reports.report import BACKDOORED, ERROR, NOTE, WARNING, Evidence, Finding, Note, Report
+from backsweep.reports.report import (
+    BACKDOORED,
+    ERROR,
+    NOTE,
+    WARNING,
+    Evidence,
+    Finding,
+    Note,
+    Report,
+    trigger_file,
+)
 from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.detectors.cepa import Cepa
 from backsweep.scanning.detectors.inversion import Inversion
@@ -621,6 +631,22 @@ def test_examples_are_of_the_source_where_there_are_any() -> None:
     assert chosen is not None and torch.equal(chosen, report.examples[1:3])
     chosen = standing.examples(report, replace(patch((3, 32, 32), 4, 3), source=1), 4)
     assert chosen is not None and torch.equal(chosen, report.examples[[1, 3]])
+
+
+def test_the_page_says_what_the_model_answers_without_and_with_the_trigger() -> None:
+    report = make_report(10)
+    found = next(f for f in report.findings if f.trigger is not None)
+    own = next(e for e in report.evidence if e.trigger is not None and e.target == found.target)
+    report.data["example_labels"] = [7, 7, 7, 7]
+    assert "the model says" not in Page(html(report)).plain(), "a report of an older version"
+    report.data["example_answers"] = [7, 7, 7, 7]
+    report.data["stamped_answers"] = {trigger_file(own.detector, own.unit): [found.target] * 4}
+    text = Page(html(report)).plain()
+    name = view.names(report)
+    assert f"of class {name(7)}: the model says {name(7)}" in text
+    assert f"with the recovered trigger: the model says {name(found.target)}" in text
+    report.data["stamped_answers"] = {"elsewhere": [1]}
+    assert "the model says" not in Page(html(report)).plain()
 
 
 # ---------------------------------------------------------------------- hostile text

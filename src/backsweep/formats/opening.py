@@ -97,7 +97,8 @@ def load(
     Readable are weights together with `arch` (safetensors, also in shards with an index; checkpoints of
     torch.save and pickle, whatever else they hold), programs of torch.export (.pt2), ONNX and Keras models,
     TorchScript modules, and folders of Hugging Face image classifiers. What was done to make weights fit
-    stands in `Model.notes`. No host is asked unless one is named.
+    stands in `Model.notes`. No host is asked unless one is named. `mean`, `std`, `layer`, `labels`,
+    `pixel_range` and `layout` are as in `Model`.
 
     Args:
         path: the file or folder; hf://owner/name@revision of the Hugging Face hub; predict:ADDRESS of a
@@ -106,7 +107,6 @@ def load(
             the current folder on the path and called without arguments; or the factory itself.
         shape: shape of one input, (channels, height, width). None: as the file or the network says.
         classes: number of classes. None: as many as the network yields.
-        mean, std, layer, labels, pixel_range, layout: as in `Model`.
         weights: the entry of a checkpoint to take, such as "ema", where several fit.
         data_shape: shape of the samples at hand, for a model that does not say its own.
         tokenizer: a tokenizer.json, or the folder that holds one: the network takes ids of its tokens.

@@ -36,8 +36,9 @@ class Model:
             float32 are computed with in float32, in a copy.
         shape: shape of one input, (channels, height, width).
         classes: number of classes. None: as many as the network yields.
-        mean, std: the network's own normalisation, per channel, in units of the [0, 1] range;
+        mean: of the network's own normalisation, per channel, in units of the [0, 1] range; it is
             applied to the input just before the network. None: the network takes [0, 1].
+        std: likewise.
         layer: name of the submodule whose output is the penultimate representation. None: the
             input of the last affine operation that yields `classes` values.
         labels: names of the classes.
@@ -123,11 +124,7 @@ class Model:
     def black_box(
         answer: black_box.Answers, shape: Sequence[int], *, batch: int = 64, **settings: Any
     ) -> Model:
-        """A model of which only the answers are known.
-
-        Args:
-            answer, batch: as for `Asked`.
-            shape, settings: as for a `Model`.
+        """A model of which only answers are known: `answer`, `batch` as for `Asked`, the rest as for `Model`.
 
         Raises:
             BadInput: it fails, or answers with something else than class scores.

@@ -11,7 +11,7 @@ import numpy as np
 
 from backsweep.core.provenance import remade
 from backsweep.render import view
-from backsweep.reports.report import ERROR, NOTE, Evidence, Finding, Report, worst_first
+from backsweep.reports.report import ERROR, NOTE, Evidence, Finding, Report, trigger_file, worst_first
 from backsweep.scanning.detector import ModelDetector
 
 if TYPE_CHECKING:
@@ -246,6 +246,20 @@ def example_label(report: Report, row: int) -> int | None:
     labels = report.data.get("example_labels") or []
     label = labels[row] if row < len(labels) else None
     return label if isinstance(label, int) else None
+
+
+def answers(report: Report, found: Finding, row: int) -> tuple[int, int] | None:
+    """What the model says of an example, clean and with the trigger of a finding; None: it was not asked."""
+    own = next(
+        (e for e in report.evidence if e.trigger is not None
+         and (e.detector, e.target, e.source) == (found.detector, found.target, found.source)), None
+    )  # fmt: skip
+    stamped = (report.data.get("stamped_answers") or {}).get(
+        trigger_file(own.detector, own.unit) if own else ""
+    )
+    said = [(each or [])[row : row + 1] for each in (report.data.get("example_answers"), stamped)]
+    (before, after) = (s[0] if s else None for s in said)
+    return (before, after) if isinstance(before, int) and isinstance(after, int) else None
 
 
 def record_name(report: Report, e: Evidence) -> str:

@@ -40,7 +40,15 @@ from backsweep.models.checks import (
     too_few,
 )
 from backsweep.models.model import Model
-from backsweep.reports.report import Evidence, Finding, Note, Report, checked_findings, worst_first
+from backsweep.reports.report import (
+    Evidence,
+    Finding,
+    Note,
+    Report,
+    checked_findings,
+    trigger_file,
+    worst_first,
+)  # fmt: skip
 from backsweep.scanning import calibration
 from backsweep.scanning.collect import OutOfTime, collect
 from backsweep.scanning.detector import ModelDetector
@@ -154,8 +162,14 @@ def scan(
             report.errors.append(Note(method.name, f"failed: {reason_of(e)}"))
         report.timings[f"{method.name}_seconds"] = round(time.perf_counter() - begin[0], 3)
         report.timings[f"{method.name}_cpu_seconds"] = round(time.process_time() - begin[1], 3)
-    stamped = [e.trigger(examples.x) for e in report.evidence if e.trigger is not None]
-    report.model |= model.modality.said([examples.x, *stamped])
+    stamped = {
+        trigger_file(e.detector, e.unit): e.trigger(examples.x)
+        for e in report.evidence
+        if e.trigger is not None
+    }
+    report.model |= model.modality.said([examples.x, *stamped.values()])
+    report.data["example_answers"] = work.predict(examples.x).tolist()
+    report.data["stamped_answers"] = {key: work.predict(x).tolist() for key, x in stamped.items()}
     judge(report, detectors=methods)
     report.timings["total_seconds"] = round(time.perf_counter() - clock[0], 3)
     report.timings["total_cpu_seconds"] = round(time.process_time() - clock[1], 3)

@@ -110,6 +110,7 @@ def _components(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _component(record: Record, report: Report) -> dict[str, Any]:
     of_file = report.model.get("sha256_of") == "file" and re.fullmatch("[0-9a-f]{64}", record.model)
     accuracy = report.data.get("clean_accuracy")
+    kind = view.clean(view.modality(report).name, 40) or "unknown"
     metrics = (
         [{"type": "accuracy on clean samples", "value": f"{accuracy:.4f}"}] if accuracy is not None else []
     )
@@ -120,8 +121,8 @@ def _component(record: Record, report: Report) -> dict[str, Any]:
         **({"hashes": [{"alg": "SHA-256", "content": record.model}]} if of_file else {}),
         "modelCard": {
             "modelParameters": {
-                "task": "image classification",
-                "inputs": [{"format": "image " + "x".join(map(str, record.shape))}],
+                "task": f"{kind} classification",
+                "inputs": [{"format": f"{kind} " + "x".join(map(str, record.shape))}],
                 "outputs": [{"format": f"scores of {record.classes} classes"}],
             },
             **({"quantitativeAnalysis": {"performanceMetrics": metrics}} if metrics else {}),

@@ -73,6 +73,11 @@ def pair(report: Report, name: view.Name) -> Pair | None:
     label = standing.example_label(report, rows[0])
     before = f"A clean {kind.noun}" + (f" of class {name(label)}" if label is not None else "")
     after = f"with the recovered trigger; it leads to {name(found.target)}"
+    if (said := standing.answers(report, found, rows[0])) is not None:
+        before += f": the model says {name(said[0])}"
+        after = (
+            f"with the recovered trigger: the model says {name(said[1])}. It leads to {name(found.target)}"
+        )
     if found.attack_success_rate is not None:
         after += f" on {view.figure('_rate', found.attack_success_rate)} of samples the search has not seen"
     stamped = found.trigger(inputs)
