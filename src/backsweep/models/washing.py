@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
-from backsweep.models.prefix import Prefix, Unkept
+from backsweep.models.prefix import BATCH_VALUES, Prefix, Unkept
 from backsweep.models.training import Recipe, descend, epochs_of, thawed, tuned
 
 # Updates, samples in each, learning rate: gently, and harder where that was not enough (decision 0007).
@@ -88,10 +88,14 @@ def washed(
 
 
 class Views:
-    """Clean samples (N, *shape), and after them shifted views of all of them: VIEWS N inputs by index."""
+    """Clean samples (N, *shape), and after them shifted views of all of them: VIEWS N inputs by index.
+
+    Those of a view that lie in one block are shifted alike, whatever they are asked for with.
+    """
 
     def __init__(self, model: Model, data: Data, seed: int) -> None:
         self.x, self.seed = data.x, seed
+        self.block = max(1, BATCH_VALUES // model.modality.numbers(model.shape))
         self.shift = model.modality.shift if model.modality.shifts(model.shape) else None
 
     def __len__(self) -> int:
@@ -99,11 +103,10 @@ class Views:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         x, view = self.x[rows % len(self.x)], rows // len(self.x)
-        for v in range(1, VIEWS):
-            there = view == v
-            if self.shift is not None and there.any():  # one for each batch, drawn from where it begins
-                generator = torch.Generator().manual_seed(derive_seed(self.seed, int(rows[there][0])))
-                x[there] = self.shift(x[there], generator)
+        begin = torch.maximum(rows // self.block * self.block, view * len(self.x))
+        for first in begin[view > 0].unique().tolist() if self.shift is not None else ():
+            there = (begin == first) & (view > 0)
+            x[there] = self.shift(x[there], torch.Generator().manual_seed(derive_seed(self.seed, first)))
         return x
 
 

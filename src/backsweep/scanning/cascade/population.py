@@ -186,6 +186,24 @@ class Null:
         return float(self.rate * (p_value ** (-1 / self.shape) - 1))
 
 
+@dataclass(frozen=True)
+class Tail:
+    """What classes of clean networks are joined to: beyond `start` a share SHARE falls exponentially.
+
+    Attributes:
+        start, scale: of that tail.
+    """
+
+    start: float
+    scale: float
+
+    def chance(self, joint: float) -> float:
+        """That one clean class is joined to at least this."""
+        if joint >= self.start:
+            return SHARE * math.exp(-(joint - self.start) / self.scale)
+        return 1 - (1 - SHARE) * joint / self.start
+
+
 def bounded(z: float) -> float:
     """What a space says at most, and at least."""
     return min(max(z, 0.0), CAP)
@@ -199,7 +217,8 @@ class Population:
         settings: of the detector that measured them.
         priors, weights: by space.
         pairs: the prior of usual pairs.
-        start, scale: beyond `start` a share SHARE of clean classes falls exponentially with `scale`.
+        two, many: the tail of clean classes, of networks with two and with more: with two, all that is
+            usual comes from other networks.
         null, null_of_pairs: of the scores of networks.
         classes: fewest and most that a network may have.
         references: networks that each was compared with.
@@ -210,8 +229,8 @@ class Population:
     priors: Mapping[str, Prior]
     weights: Mapping[str, float]
     pairs: Prior
-    start: float
-    scale: float
+    two: Tail
+    many: Tail
     null: Null
     null_of_pairs: Null
     classes: tuple[int, int]
@@ -226,6 +245,7 @@ class Population:
         d = dict(document)
         d["priors"] = {name: Prior(**p) for name, p in d["priors"].items()}
         d |= {"pairs": Prior(**d["pairs"]), "classes": tuple(d["classes"])}
+        d |= {name: Tail(**d[name]) for name in ("two", "many")}
         return cls(**{**d, "null": Null(**d["null"]), "null_of_pairs": Null(**d["null_of_pairs"])})
 
     @property
@@ -254,10 +274,7 @@ class Population:
 
     def score(self, joint: float, classes: int) -> float:
         """Minus the log of the chance that the first of so many clean classes is joined to at least this."""
-        if joint >= self.start:
-            chance = SHARE * math.exp(-(joint - self.start) / self.scale)
-        else:
-            chance = 1 - (1 - SHARE) * joint / self.start
+        chance = (self.two if classes == 2 else self.many).chance(joint)
         return -math.log(max(of_many(chance, classes), 1e-300))
 
     def best_pairs(self, measured: Measured) -> dict[int, tuple[float, float, int]]:
