@@ -16,6 +16,7 @@ from backsweep.inputs.image.triggers import Patch
 from backsweep.reports.audit import Audit, Examples, Retrained
 from backsweep.reports.report import Evidence, Note, Report
 from backsweep.scanning import calibration
+from backsweep.scanning.cascade.schedule import REFERENCES
 from backsweep.scanning.detectors.cascade import Cascade
 from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
 
@@ -136,13 +137,15 @@ def make_cascade_report(
         for t in range(classes):
             usual = size(3.0, 0.3) - 2.5 * (t in natural)
             add(f"class-{space}-{t}", t, None, log_size=size(usual, 0.02) - 2.0 * (t in bad), passes=600)
-            add(f"reference-{space}-{t}", t, None, log_size=size(usual, 0.02), passes=600)
+            for kind in REFERENCES:
+                add(f"{kind}-{space}-{t}", t, None, log_size=size(usual, 0.02), passes=600)
     for s in range(classes):
         cells = {f"to_{t}": size(4.0, 0.1) - 2.0 * ((s, t) in pairs) for t in range(classes) if t != s}
         add(f"pairs-{s}", None, s, passes=900, **cells)
     for s, t in sorted({(s, (s + 1) % classes) for s in range(min(6, classes))} | set(pairs)):
         own = size(4.0, 0.02) - 3.0 * ((s, t) in pairs)
-        add(f"closer-{s}-{t}", t, s, log_size=own, reference_log_size=size(4.0, 0.02), passes=900)
+        there = {f"{kind}_log_size": size(4.0, 0.02) for kind in REFERENCES}
+        add(f"closer-{s}-{t}", t, s, log_size=own, **there, passes=900)
     top = max(method.rows(evidence, classes), key=lambda e: float(e.values["suspicion"] or 0))
     target = int(top.target or 0)
     values: dict[str, float | int | bool | str | None] = {

@@ -25,7 +25,7 @@ SPACES = ("dense", "late")
 
 def network(rng: np.random.Generator, kind: str, classes: int, planted: int | None) -> Network:
     """Differences scatter by 0.6 between networks and by 0.2 between classes; a planted one is 1.2 easier."""
-    sizes: dict[str, dict[int, tuple[float, float]]] = {}
+    sizes: dict[str, dict[int, tuple[float, ...]]] = {}
     for space in SPACES:
         usual, own = rng.normal(-0.5, 0.6), {}
         for t in range(classes):

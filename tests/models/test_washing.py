@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from backsweep.inputs.samples import Data
+from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
-from backsweep.models.washing import RECIPES, redraw, reference_of, washed
+from backsweep.models.washing import RECIPES, Views, pupil_of, redraw, reference_of, washed
 from conftest import Twins
 
 
@@ -32,6 +33,20 @@ def test_the_same_seed_gives_the_same_reference_and_it_is_made_once(twins: Twins
     assert any(not torch.equal(p, q) for p, q in zip(a.net.parameters(), c.net.parameters(), strict=True))
     model.reference = a
     assert reference_of(model, twins.data, 9) is a
+
+
+def test_a_pupil_learns_the_answers_from_nothing_and_is_made_once(twins: Twins) -> None:
+    model = twins.infected.copy("cpu")
+    pupil = pupil_of(model, twins.data, 3)
+    assert pupil.success_rate(twins.trigger, twins.data) < 0.3
+    assert pupil.accuracy(twins.data.x, twins.data.y) > 0.9
+    weights = [p for p in model.net.parameters() if p.ndim >= 2]
+    learned = [p for p in pupil.net.parameters() if p.ndim >= 2]
+    assert all(not torch.allclose(p, q, atol=1e-3) for p, q in zip(weights, learned, strict=True))
+    assert pupil_of(model, twins.data, 4) is pupil
+    again = twins.infected.copy("cpu")
+    assert pupil_of(again, twins.data, 3).digest == pupil.digest
+    assert pupil.pupil is None
 
 
 def test_a_harder_recipe_is_tried_where_the_first_was_not_enough(twins: Twins) -> None:
@@ -71,6 +86,24 @@ def test_running_statistics_of_the_later_half_start_anew() -> None:
     assert float(buffers["1.running_mean"][0]) == 7
     assert float(buffers["3.running_mean"][0]) == 0
     assert float(buffers["3.running_var"][0]) == 1
+
+
+def test_a_view_is_the_same_whatever_it_is_asked_for_with_so_that_activations_can_be_kept() -> None:
+    """A wash that cannot resume trains all of the copy: for images with views that went unseen for a while."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=4), nn.Flatten(), nn.Linear(144, 3)
+    )
+    x = torch.rand((40, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    model, data = Model(net, (1, 28, 28), 3).copy("cpu"), Data(x, torch.arange(40) % 3)
+    views = Views(model, data, 5)
+    rows = torch.randperm(len(views), generator=torch.Generator().manual_seed(1))
+    alone = torch.cat([views[row[None]] for row in rows])
+    assert torch.equal(views[rows], alone)
+    assert torch.equal(views[torch.arange(40)], x) and len(views) == 160
+    assert not torch.equal(views[torch.arange(40, 80)], x)
+    twin = washed(model, data, 0, ((3, 16, 3e-3),))
+    assert twin.alike is not None, "the later half was trained on kept activations"
+    assert torch.equal(next(twin.net.parameters()), next(model.net.parameters()))
 
 
 def test_a_last_batch_of_one_sample_is_left_out() -> None:

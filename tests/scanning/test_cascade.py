@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 
 import backsweep
 from backsweep.core.errors import BadInput
+from backsweep.models import washing
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Report
 from backsweep.scanning.cascade.halving import cells_of, chosen, standing_cells
-from backsweep.scanning.cascade.schedule import EFFORTS
+from backsweep.scanning.cascade.schedule import EFFORTS, REFERENCES
+from backsweep.scanning.cascade.screens import Screen
 from backsweep.scanning.collect import collect
+from backsweep.scanning.detector import Unit
 from backsweep.scanning.detectors.cascade import Cascade
 from backsweep.zoo.build import Entry, build_net, load_data
 from conftest import Twins
@@ -48,8 +52,8 @@ def test_tells_the_twins_apart_by_default(twins: Twins, reports: dict[str, Repor
 
 def test_the_stages_follow_each_other(reports: dict[str, Report]) -> None:
     kinds = [e.unit.split("-")[0] for e in reports["clean"].evidence]
-    assert list(dict.fromkeys(kinds)) == ["class", "reference", "pairs", "closer", "trigger"]
-    assert kinds.count("class") == kinds.count("reference") == 50
+    assert list(dict.fromkeys(kinds)) == ["class", "reference", "pupil", "pairs", "closer", "trigger"]
+    assert kinds.count("class") == kinds.count("reference") == kinds.count("pupil") == 50
     assert kinds.count("pairs") == 10
     assert kinds.count("closer") == 2 * STANDARD.closer
     assert kinds.count("trigger") == 1
@@ -82,14 +86,15 @@ def records(classes: int, small: dict[int, float], pairs: dict[tuple[int, int], 
                 Evidence("cascade", f"class-{space}-{t}", t, None, {"log_size": size - small.get(t, 0)})
             )
             there = 2 + 0.1 * t + float(jitter[t, i + 5])
-            found.append(Evidence("cascade", f"reference-{space}-{t}", t, None, {"log_size": there}))
+            for kind in REFERENCES:
+                found.append(Evidence("cascade", f"{kind}-{space}-{t}", t, None, {"log_size": there}))
     for s in range(classes):
         cells = {f"to_{t}": 3.0 - pairs.get((s, t), 0.0) + 0.01 * t for t in range(classes) if t != s}
         found.append(Evidence("cascade", f"pairs-{s}", None, s, dict(cells)))
     standing, usual = standing_cells(found, STANDARD)
     for s_, t in (*standing, *usual):
         values: dict[str, float | int | bool | str | None] = {
-            "log_size": 3.0 - pairs.get((s_ or 0, t), 0.0), "reference_log_size": 3.0
+            "log_size": 3.0 - pairs.get((s_ or 0, t), 0.0), **{f"{kind}_log_size": 3.0 for kind in REFERENCES}
         }  # fmt: skip
         found.append(Evidence("cascade", f"closer-{s_}-{t}", t, s_, values))
     trial: dict[str, float | int | bool | str | None] = {
@@ -130,20 +135,20 @@ def test_what_is_easy_in_the_reference_too_is_a_natural_shortcut() -> None:
     evidence = records(10, {}, {})
     easy = [
         Evidence(e.detector, e.unit, e.target, None, {"log_size": float(e.values["log_size"] or 0) - 3.0})
-        if e.target == 8 and e.unit.split("-")[0] in ("class", "reference") else e
+        if e.target == 8 and e.unit.split("-")[0] in ("class", *REFERENCES) else e
         for e in evidence
     ]  # fmt: skip
     findings = Cascade().judge(easy, 10, 0.05)
     assert [(f.code, f.level, f.target) for f in findings if f.code == "BSW111"] == [("BSW111", NOTE, 8)]
     assert all(f.level == NOTE for f in findings)
-    planted = [e if e.unit.startswith("reference") else s for e, s in zip(evidence, easy, strict=True)]
+    planted = [e if e.unit.startswith(REFERENCES) else s for e, s in zip(evidence, easy, strict=True)]
     assert not [f for f in Cascade().judge(planted, 10, 0.05) if f.code == "BSW111"]
 
 
 def test_two_classes_and_a_weak_reference_cannot_be_told() -> None:
     two = [
         Evidence("cascade", f"{kind}-dense-{t}", t, None, {"log_size": float(t)})
-        for kind in ("class", "reference") for t in range(2)
+        for kind in ("class", *REFERENCES) for t in range(2)
     ]  # fmt: skip
     (found, *_) = Cascade(spaces="dense").judge(two, 2, 0.05)
     assert (found.level, found.p_value) == (WARNING, None)
@@ -153,6 +158,23 @@ def test_two_classes_and_a_weak_reference_cannot_be_told() -> None:
     (found, *_) = Cascade().judge(evidence, 10, 0.05)
     assert found.level == WARNING
     assert "--reference" in found.message
+
+
+def test_a_pupil_that_learned_too_little_says_nothing_and_no_population_stands_behind_an_alarm(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(washing, "PUPIL", (1, 64, 1e-6))
+    model = twins.infected.copy("cpu")
+    screen = Screen(model, twins.data, "cascade", 0, replace(STANDARD, steps=4, batch=4))
+    found = screen.classes("dense", [Unit("pupil-dense-3", 3)], "pupil")
+    assert found[0].values["log_size"] is None
+    evidence = [
+        Evidence(e.detector, e.unit, e.target, e.source, {"log_size": None})
+        if e.unit.startswith("pupil-") else e
+        for e in records(10, {4: 1.5}, {})
+    ]  # fmt: skip
+    assert Cascade().judge(records(10, {4: 1.5}, {}), 10, 0.05)[0].details.get("null")
+    assert not Cascade().judge(evidence, 10, 0.05)[0].details.get("null")
 
 
 def looked(classes: int, small: dict[str, int]) -> list[Evidence]:

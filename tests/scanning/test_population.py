@@ -19,7 +19,7 @@ from backsweep.scanning.detectors.cascade import Cascade
 PRIOR = Prior(center=-0.5, between=0.6, within=0.2, freedom=8.0)
 POPULATION = Population(
     {}, {"dense": PRIOR, "late": PRIOR}, {"dense": 0.5, "late": 0.5}, PRIOR, 0.5, 0.3, Null(8, 8), Null(8, 8),
-    (2, 90), {"kinds": ["a", "b"], "networks": 40},
+    (2, 90), 1, {"kinds": ["a", "b"], "networks": 40},
 )  # fmt: skip
 USUAL = tuple(Pair(0, t, -0.5 + 0.125 * t, True) for t in range(1, 5))
 

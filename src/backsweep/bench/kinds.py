@@ -26,6 +26,7 @@ from backsweep.scanning.cascade.population import (
     Null,
     Population,
     Prior,
+    Tail,
     bounded,
 )  # fmt: skip
 
@@ -37,6 +38,7 @@ FREEDOM = (3.0, 30.0)
 PENALTY = 0.02  # of the weights squared
 ATTACKED = 0.2  # what all attacked networks count beside all clean ones
 SHAPE = 5.0  # of the Gamma distribution of rates, a weak prior (log-normal, sigma 1): few kinds are not alike
+KNOWN = float(np.log(2))  # scores below the median count as below it
 LEAST_KINDS = 5
 DRAWS = 1000
 
@@ -147,16 +149,39 @@ def weights_of(x: Array, planted: Array, w: Array) -> Array:
     return found / found.sum() if found.sum() > 0 else np.full(count, 1 / count)
 
 
+def tail_of(joint: Array, share: Array) -> Tail:
+    """The upper SHARE of what clean classes are joined to; `share` is how much each counts."""
+    order, share = np.argsort(joint), share / share.sum()
+    start = max(float(joint[order][np.searchsorted(np.cumsum(share[order]), 1 - SHARE)]), 1e-3)
+    tail = joint > start
+    scale = max(float(share[tail] @ (joint[tail] - start) / max(share[tail].sum(), 1e-9)), 1e-3)
+    return Tail(start, scale)
+
+
 def null_of(scores: Sequence[float], kinds: Sequence[str]) -> Null:
-    """Rates of exponential scores, Gamma distributed among kinds: the most likely shape and rate."""
-    names = sorted(set(kinds))
-    n = np.array([sum(k == name for k in kinds) for name in names])
-    total = np.array([sum(s for s, k in zip(scores, kinds, strict=True) if k == name) for name in names])
+    """Rates of exponential scores, Gamma distributed among kinds: the most likely shape and rate.
+
+    A score below KNOWN says only that it is: how far a network lies below the others tells nothing of the
+    tail, and a kind with scores near 0 would be taken for one with a rate beyond all others. A kind with m
+    scores above, of sum S, and l below has, its rate r integrated out and (1 - e^(-KNOWN r))^l written out,
+
+        p = sum_j (-1)^j binom(l, j) b^a Gamma(a + m) / Gamma(a) / (b + S + j KNOWN)^(a + m),  a shape, b rate
+    """
+    groups = []
+    for name in sorted(set(kinds)):
+        own = [s for s, k in zip(scores, kinds, strict=True) if k == name]
+        above = [s for s in own if s > KNOWN]
+        groups.append((len(above), sum(above), len(own) - len(above)))
 
     def loss(v: Array) -> float:
         shape, rate = np.exp(v)
-        each = shape * np.log(rate) - special.gammaln(shape) + special.gammaln(shape + n)
-        return float(-(each - (shape + n) * np.log(rate + total)).sum() + (v[0] - np.log(SHAPE)) ** 2 / 2)
+        total = 0.0
+        for m, s, below in groups:
+            j = np.arange(below + 1)
+            terms = special.binom(below, j) * (-1.0) ** j * (rate / (rate + s + j * KNOWN)) ** (shape + m)
+            each = special.gammaln(shape + m) - special.gammaln(shape) - m * np.log(rate)
+            total += each + np.log(max(float(terms.sum()), 1e-300))
+        return float(-total + (v[0] - np.log(SHAPE)) ** 2 / 2)
 
     shape, rate = np.exp(optimize.minimize(loss, np.full(2, np.log(SHAPE)), method="Nelder-Mead").x)
     return Null(float(shape), float(rate))
@@ -172,6 +197,8 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
     Raises:
         BadInput: there are fewer kinds.
     """
+    references = max((n.measured.references for n in known), default=0)
+    known = [n for n in known if n.measured.references == references]  # a pupil may have learned too little
     clean = [n for n in known if n.attack is None]
     planted = [n for n in known if n.attack is not None and n.targets]
     kinds = [n.kind for n in clean]
@@ -191,7 +218,8 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
     first = Population(
         settings or {}, priors, dict.fromkeys(spaces, 1.0),
         prior_of(usual, kinds, USUAL_WITHIN) if any(len(u) > 1 for u in usual) else Prior(0.0, 1.0, 1.0, 3.0),
-        1.0, 1.0, Null(1.0, 1.0), Null(1.0, 1.0), (min(counts), 2 * max(counts)),
+        Tail(1.0, 1.0), Tail(1.0, 1.0), Null(1.0, 1.0), Null(1.0, 1.0),
+        (min(counts), 2 * max(counts)), references,
         {"kinds": sorted(set(kinds)), "networks": len(clean), "attacked": len(planted)},
     )  # fmt: skip
     x, y, w = [], [], []
@@ -205,14 +233,12 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
             y.append(np.full(len(rows), value))
             w.append(np.full(len(rows), total * share / len(rows)))
     weights = weights_of(np.concatenate(x), np.concatenate(y), np.concatenate(w))
-    joint, share = np.concatenate(x[: len(clean)]) @ weights, np.concatenate(w[: len(clean)])
-    order = np.argsort(joint)
-    start = max(float(joint[order][np.searchsorted(np.cumsum(share[order]), 1 - SHARE)]), 1e-3)
-    tail = joint > start
-    scale = max(float(share[tail] @ (joint[tail] - start) / max(share[tail].sum(), 1e-9)), 1e-3)
-    second = replace(
-        first, weights=dict(zip(spaces, weights.tolist(), strict=True)), start=start, scale=scale
-    )
+    joint = [rows @ weights for rows in x[: len(clean)]]
+    tails = {}
+    for name, chosen in (("two", [c == 2 for c in counts]), ("many", [c > 2 for c in counts])):
+        rows = [i for i, c in enumerate(chosen) if c] or list(range(len(clean)))
+        tails[name] = tail_of(np.concatenate([joint[i] for i in rows]), np.concatenate([w[i] for i in rows]))
+    second = replace(first, weights=dict(zip(spaces, weights.tolist(), strict=True)), **tails)
     scores = [
         max(second.score(second.joint(z), n.measured.classes) for z in second.z(n.measured).values())
         for n in clean
@@ -234,7 +260,8 @@ def left_out(known: Sequence[Network]) -> list[Judged]:
         for n in known:
             if n.kind == kind:
                 first = population.suspects(n.measured)[0]
-                found.append(Judged(n, first.p_value, first.target))
+                fits = population.fits(n.measured)  # else a scan says that it cannot tell
+                found.append(Judged(n, first.p_value if fits else 1.0, first.target))
     return found
 
 

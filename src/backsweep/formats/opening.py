@@ -323,7 +323,7 @@ def _weights(value: Any, unknown: list[str], arch: Any, wanted: str | None, said
 
 def kind_of(blob: bytes) -> str:
     """What the bytes are; BadInput when they are nothing that is known."""
-    if (forest := trees.kind_of(blob, members(blob) if blob[:2] == b"PK" else ())) is not None:
+    if (forest := trees.kind_of(blob, tuple(members(blob)) if blob[:2] == b"PK" else ())) is not None:
         return forest
     if blob[:2] == b"PK":
         names = members(blob)

@@ -163,7 +163,8 @@ def _sgd(parameters: list[nn.Parameter], recipe: Recipe, steps: int) -> Callable
 def thawed(model: Model) -> Model:
     """A copy of a model, with a network of its own that can be trained."""
     twin = model.by_weights()
-    twin.net, twin.reference, twin.alike, twin.kept = copy.deepcopy(model.net), None, None, Kept()
+    twin.net, twin.alike, twin.kept = copy.deepcopy(model.net), None, Kept()
+    twin.reference = twin.pupil = None
     twin.net.requires_grad_(True)
     return twin
 

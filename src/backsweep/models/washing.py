@@ -1,10 +1,12 @@
-"""A reference: a network like the suspect, without what was planted in it.
+"""References: networks like the suspect, without what was planted in it.
 
 How small a trigger a class needs hangs on the class: in clean networks of one kind the same classes
-are easy, whatever the start weights. So a class is compared with itself in a reference. A user may
+are easy, whatever the start weights. So a class is compared with itself in references. A user may
 give one; else the suspect is *washed*: the later half of its weights is drawn anew and learns the
 suspect's own answers on the clean samples again. A backdoor, which the clean samples never show, is
-not learned again; what is natural to the classes is.
+not learned again; what is natural to the classes is. A *pupil* learns them with all of its weights
+drawn anew: what was planted in the earlier half, which a washed copy keeps, is gone from it too, and
+it shows what the task alone makes easy.
 """
 
 from __future__ import annotations
@@ -20,17 +22,19 @@ from torch import Tensor, nn
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
-from backsweep.models.prefix import Prefix, Unkept
+from backsweep.models.prefix import BATCH_VALUES, Prefix, Unkept
 from backsweep.models.training import Recipe, descend, epochs_of, thawed, tuned
 
 # Updates, samples in each, learning rate: gently, and harder where that was not enough (decision 0007).
 RECIPES = ((150, 128, 3e-3), (300, 64, 1e-2))
 MOST_UPDATES = 150 * 128  # inputs of the first of them
+PUPIL = (300, 64, 5e-3)  # decision 0024
 ENOUGH = 0.9  # of the suspect's accuracy
-_lock = threading.Lock()  # one reference is made at a time, whoever asks first
+_lock, _pupils = threading.Lock(), threading.Lock()  # one of a sort is made at a time, whoever asks first
 
 VIEWS = 4  # of every sample, of which one is untouched
 MOST_BYTES = 2**29  # of kept activations
+KEPT = 0.5  # of the kernels and matrices, in a washed copy
 MIX = 0.5  # samples are mixed with others, with a weight of up to this
 
 
@@ -40,6 +44,14 @@ def reference_of(model: Model, data: Data, seed: int, kept: bool = True) -> Mode
         if model.reference is None:
             model.reference = washed(model, data, seed, kept=kept)
         return model.reference
+
+
+def pupil_of(model: Model, data: Data, seed: int) -> Model:
+    """A network that learns the suspect's answers from nothing; kept with the working copy."""
+    with _pupils:
+        if model.pupil is None:
+            model.pupil = _distilled(model, data, None, derive_seed(seed, "pupil"), *PUPIL, share=0.0)
+        return model.pupil
 
 
 def washed(
@@ -76,10 +88,14 @@ def washed(
 
 
 class Views:
-    """Clean samples (N, *shape), and after them shifted views of all of them: VIEWS N inputs by index."""
+    """Clean samples (N, *shape), and after them shifted views of all of them: VIEWS N inputs by index.
+
+    Those of a view that lie in one block are shifted alike, whatever they are asked for with.
+    """
 
     def __init__(self, model: Model, data: Data, seed: int) -> None:
         self.x, self.seed = data.x, seed
+        self.block = max(1, BATCH_VALUES // model.modality.numbers(model.shape))
         self.shift = model.modality.shift if model.modality.shifts(model.shape) else None
 
     def __len__(self) -> int:
@@ -87,20 +103,21 @@ class Views:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         x, view = self.x[rows % len(self.x)], rows // len(self.x)
-        for v in range(1, VIEWS):
-            there = view == v
-            if self.shift is not None and there.any():  # one for each batch, drawn from where it begins
-                generator = torch.Generator().manual_seed(derive_seed(self.seed, int(rows[there][0])))
-                x[there] = self.shift(x[there], generator)
+        begin = torch.maximum(rows // self.block * self.block, view * len(self.x))
+        for first in begin[view > 0].unique().tolist() if self.shift is not None else ():
+            there = (begin == first) & (view > 0)
+            x[there] = self.shift(x[there], torch.Generator().manual_seed(derive_seed(self.seed, first)))
         return x
 
 
 def _distilled(
-    model: Model, data: Data, prefix: Prefix | None, seed: int, updates: int, batch: int, rate: float
-) -> Model:
+    model: Model, data: Data, prefix: Prefix | None, seed: int, updates: int, batch: int, rate: float,
+    share: float = KEPT,
+) -> Model:  # fmt: skip
+    """A copy of which all but a first share of the weights was drawn anew, and learned answers again."""
     twin = thawed(model)
     generator = torch.Generator().manual_seed(derive_seed(seed, "wash"))
-    redraw(twin.net, generator)
+    redraw(twin.net, generator, share)
     model.modality.forget(twin.net, data.x)
 
     def mixed(answers: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -149,7 +166,7 @@ def _distilled(
     return twin.copy()
 
 
-def late_half(net: nn.Module, kept: float = 0.5) -> list[tuple[nn.Module, nn.Parameter]]:
+def late_half(net: nn.Module, kept: float = KEPT) -> list[tuple[nn.Module, nn.Parameter]]:
     """The parameters of a network but for the first ones, in their registered order, with their modules.
 
     Args:
@@ -163,7 +180,7 @@ def late_half(net: nn.Module, kept: float = 0.5) -> list[tuple[nn.Module, nn.Par
 
 
 @torch.no_grad()
-def redraw(net: nn.Module, generator: torch.Generator, kept: float = 0.5) -> None:
+def redraw(net: nn.Module, generator: torch.Generator, kept: float = KEPT) -> None:
     """Draw a network's weights anew, but for the first ones, a share of `kept`, in their registered order.
 
     Kernels and matrices get He's variance, the scales of normalisations 1, biases 0, running

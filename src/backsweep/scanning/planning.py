@@ -12,12 +12,13 @@ from backsweep.engine.jobs import one_thread
 from backsweep.inputs.samples import Data
 from backsweep.inversion.budget import EMBEDDINGS
 from backsweep.models.model import Model
-from backsweep.models.washing import MOST_UPDATES, VIEWS
+from backsweep.models.washing import MOST_UPDATES, PUPIL, VIEWS
 from backsweep.scanning.cascade.schedule import PAIRS, Schedule
 from backsweep.scanning.detector import Stage
 
 HALF = 1.0  # forward passes that a pass there and back costs from an embedding on, where 2 is all of it
 TRAINING = 1.5  # of an update of the later half, an input
+WHOLE = 4.0  # of an update of all of a network, with the question to the suspect, an input
 THREADS = 0.85  # of a second core there is so much
 PASS = 64  # inputs of the pass that is measured
 
@@ -49,7 +50,11 @@ def stages(
     found.append(Stage(f"{full} of {classes} classes", len(spaces) * full, paths))
     if reference:
         wash = samples * (VIEWS + 2) + MOST_UPDATES * TRAINING
-        found.append(Stage("the same in a reference", len(spaces) * full, wash + paths))
+        learn = PUPIL[0] * PUPIL[1] * WHOLE
+        found.append(Stage(
+            f"the same in {'two references' if s.pupil else 'a reference'}",
+            len(spaces) * full * (1 + s.pupil), wash + paths + s.pupil * (learn + paths),
+        ))  # fmt: skip
     if present:
         targets = min(classes - 1, max(1, PAIRS // classes))
         look = s.pairs_in(classes)
@@ -57,7 +62,7 @@ def stages(
         found.append(Stage("pairs", present, 2.0 * present * targets * _size(look)))
         found.append(Stage(
             "pairs that stand out", cells + closer,
-            2.0 * (cells * _size(s.again) + closer * s.steps * s.closer_batch * (1 + reference)),
+            2.0 * (cells * _size(s.again) + closer * s.steps * s.closer_batch * (1 + reference + s.pupil)),
         ))  # fmt: skip
     return [*found, Stage("a patch to look at", 1, 2.0 * s.updates * s.batch)]
 

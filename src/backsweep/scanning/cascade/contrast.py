@@ -11,6 +11,7 @@ from scipy import stats
 
 from backsweep.core.statistics import MAD_TO_SIGMA, anomaly_index, without_medians
 from backsweep.reports.report import Evidence
+from backsweep.scanning.cascade.schedule import REFERENCES
 from backsweep.scanning.cascade.screens import unit_name
 
 Cell = tuple[int | None, int]  # source (None: every class) and target
@@ -174,6 +175,24 @@ def sizes_of(evidence: Iterable[Evidence], start: str, key: str = "log_size") ->
     """Log sizes of the units whose names begin with `start`, by (source, target)."""
     chosen = (e for e in evidence if e.unit.startswith(start) and e.values.get(key) is not None)
     return {(e.source, int(e.target or 0)): float(e.values[key] or 0) for e in chosen}
+
+
+def in_references(evidence: Sequence[Evidence], space: str) -> dict[Cell, list[float]]:
+    """Log sizes of every class in a space, in the references in which it was measured."""
+    found: dict[Cell, list[float]] = {}
+    for kind in REFERENCES:
+        for cell, size in sizes_of(evidence, f"{kind}-{space}-").items():
+            found.setdefault(cell, []).append(size)
+    return found
+
+
+def closer_in_references(evidence: Sequence[Evidence]) -> dict[Cell, list[float]]:
+    """The same of the pairs that were looked at closely."""
+    found: dict[Cell, list[float]] = {}
+    for kind in REFERENCES:
+        for cell, size in sizes_of(evidence, "closer-", f"{kind}_log_size").items():
+            found.setdefault(cell, []).append(size)
+    return found
 
 
 def sample(order: Sequence[Cell], most: int) -> list[Cell]:

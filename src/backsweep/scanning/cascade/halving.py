@@ -8,7 +8,7 @@ from backsweep.core.statistics import chance_of_index
 from backsweep.inputs.modality import modalities
 from backsweep.reports.report import Evidence
 from backsweep.scanning.cascade.contrast import Cell, sample, sizes_of, spaces_in, stand_below, stand_out
-from backsweep.scanning.cascade.schedule import Schedule
+from backsweep.scanning.cascade.schedule import REFERENCES, Schedule
 from backsweep.scanning.detector import Unit
 
 ALONE_SPREAD = 0.25  # of the log sizes themselves, where no reference is asked for
@@ -83,4 +83,4 @@ def shortcuts(evidence: Sequence[Evidence], classes: int, alpha: float) -> list[
 def kind_of(unit: Unit) -> str:
     """Stage of a unit, and space where it has one; units alike share passes."""
     kind = unit.key.split("-")[0]
-    return unit.key.rpartition("-")[0] if kind in ("look", "class", "reference") else kind
+    return unit.key.rpartition("-")[0] if kind in ("look", "class", *REFERENCES) else kind

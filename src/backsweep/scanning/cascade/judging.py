@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,9 @@ from backsweep.scanning.cascade.contrast import (
     Cell,
     Contrast,
     Suspect,
+    closer_in_references,
     contrast,
+    in_references,
     mean_of,
     sizes_of,
     spaces_in,
@@ -71,19 +74,26 @@ class Case:
         if (known := self.population) is not None:
             return known.suspects(self.measured)
         names = spaces_in(self.evidence)
-        spaces = {n: self._contrast(n, f"class-{n}-", f"reference-{n}-") for n in names}
+        spaces = {n: self._contrast(n, f"class-{n}-", in_references(self.evidence, n)) for n in names}
         joint = [c for n, c in spaces.items() if n not in STYLES]
         if self.reference and len(joint) > 1:
             spaces["mean"] = mean_of(joint, MEAN_SPREAD)
-        pairs = self._contrast("pairs", "closer-", "closer-", self.usual) if self.pairs else None
+        closer = closer_in_references(self.evidence)
+        pairs = self._contrast("pairs", "closer-", closer, self.usual) if self.pairs else None
         return suspects(spaces, pairs, self.classes)
 
-    def _contrast(self, name: str, own: str, other: str, usual: Sequence[Cell] | None = None) -> Contrast:
+    def _contrast(
+        self,
+        name: str,
+        own: str,
+        references: Mapping[Cell, list[float]],
+        usual: Sequence[Cell] | None = None,
+    ) -> Contrast:
         """One space; without a reference the classes are compared with each other."""
         sizes = sizes_of(self.evidence, own)
         if not self.reference:
             return contrast(sizes, dict.fromkeys(sizes, 0.0), ALONE_SPREAD, usual)
-        there = sizes_of(self.evidence, other, "reference_log_size" if own == other else "log_size")
+        there = {c: statistics.fmean(sizes) for c, sizes in references.items()}
         return contrast(sizes, there, LEAST_SPREAD.get(name, USUAL_SPREAD), usual, fitted=usual is None)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -27,6 +28,8 @@ from backsweep.reports.report import Evidence
 from backsweep.scanning.cascade.contrast import (
     Cell,
     Suspect,
+    closer_in_references,
+    in_references,
     of_many,
     sizes_of,
     slope,
@@ -46,7 +49,7 @@ class Pair:
     """One (source, target) cell that was looked at closely.
 
     Attributes:
-        difference: log size in the reference less that in the suspect.
+        difference: log size in the references less that in the suspect.
         usual: whether it was chosen as a usual one, and not because it stands out.
     """
 
@@ -62,31 +65,37 @@ class Measured:
 
     Attributes:
         classes: of the network.
-        sizes: by space and class, log size in the suspect and in the reference.
+        sizes: by space and class, log size in the suspect, and in every reference.
         pairs: cells that were looked at closely.
     """
 
     classes: int
-    sizes: Mapping[str, Mapping[int, tuple[float, float]]]
+    sizes: Mapping[str, Mapping[int, tuple[float, ...]]]
     pairs: tuple[Pair, ...] = ()
 
     @classmethod
     def of(cls, evidence: Sequence[Evidence], classes: int, usual: Sequence[Cell]) -> Measured:
         """From evidence; `usual` says which cells were chosen as usual ones."""
-        sizes: dict[str, dict[int, tuple[float, float]]] = {}
+        sizes: dict[str, dict[int, tuple[float, ...]]] = {}
         for name in spaces_in(evidence):
-            own, there = (sizes_of(evidence, f"{kind}-{name}-") for kind in ("class", "reference"))
-            sizes[name] = {c[1]: (own[c], there[c]) for c in own if c in there}
-        own, there = (sizes_of(evidence, "closer-", key) for key in ("log_size", "reference_log_size"))
+            own, there = sizes_of(evidence, f"class-{name}-"), in_references(evidence, name)
+            sizes[name] = {c[1]: (own[c], *there[c]) for c in own if c in there}
+        own, there = sizes_of(evidence, "closer-"), closer_in_references(evidence)
         pairs = (
-            Pair(c[0] or 0, c[1], there[c] - own[c], c in usual) for c in sorted(own, key=_key) if c in there
-        )
+            Pair(c[0] or 0, c[1], statistics.fmean(there[c]) - own[c], c in usual)
+            for c in sorted(own, key=_key) if c in there
+        )  # fmt: skip
         return cls(classes, sizes, tuple(pairs))
+
+    @property
+    def references(self) -> int:
+        """Networks that all of it was compared with."""
+        return min((len(row) - 1 for own in self.sizes.values() for row in own.values()), default=0)
 
     def document(self) -> dict[str, Any]:
         """For a line of the bench."""
         sizes = {
-            name: [[t, round(s, 4), round(r, 4)] for t, (s, r) in sorted(own.items())]
+            name: [[t, *(round(s, 4) for s in row)] for t, row in sorted(own.items())]
             for name, own in self.sizes.items()
         }
         pairs = [[p.source, p.target, round(p.difference, 4), p.usual] for p in self.pairs]
@@ -95,12 +104,12 @@ class Measured:
     @classmethod
     def read(cls, document: Mapping[str, Any], classes: int) -> Measured:
         """The same again."""
-        sizes = {name: {int(t): (s, r) for t, s, r in rows} for name, rows in document["sizes"].items()}
+        sizes = {name: {int(t): tuple(s) for t, *s in rows} for name, rows in document["sizes"].items()}
         return cls(classes, sizes, tuple(Pair(*row) for row in document["pairs"]))
 
     def differences(self, space: str) -> dict[int, float]:
-        """d = beta log r - log s of every class; beta is the robust slope of log s on log r."""
-        own = self.sizes.get(space, {})
+        """d = beta log r - log s of every class: log r the mean over references, beta the slope on it."""
+        own = {t: (s, statistics.fmean(r)) for t, (s, *r) in self.sizes.get(space, {}).items()}
         beta = slope([r for _, r in own.values()], [s for s, _ in own.values()])
         return {t: beta * r - s for t, (s, r) in own.items()}
 
@@ -177,6 +186,24 @@ class Null:
         return float(self.rate * (p_value ** (-1 / self.shape) - 1))
 
 
+@dataclass(frozen=True)
+class Tail:
+    """What classes of clean networks are joined to: beyond `start` a share SHARE falls exponentially.
+
+    Attributes:
+        start, scale: of that tail.
+    """
+
+    start: float
+    scale: float
+
+    def chance(self, joint: float) -> float:
+        """That one clean class is joined to at least this."""
+        if joint >= self.start:
+            return SHARE * math.exp(-(joint - self.start) / self.scale)
+        return 1 - (1 - SHARE) * joint / self.start
+
+
 def bounded(z: float) -> float:
     """What a space says at most, and at least."""
     return min(max(z, 0.0), CAP)
@@ -190,9 +217,11 @@ class Population:
         settings: of the detector that measured them.
         priors, weights: by space.
         pairs: the prior of usual pairs.
-        start, scale: beyond `start` a share SHARE of clean classes falls exponentially with `scale`.
+        two, many: the tail of clean classes, of networks with two and with more: with two, all that is
+            usual comes from other networks.
         null, null_of_pairs: of the scores of networks.
         classes: fewest and most that a network may have.
+        references: networks that each was compared with.
         made: kinds, networks, versions.
     """
 
@@ -200,11 +229,12 @@ class Population:
     priors: Mapping[str, Prior]
     weights: Mapping[str, float]
     pairs: Prior
-    start: float
-    scale: float
+    two: Tail
+    many: Tail
     null: Null
     null_of_pairs: Null
     classes: tuple[int, int]
+    references: int
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
@@ -215,6 +245,7 @@ class Population:
         d = dict(document)
         d["priors"] = {name: Prior(**p) for name, p in d["priors"].items()}
         d |= {"pairs": Prior(**d["pairs"]), "classes": tuple(d["classes"])}
+        d |= {name: Tail(**d[name]) for name in ("two", "many")}
         return cls(**{**d, "null": Null(**d["null"]), "null_of_pairs": Null(**d["null_of_pairs"])})
 
     @property
@@ -223,9 +254,10 @@ class Population:
         return f"{self.made.get('networks')} clean networks of {len(self.made.get('kinds', ()))} kinds"
 
     def fits(self, measured: Measured) -> bool:
-        """Whether it speaks of such a network: of its kind of input, and with about so many classes."""
+        """Whether it speaks of such a network: measured alike, and with about so many classes."""
         low, high = self.classes
-        return set(measured.sizes) == set(self.priors) and low <= measured.classes <= high
+        alike = set(measured.sizes) == set(self.priors) and measured.references == self.references
+        return alike and low <= measured.classes <= high
 
     def z(self, measured: Measured) -> dict[int, dict[str, float]]:
         """By class and space."""
@@ -242,10 +274,7 @@ class Population:
 
     def score(self, joint: float, classes: int) -> float:
         """Minus the log of the chance that the first of so many clean classes is joined to at least this."""
-        if joint >= self.start:
-            chance = SHARE * math.exp(-(joint - self.start) / self.scale)
-        else:
-            chance = 1 - (1 - SHARE) * joint / self.start
+        chance = (self.two if classes == 2 else self.many).chance(joint)
         return -math.log(max(of_many(chance, classes), 1e-300))
 
     def best_pairs(self, measured: Measured) -> dict[int, tuple[float, float, int]]:

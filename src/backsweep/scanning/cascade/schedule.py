@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+REFERENCES = ("reference", "pupil")  # stages in which classes are measured in networks to compare with
 PAIRS = 2000  # most cells of the screen; beyond, the targets that a source is nearest to
 
 
@@ -28,7 +29,8 @@ class Schedule:
         closer: pairs that are measured in full, and as many others.
         closer_batch: inputs in a step of theirs.
         updates: of the search for a patch that people can look at.
-        kept: whether the reference is trained on kept activations.
+        kept: whether the washed copy is trained on kept activations.
+        pupil: whether a pupil is a second reference.
         down: spaces in which classes are followed from large budgets to small ones.
     """
 
@@ -47,6 +49,7 @@ class Schedule:
     closer_batch: int = 24
     updates: int = 100
     kept: bool = True
+    pupil: bool = True
     down: tuple[str, ...] = ("sparse",)
 
     def of(self, steps: int, batch: int) -> Schedule:
@@ -89,10 +92,10 @@ class Schedule:
 # "full" is what version 0.1 measured: nothing is halved.
 EFFORTS: Mapping[str, Schedule] = {
     "quick": Schedule(shares=(0.4, 0.5), looks=("late",), suspects=6, others=6, look=(8, 4),
-                      pairs=(3, 2), cells=12, closer=3, closer_batch=12, updates=100),
+                      pairs=(3, 2), cells=12, closer=3, closer_batch=12, updates=100, pupil=False),
     "standard": Schedule(shares=(0.6, 0.67), suspects=10, others=6, closer=4, closer_batch=16, updates=200),
     "thorough": Schedule(all_classes=100, suspects=24, others=16, look=(20, 8),
                          pairs=(10, 4), cells=60, again=(30, 8), closer=8, closer_batch=32, updates=200),
     "full": Schedule(all_classes=10**9, pairs=(0, 0), cells=0, closer=6, closer_batch=24,
-                     updates=160, kept=False, down=()),
+                     updates=160, kept=False, pupil=False, down=()),
 }  # fmt: skip

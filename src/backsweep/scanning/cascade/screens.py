@@ -16,12 +16,13 @@ from backsweep.inputs.samples import Data
 from backsweep.inversion.budget import Aim, Path, few, follow, spaces_of
 from backsweep.inversion.loop import Job, SmoothControl, invert
 from backsweep.models.model import Model
-from backsweep.models.washing import reference_of
+from backsweep.models.washing import pupil_of, reference_of
 from backsweep.reports.report import Evidence
-from backsweep.scanning.cascade.schedule import PAIRS, Schedule
+from backsweep.scanning.cascade.schedule import PAIRS, REFERENCES, Schedule
 from backsweep.scanning.detector import Unit
 from backsweep.scanning.head import positive_sums
 
+LEARNED = 0.8  # of the suspect's accuracy, from which on a pupil is compared with
 Values = dict[str, float | int | bool | str | None]
 
 
@@ -50,12 +51,28 @@ class Screen:
     def _reference(self) -> Model:
         return reference_of(self.model, self.data, self.seed, self.schedule.kept)
 
-    def classes(self, space: str, units: Sequence[Unit], kind: str) -> list[Evidence]:
-        """Log size of every unit's class in a space: a "look" or all of it ("class"), or in the "reference".
+    @property
+    def _pupil(self) -> Model | None:
+        """The pupil, where it learned enough to say something."""
+        pupil = pupil_of(self.model, self.data, self.seed)
+        right, own = (m.accuracy(self.data.x, self.data.y) for m in (pupil, self.model))
+        return pupil if right >= LEARNED * own else None
 
-        Network and reference are measured with the same samples in the same order.
+    def _references(self) -> dict[str, Model]:
+        """Networks to compare with, by stage."""
+        pupil = self._pupil if self.schedule.pupil else None
+        return {"reference": self._reference, **({"pupil": pupil} if pupil else {})}
+
+    def classes(self, space: str, units: Sequence[Unit], kind: str) -> list[Evidence]:
+        """Log size of every unit's class in a space: a "look" or all of it ("class"), or in a reference.
+
+        Network and references are measured with the same samples in the same order.
         """
-        network = self._reference if kind == "reference" else self.model
+        network: Model | None = self.model
+        if kind in REFERENCES:
+            network = self._reference if kind == "reference" else self._pupil
+        if network is None:
+            return [Evidence(self.name, u.key, u.target, None, {"log_size": None}) for u in units]
         steps, batch = self.schedule.look if kind == "look" else (self.schedule.steps, self.schedule.batch)
         aims = [Aim(u.target, None, self._seed(space, u.target)) for u in units]
         paths = follow(
@@ -101,7 +118,10 @@ class Screen:
 
     def _few(self, network: Model, aims: Sequence[Aim], steps: int, batch: int) -> list[Path]:
         """Paths in the space of few units."""
-        return follow(network, self.data.x, self.data.y, aims, few(network), steps=steps, batch=batch)
+        down = network.modality.few in self.schedule.down
+        return follow(
+            network, self.data.x, self.data.y, aims, few(network), steps=steps, batch=batch, down=down
+        )
 
     def cells(self, units: Sequence[Unit]) -> list[Evidence]:
         """Log size of (source, target) cells, a second look."""
@@ -126,7 +146,7 @@ class Screen:
         aims = [Aim(u.target, u.source, self._seed(u.key)) for u in units]
         networks = {"log_size": self.model}
         if compared:
-            networks["reference_log_size"] = self._reference
+            networks |= {f"{kind}_log_size": there for kind, there in self._references().items()}
         values: list[Values] = [{} for _ in units]
         passes = [0] * len(units)
         for key, network in networks.items():
@@ -156,7 +176,9 @@ class Screen:
         }  # fmt: skip
         if compared:
             reference = self._reference
-            values["reference_success_rate"] = reference.success_rate(found.trigger, held_out)
+            values["reference_success_rate"] = max(
+                there.success_rate(found.trigger, held_out) for there in self._references().values()
+            )
             values["accuracy"] = self.model.accuracy(held_out.x, held_out.y)
             values["reference_accuracy"] = reference.accuracy(held_out.x, held_out.y)
         return Evidence(self.name, unit.key, target, unit.source, values, found.trigger)

@@ -3,12 +3,12 @@
 1. How large must a universal perturbation be that sends everything to a class? Measured in several spaces:
    faint pixels, few pixels, tone curves, the embeddings of an early layer and of a later one. Of many
    classes all get a cheap look, and those that stand out, and some others, are measured.
-2. The same in a reference (`models/washing.py`); beside it a look at every (source, target): how many
+2. The same in references (`models/washing.py`); beside it a look at every (source, target): how many
    pixels does it take? What no class shows, a source-specific or an all-to-all backdoor, stands out here.
-3. The pairs that stand out are looked at again, the first of them and usual ones closer, in both networks.
+3. The pairs that stand out are looked at again, the first of them and usual ones closer, in all networks.
 4. The patch of the most suspicious class is inverted for people to look at, and tried on the reference.
 
-How much smaller a class is than itself in the reference is its statistic in a space. `population.py` knows
+How much smaller a class is than itself in the references is its statistic in a space. `population.py` knows
 how that is in clean networks of many kinds, and joins the spaces; where it does not apply, `contrast.py`
 compares the classes of the network with each other. `schedule.py` says how much is measured.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
 from backsweep.scanning.cascade.contrast import doubt_of, message, of_many, stand_out
 from backsweep.scanning.cascade.halving import cells_of, chosen, kind_of, shortcuts, standing_cells
 from backsweep.scanning.cascade.judging import Case
-from backsweep.scanning.cascade.schedule import EFFORTS, Schedule
+from backsweep.scanning.cascade.schedule import EFFORTS, REFERENCES, Schedule
 from backsweep.scanning.cascade.screens import Screen, Values
 from backsweep.scanning.detector import ModelDetector, Stage, Unit, units_in_a_pass
 from backsweep.scanning.planning import stages
@@ -45,7 +45,8 @@ class Cascade(ModelDetector):
         spaces: names of the spaces in which classes are measured, with "+" between: those of the modality
             (`Modality.spaces`) and "early" and "late". The default is all that a kind of input has.
         pairs: whether (source, target) cells are screened.
-        reference: whether classes are compared with themselves in a reference, or with each other.
+        reference: whether classes are compared with themselves in references, or with each other.
+        pupil: whether a pupil is a reference too, beside the washed copy or what the user gave.
         effort: "quick", "standard", "thorough", or "full": what version 0.1 measured (`schedule.py`).
         steps: budgets on a path, for the standard effort; others take a share or a multiple of it.
         batch: inputs of a class in a step, likewise.
@@ -60,6 +61,7 @@ class Cascade(ModelDetector):
     spaces: str = DEFAULT
     pairs: bool = True
     reference: bool = True
+    pupil: bool = True
     effort: str = "standard"
     steps: int = 20
     batch: int = 12
@@ -75,7 +77,7 @@ class Cascade(ModelDetector):
 
     @classmethod
     def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        return settings if "effort" in settings else {**settings, "effort": "full"}
+        return {"effort": "full", "pupil": False, **settings}
 
     @property
     def cautious(self) -> bool:
@@ -85,7 +87,13 @@ class Cascade(ModelDetector):
     @property
     def schedule(self) -> Schedule:
         """How much is measured of what."""
-        return EFFORTS[self.effort].of(self.steps, self.batch)
+        s = EFFORTS[self.effort].of(self.steps, self.batch)
+        return replace(s, pupil=s.pupil and self.pupil and self.reference)
+
+    @property
+    def _compared(self) -> tuple[str, ...]:
+        """Stages in which classes are measured in references."""
+        return REFERENCES[: self.reference + self.schedule.pupil]
 
     def _names(self, model: Model) -> list[str]:
         """The spaces that are measured in a network: those asked for that its kind of input has."""
@@ -121,8 +129,10 @@ class Cascade(ModelDetector):
             return [Unit(f"class-{s}-{t}", t) for s in self._names(model) for t in here]
         following: list[Unit] = []
         if not done & {"reference", "pairs", "trigger"}:
-            own = [e for e in evidence if e.unit.startswith("class-") and self.reference]
-            following = [Unit(f"reference-{e.unit.removeprefix('class-')}", e.target) for e in own]
+            own = [e.unit.removeprefix("class-") for e in evidence if e.unit.startswith("class-")]
+            for _, of_a_space in groupby(own, lambda name: name.partition("-")[0]):  # two may learn at once
+                cells = [(n, int(n.split("-")[1])) for n in of_a_space]
+                following += [Unit(f"{kind}-{n}", t) for kind in self._compared for n, t in cells]
             following += [Unit(f"pairs-{s}", None, s) for s in data.y.unique().tolist() if self.pairs]
         elif "pairs" in done and "closer" not in done:
             again = self.schedule.cells_in(model.classes)
@@ -145,7 +155,7 @@ class Cascade(ModelDetector):
         for key, group in groupby(units, kind_of):  # they share their passes
             part = list(group)
             kind, _, name = key.partition("-")
-            if kind in ("look", "class", "reference"):
+            if kind in ("look", "class", *REFERENCES):
                 evidence = screen.classes(name, part, kind)
             elif kind == "head":
                 evidence = [screen.head(part[0])]

@@ -80,7 +80,7 @@ class Boosted(Learner):
         """Models differ in length, which a buffer of a fixed size would not take."""
         if (found := state.get(f"{prefix}raw")) is not None:
             self.raw, self._trees = found.clone(), None
-        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Boosted:
         twin = Boosted(self.kind, self.classes, self.counts)
