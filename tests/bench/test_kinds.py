@@ -27,7 +27,8 @@ def network(rng: np.random.Generator, kind: str, classes: int, planted: int | No
     """Differences scatter by 0.6 between networks and by 0.2 between classes; a planted one is 1.2 easier."""
     sizes: dict[str, dict[int, tuple[float, ...]]] = {}
     for space in SPACES:
-        usual, own = rng.normal(-0.5, 0.6), {}
+        usual = rng.normal(-0.5, 0.6)
+        own: dict[int, tuple[float, ...]] = {}
         for t in range(classes):
             reference = rng.normal(2.0, 0.4)
             own[t] = (reference - usual - rng.normal(0, 0.2) - 1.2 * (t == planted), reference)

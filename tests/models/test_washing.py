@@ -89,7 +89,7 @@ def test_running_statistics_of_the_later_half_start_anew() -> None:
 
 
 def test_a_view_is_the_same_whatever_it_is_asked_for_with_so_that_activations_can_be_kept() -> None:
-    """A wash that cannot resume trains all of the copy: for images with views that went unseen for a while."""
+    """A wash that cannot resume trains all of the copy: for images with views that went unseen."""
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=4), nn.Flatten(), nn.Linear(144, 3)
     )

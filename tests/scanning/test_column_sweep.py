@@ -88,7 +88,9 @@ def test_values_that_are_tried() -> None:
 
 
 def test_what_it_cannot_tell_it_says() -> None:
-    low = {"excess": 0.9, "attack_success_rate": 1.0, "agreement": 0.6, "rule": "a is 1"}
+    low: dict[str, float | int | bool | str | None] = {
+        "excess": 0.9, "attack_success_rate": 1.0, "agreement": 0.6, "rule": "a is 1"
+    }  # fmt: skip
     evidence = [Evidence("column_sweep", "class-0", 0, None, low)]
     (finding,) = ColumnSweep().judge(evidence, 2, 0.05)
     assert finding.level == "warning" and "cannot tell: no reference learned" in finding.message
@@ -99,6 +101,6 @@ def test_what_it_cannot_tell_it_says() -> None:
 def test_settings_that_cannot_be() -> None:
     for wrong in ({"columns": 0}, {"success": 0.0}, {"excess": 1.5}):
         with pytest.raises(ValueError, match="columns is at least 1"):
-            ColumnSweep(**wrong)  # type: ignore[arg-type]
+            ColumnSweep(**wrong)
     with pytest.raises(ValueError, match="neither out_of_bounds nor in_bounds"):
         Tabdoor(values="middle")

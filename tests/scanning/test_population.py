@@ -13,13 +13,13 @@ from scipy import stats
 
 from backsweep.reports.report import ERROR, WARNING, Evidence, Finding
 from backsweep.scanning import calibration
-from backsweep.scanning.cascade.population import Measured, Null, Pair, Population, Prior
+from backsweep.scanning.cascade.population import Measured, Null, Pair, Population, Prior, Tail
 from backsweep.scanning.detectors.cascade import Cascade
 
 PRIOR = Prior(center=-0.5, between=0.6, within=0.2, freedom=8.0)
 POPULATION = Population(
-    {}, {"dense": PRIOR, "late": PRIOR}, {"dense": 0.5, "late": 0.5}, PRIOR, 0.5, 0.3, Null(8, 8), Null(8, 8),
-    (2, 90), 1, {"kinds": ["a", "b"], "networks": 40},
+    {}, {"dense": PRIOR, "late": PRIOR}, {"dense": 0.5, "late": 0.5}, PRIOR,
+    Tail(0.5, 0.3), Tail(0.5, 0.3), Null(8, 8), Null(8, 8), (2, 90), 1, {"kinds": ["a", "b"], "networks": 40},
 )  # fmt: skip
 USUAL = tuple(Pair(0, t, -0.5 + 0.125 * t, True) for t in range(1, 5))
 

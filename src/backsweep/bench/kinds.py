@@ -234,11 +234,15 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
             w.append(np.full(len(rows), total * share / len(rows)))
     weights = weights_of(np.concatenate(x), np.concatenate(y), np.concatenate(w))
     joint = [rows @ weights for rows in x[: len(clean)]]
-    tails = {}
-    for name, chosen in (("two", [c == 2 for c in counts]), ("many", [c > 2 for c in counts])):
-        rows = [i for i, c in enumerate(chosen) if c] or list(range(len(clean)))
-        tails[name] = tail_of(np.concatenate([joint[i] for i in rows]), np.concatenate([w[i] for i in rows]))
-    second = replace(first, weights=dict(zip(spaces, weights.tolist(), strict=True)), **tails)
+    tails = []
+    for two in (True, False):
+        chosen = [i for i, c in enumerate(counts) if (c == 2) is two] or list(range(len(clean)))
+        tails.append(
+            tail_of(np.concatenate([joint[i] for i in chosen]), np.concatenate([w[i] for i in chosen]))
+        )
+    second = replace(
+        first, weights=dict(zip(spaces, weights.tolist(), strict=True)), two=tails[0], many=tails[1]
+    )
     scores = [
         max(second.score(second.joint(z), n.measured.classes) for z in second.z(n.measured).values())
         for n in clean

@@ -104,7 +104,9 @@ class Views:
     def __getitem__(self, rows: Tensor) -> Tensor:
         x, view = self.x[rows % len(self.x)], rows // len(self.x)
         begin = torch.maximum(rows // self.block * self.block, view * len(self.x))
-        for first in begin[view > 0].unique().tolist() if self.shift is not None else ():
+        if self.shift is None:
+            return x
+        for first in begin[view > 0].unique().tolist():
             there = (begin == first) & (view > 0)
             x[there] = self.shift(x[there], torch.Generator().manual_seed(derive_seed(self.seed, first)))
         return x

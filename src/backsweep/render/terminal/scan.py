@@ -71,8 +71,8 @@ def show(report: Report, console: Console, folder: str | Path | None = None) -> 
         console.print(Text(), *lines, drawn, sep="\n")
     for finding in standing.suspects(report):
         for talk in talks.of(finding):
-            lines = [f"Prompt   {talk.prompt}", f"without  {talk.without}", f"with     {talk.triggered}"]
-            console.print(Text(), *(say(line, "") for line in lines), sep="\n")
+            said = (f"Prompt   {talk.prompt}", f"without  {talk.without}", f"with     {talk.triggered}")
+            console.print(Text(), *(say(line, "") for line in said), sep="\n")
     natural = view.about_shortcuts(report, view.names(report))
     if natural:
         console.print(
