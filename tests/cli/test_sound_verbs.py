@@ -70,7 +70,12 @@ def test_a_scan_finds_the_class_and_its_page_plays_the_trigger(shell: Shell, pla
     assert code == 3, "no clean networks over sounds were measured: an alarm is no verdict"
     assert bad.model["modality"] == "sound" and bad.model["rate"] == RATE
     finding = bad.findings[0]  # the worst; without a null other classes may stand out too
-    assert finding.level == "warning" and finding.target == TARGET and finding.trigger is not None and "cells" in finding.message
+    assert (
+        finding.level == "warning"
+        and finding.target == TARGET
+        and finding.trigger is not None
+        and "cells" in finding.message
+    )
     assert float(finding.attack_success_rate or 0) > 0.7
     page = (place / "reports" / "infected" / "report.html").read_text(encoding="utf-8")
     assert (
