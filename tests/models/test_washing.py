@@ -38,6 +38,7 @@ def test_the_same_seed_gives_the_same_reference_and_it_is_made_once(twins: Twins
 def test_a_pupil_learns_the_answers_from_nothing_and_is_made_once(twins: Twins) -> None:
     model = twins.infected.copy("cpu")
     pupil = pupil_of(model, twins.data, 3)
+    assert pupil is not None
     assert pupil.success_rate(twins.trigger, twins.data) < 0.3
     assert pupil.accuracy(twins.data.x, twins.data.y) > 0.9
     weights = [p for p in model.net.parameters() if p.ndim >= 2]
@@ -45,7 +46,8 @@ def test_a_pupil_learns_the_answers_from_nothing_and_is_made_once(twins: Twins) 
     assert all(not torch.allclose(p, q, atol=1e-3) for p, q in zip(weights, learned, strict=True))
     assert pupil_of(model, twins.data, 4) is pupil
     again = twins.infected.copy("cpu")
-    assert pupil_of(again, twins.data, 3).digest == pupil.digest
+    same = pupil_of(again, twins.data, 3)
+    assert same is not None and same.digest == pupil.digest
     assert pupil.pupil is None
 
 

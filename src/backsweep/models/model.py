@@ -56,7 +56,7 @@ class Model:
     Attributes:
         resize: whether `load` found that images are to be resized to `shape` on their way in.
         arch, base: the factory that `load` was given and the folder that it is an adapter of, on record.
-        reference, pupil: clean networks of the same classes to compare with, if there are any (`washing.py`).
+        reference, pupil: networks to compare with (`washing.py`); of a pupil, once there was time for one.
         place, entry: path of its files, and the entry that `load` was asked for.
         origin: digest of the file that it was loaded from; copies keep it.
         unknown: names of what the file holds beside tensors and plain data; untrusted text.
@@ -74,7 +74,7 @@ class Model:
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     reference: Model | None = None
-    pupil: Model | None = None
+    pupil: tuple[Model | None] | None = None
     _format: torch.memory_format = torch.contiguous_format
     alike: tuple[Model, int] | None = None
     _layers: int | None = None

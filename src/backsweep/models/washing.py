@@ -29,7 +29,7 @@ from backsweep.models.training import Recipe, descend, epochs_of, thawed, tuned
 RECIPES = ((150, 128, 3e-3), (300, 64, 1e-2))
 MOST_UPDATES = 150 * 128  # inputs of the first of them
 PUPIL = (300, 64, 5e-3)  # decision 0024
-ENOUGH = 0.9  # of the suspect's accuracy
+ENOUGH, LEARNED = 0.9, 0.8  # of the suspect's accuracy, for a washed copy and for a pupil
 _lock, _pupils = threading.Lock(), threading.Lock()  # one of a sort is made at a time, whoever asks first
 
 VIEWS = 4  # of every sample, of which one is untouched
@@ -46,12 +46,14 @@ def reference_of(model: Model, data: Data, seed: int, kept: bool = True) -> Mode
         return model.reference
 
 
-def pupil_of(model: Model, data: Data, seed: int) -> Model:
-    """A network that learns the suspect's answers from nothing; kept with the working copy."""
+def pupil_of(model: Model, data: Data, seed: int) -> Model | None:
+    """A network that learns the suspect's answers from nothing, once; None where it learned too little."""
     with _pupils:
         if model.pupil is None:
-            model.pupil = _distilled(model, data, None, derive_seed(seed, "pupil"), *PUPIL, share=0.0)
-        return model.pupil
+            twin = _distilled(model, data, None, derive_seed(seed, "pupil"), *PUPIL, share=0.0)
+            right, own = (m.accuracy(data.x, data.y) for m in (twin, model))
+            model.pupil = (twin if right >= LEARNED * own else None,)
+        return model.pupil[0]
 
 
 def washed(

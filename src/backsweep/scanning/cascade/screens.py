@@ -22,7 +22,6 @@ from backsweep.scanning.cascade.schedule import PAIRS, REFERENCES, Schedule
 from backsweep.scanning.detector import Unit
 from backsweep.scanning.head import positive_sums
 
-LEARNED = 0.8  # of the suspect's accuracy, from which on a pupil is compared with
 Values = dict[str, float | int | bool | str | None]
 
 
@@ -53,10 +52,7 @@ class Screen:
 
     @property
     def _pupil(self) -> Model | None:
-        """The pupil, where it learned enough to say something."""
-        pupil = pupil_of(self.model, self.data, self.seed)
-        right, own = (m.accuracy(self.data.x, self.data.y) for m in (pupil, self.model))
-        return pupil if right >= LEARNED * own else None
+        return pupil_of(self.model, self.data, self.seed)
 
     def _references(self) -> dict[str, Model]:
         """Networks to compare with, by stage."""
