@@ -144,8 +144,7 @@ def make_cascade_report(
         add(f"pairs-{s}", None, s, passes=900, **cells)
     for s, t in sorted({(s, (s + 1) % classes) for s in range(min(6, classes))} | set(pairs)):
         own = size(4.0, 0.02) - 3.0 * ((s, t) in pairs)
-        there = {f"{kind}_log_size": size(4.0, 0.02) for kind in REFERENCES}
-        add(f"closer-{s}-{t}", t, s, log_size=own, **there, passes=900)
+        add(f"closer-{s}-{t}", t, s, log_size=own, reference_log_size=size(4.0, 0.02), passes=900)
     top = max(method.rows(evidence, classes), key=lambda e: float(e.values["suspicion"] or 0))
     target = int(top.target or 0)
     values: dict[str, float | int | bool | str | None] = {

@@ -94,7 +94,7 @@ def records(classes: int, small: dict[int, float], pairs: dict[tuple[int, int], 
     standing, usual = standing_cells(found, STANDARD)
     for s_, t in (*standing, *usual):
         values: dict[str, float | int | bool | str | None] = {
-            "log_size": 3.0 - pairs.get((s_ or 0, t), 0.0), **{f"{kind}_log_size": 3.0 for kind in REFERENCES}
+            "log_size": 3.0 - pairs.get((s_ or 0, t), 0.0), "reference_log_size": 3.0,
         }  # fmt: skip
         found.append(Evidence("cascade", f"closer-{s_}-{t}", t, s_, values))
     trial: dict[str, float | int | bool | str | None] = {

@@ -62,7 +62,7 @@ def stages(
         found.append(Stage("pairs", present, 2.0 * present * targets * _size(look)))
         found.append(Stage(
             "pairs that stand out", cells + closer,
-            2.0 * (cells * _size(s.again) + closer * s.steps * s.closer_batch * (1 + reference + s.pupil)),
+            2.0 * (cells * _size(s.again) + closer * s.steps * s.closer_batch * (1 + reference)),
         ))  # fmt: skip
     return [*found, Stage("a patch to look at", 1, 2.0 * s.updates * s.batch)]
 

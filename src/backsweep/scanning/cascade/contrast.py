@@ -186,15 +186,6 @@ def in_references(evidence: Sequence[Evidence], space: str) -> dict[Cell, list[f
     return found
 
 
-def closer_in_references(evidence: Sequence[Evidence]) -> dict[Cell, list[float]]:
-    """The same of the pairs that were looked at closely."""
-    found: dict[Cell, list[float]] = {}
-    for kind in REFERENCES:
-        for cell, size in sizes_of(evidence, "closer-", f"{kind}_log_size").items():
-            found.setdefault(cell, []).append(size)
-    return found
-
-
 def sample(order: Sequence[Cell], most: int) -> list[Cell]:
     """All of an ordering; of more than `most`, the first half of that and as many evenly from the rest."""
     if len(order) <= most:

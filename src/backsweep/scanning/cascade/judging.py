@@ -14,7 +14,6 @@ from backsweep.scanning.cascade.contrast import (
     Cell,
     Contrast,
     Suspect,
-    closer_in_references,
     contrast,
     in_references,
     mean_of,
@@ -78,7 +77,7 @@ class Case:
         joint = [c for n, c in spaces.items() if n not in STYLES]
         if self.reference and len(joint) > 1:
             spaces["mean"] = mean_of(joint, MEAN_SPREAD)
-        closer = closer_in_references(self.evidence)
+        closer = {c: [r] for c, r in sizes_of(self.evidence, "closer-", "reference_log_size").items()}
         pairs = self._contrast("pairs", "closer-", closer, self.usual) if self.pairs else None
         return suspects(spaces, pairs, self.classes)
 

@@ -28,7 +28,6 @@ from backsweep.reports.report import Evidence
 from backsweep.scanning.cascade.contrast import (
     Cell,
     Suspect,
-    closer_in_references,
     in_references,
     of_many,
     sizes_of,
@@ -49,7 +48,7 @@ class Pair:
     """One (source, target) cell that was looked at closely.
 
     Attributes:
-        difference: log size in the references less that in the suspect.
+        difference: log size in the washed copy less that in the suspect.
         usual: whether it was chosen as a usual one, and not because it stands out.
     """
 
@@ -80,10 +79,10 @@ class Measured:
         for name in spaces_in(evidence):
             own, there = sizes_of(evidence, f"class-{name}-"), in_references(evidence, name)
             sizes[name] = {c[1]: (own[c], *there[c]) for c in own if c in there}
-        own, there = sizes_of(evidence, "closer-"), closer_in_references(evidence)
+        own, reference = (sizes_of(evidence, "closer-", key) for key in ("log_size", "reference_log_size"))
         pairs = (
-            Pair(c[0] or 0, c[1], statistics.fmean(there[c]) - own[c], c in usual)
-            for c in sorted(own, key=_key) if c in there
+            Pair(c[0] or 0, c[1], reference[c] - own[c], c in usual)
+            for c in sorted(own, key=_key) if c in reference
         )  # fmt: skip
         return cls(classes, sizes, tuple(pairs))
 

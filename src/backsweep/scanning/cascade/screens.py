@@ -114,10 +114,7 @@ class Screen:
 
     def _few(self, network: Model, aims: Sequence[Aim], steps: int, batch: int) -> list[Path]:
         """Paths in the space of few units."""
-        down = network.modality.few in self.schedule.down
-        return follow(
-            network, self.data.x, self.data.y, aims, few(network), steps=steps, batch=batch, down=down
-        )
+        return follow(network, self.data.x, self.data.y, aims, few(network), steps=steps, batch=batch)
 
     def cells(self, units: Sequence[Unit]) -> list[Evidence]:
         """Log size of (source, target) cells, a second look."""
@@ -142,7 +139,7 @@ class Screen:
         aims = [Aim(u.target, u.source, self._seed(u.key)) for u in units]
         networks = {"log_size": self.model}
         if compared:
-            networks |= {f"{kind}_log_size": there for kind, there in self._references().items()}
+            networks["reference_log_size"] = self._reference
         values: list[Values] = [{} for _ in units]
         passes = [0] * len(units)
         for key, network in networks.items():
