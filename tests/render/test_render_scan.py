@@ -288,7 +288,7 @@ def test_page_is_self_contained_and_well_formed(name: str) -> None:
     source = html(VARIED[name])
     page = Page(source)
     assert "<script" not in source.lower() and "javascript:" not in source.lower()
-    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in source
+    assert "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'" in source
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object", "embed", "form", "base")
         assert not any(a.startswith("on") for a in attributes)
@@ -437,13 +437,13 @@ def test_page_of_the_default_scan() -> None:
         "on this model 97.0%", "on the reference 1.0%", "faint change of every pixel", "tone curve",
         "embedding of an early layer", "embedding of a later layer", "few pixels, one source",
         "A planted trigger works on this model alone", "A trigger was recovered for the most suspicious",
-        "Size 9 pixels 0.9% of the image's 1,024", "made from 118 measurements",
+        "Size 9 pixels 0.9% of the image's 1,024", "made from 168 measurements",
     ):  # fmt: skip
         assert words in text, words
     for words in ("z dense", "Null ", "Attack success rate", "Natural shortcuts", "comparison is worth"):
         assert words not in text, words
     assert source.count("<tr") == 11 and source.count('class="thumb"') == 1
-    assert re.search(r"3\W+suspicious 2\.\d\d 5\.\d 4\.\d 3\.\d", text)  # suspicion, dense, sparse, tone
+    assert re.search(r"3\W+suspicious 1\.\d\d \d\.\d \d\.\d \d\.\d", text)  # suspicion, dense, sparse, tone
     assert "few pixels, one source" in Page(html(VARIED["cascade of many"])).plain()  # of few classes only
     lengths = [float(n) for n in re.findall(r'<rect width="([0-9.]+)%"', source)]
     assert lengths[:2] == [97.0, 1.0] and max(lengths) == 100 and min(lengths) >= 0
@@ -465,7 +465,7 @@ def test_a_trigger_that_works_on_the_reference_too() -> None:
 
 def test_console_of_the_default_scan() -> None:
     out = printed(VARIED["cascade"])
-    assert re.search(r"^ 3 +2\.\d\d +later layer +\d\.\d +0\.00\d+ +evidence", out, re.M)
+    assert re.search(r"^ 3 +1\.\d\d +later layer +\d\.\d +0\.0[01]\d+ +evidence", out, re.M)
     assert re.search(r"^ 1 to 6 +\d\.\d\d +one source .* evidence", out, re.M)
     assert "uncalibrated" not in out and "Evidence begins at a suspicion of" in out
     assert re.search(r"p-value: beside \d+ clean networks of \d+ kinds\.", out)

@@ -270,9 +270,10 @@ def verdict(report: Report, name: Name | None = None) -> Verdict:
 def _backdoored(report: Report, name: Name) -> Verdict:
     errors = [f for f in worst_first(report.findings) if f.level == ERROR]
     why = [*of_the_network(errors), _worth(report)]
+    what = "This is the chance of a false alarm on a clean model, not the chance that this model is clean. It"
     why.append(
-        "This is the chance of a false alarm on a clean model, not the chance that this model is "
-        "clean. It says nothing of who made the model or why"
+        f"{what if any(f.p_value is not None for f in errors) else 'The scan'} says nothing of who made the "
+        "model or why"
         + (
             ": a class can be unusually easy to reach by nature. The pictures below help to judge."
             if any(f.target is not None for f in errors)
