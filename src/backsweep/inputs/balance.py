@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LEAST = 8  # rows of a class that is dealt by itself
+SIGMAS = 4.0  # from a half, as chance deals, from which on one of two classes is dealt by itself
 
 
 def balanced(y: Tensor, seed: int) -> Tensor:
@@ -22,18 +22,16 @@ def balanced(y: Tensor, seed: int) -> Tensor:
 def half(y: Tensor, seed: int) -> Tensor:
     """Which rows (N,) are of the first of two halves that hold the classes in equal numbers.
 
-    Every other row of the balanced order is, but that a class with more than one row is in both halves. Where
-    one class has more rows than the other, that order has them by turns, and every other row is of one class:
-    a class of which less than a quarter would be in either half is dealt by itself.
+    Every other row of the balanced order is, but that a class with more than one row is in both halves. Two
+    classes lie in that order by turns, and every other row would be of one class: each is dealt by itself.
     """
-    order = balanced(y, seed)
+    order, classes = balanced(y, seed), y.unique()
     first = torch.zeros(len(y), dtype=torch.bool)
     first[order[0::2]] = True
-    for c in y.unique():
+    for c in classes:
         rows = order[y[order] == c]
         if len(rows) > 1 and bool((first[rows] == first[rows[0]]).all()):
             first[rows[-1]] = ~first[rows[-1]]
-        share = float(first[rows].double().mean())
-        if len(rows) >= LEAST and not 0.25 <= share <= 0.75:
+        if len(classes) == 2 and abs(2 * int(first[rows].sum()) - len(rows)) > SIGMAS * len(rows) ** 0.5:
             first[rows] = torch.arange(len(rows)) % 2 == 0
     return first
