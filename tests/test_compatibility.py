@@ -41,6 +41,9 @@ OTHER_LINES = (
     "zoo",
     "neural-cleanse-repair",
     "kinds",
+    "tables",
+    "sound",
+    "language-models",
 )  # networks that were built, and what a script of its own made
 NEAR = 1e-5  # another processor rounds otherwise
 
