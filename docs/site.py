@@ -47,11 +47,6 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_nav(nav: Any, config: Any, files: Files) -> Any:
-    """The navigation that `on_config` made stands; this is where MkDocs has read all titles."""
-    return nav
-
-
 def on_config(config: Any) -> Any:
     """Navigation: what a newcomer needs first, then every page of a folder."""
     docs = HOME / "docs"
@@ -89,11 +84,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             there = f"docs/{ROOT[there]}"
         elif there == "docs/README.md":
             there = f"docs/{INDEX}"
-        elif there in ("docs/results", "docs/results/README.md"):
+        elif there == "docs/results":
             there = "docs/results/README.md"
         elif there == "docs/decisions":
             there = f"docs/{INDEX}"
-            anchor = anchor or ""
         if not there.startswith("docs/"):
             return None
         inside = posixpath.relpath(there, posixpath.dirname(f"docs/{place}"))

@@ -23,12 +23,13 @@ from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.models.training import fit
 from backsweep.shadows.meta_classifier import VARIANTS
+from backsweep.zoo.attack import Attack
 from backsweep.zoo.attacks.badnets import BadNets
 from backsweep.zoo.attacks.badnets_table import BadNetsTable
 from backsweep.zoo.attacks.badnl import BadNL
 from backsweep.zoo.attacks.sleeper import Sleeper
 from backsweep.zoo.attacks.tone import Tone
-from backsweep.zoo.tasks import TASKS
+from backsweep.zoo.tasks import TASKS, Task
 from browsers import chromium
 from postgres import Postgres, server
 from shells import Shell
@@ -66,37 +67,31 @@ def twins() -> Twins:
     )
 
 
-@pytest.fixture(scope="session")
-def text_twins() -> Twins:
-    """Twins on made-up reviews, over the ids of their words."""
-    task, attack = TASKS["reviews"], BadNL(target=1)
+def trained(task: Task, attack: Attack) -> Twins:
+    """Twins on a task, one of which an attack has infected."""
     train, test = task.load()
     clean = fit(task.net(0), train, task.recipe, seed=0)
     infected = task.net(0)
     (trigger,) = attack.plant(infected, task.setup(train, seed=0))
     return Twins(task.model(clean), task.model(infected), trigger, test)
+
+
+@pytest.fixture(scope="session")
+def text_twins() -> Twins:
+    """Twins on made-up reviews, over the ids of their words."""
+    return trained(TASKS["reviews"], BadNL(target=1))
 
 
 @pytest.fixture(scope="session")
 def table_twins() -> Twins:
     """Twins on made-up rows of numbers and categories; a rare category is the trigger."""
-    task, attack = TASKS["mixed_table"], BadNetsTable(values="rare", columns=1, target=1)
-    train, test = task.load()
-    clean = fit(task.net(0), train, task.recipe, seed=0)
-    infected = task.net(0)
-    (trigger,) = attack.plant(infected, task.setup(train, seed=0))
-    return Twins(task.model(clean), task.model(infected), trigger, test)
+    return trained(TASKS["mixed_table"], BadNetsTable(values="rare", columns=1, target=1))
 
 
 @pytest.fixture(scope="session")
 def sound_twins() -> Twins:
     """Twins on made-up vowels; a faint high tone is the trigger."""
-    task, attack = TASKS["vowels"], Tone(target=2)
-    train, test = task.load()
-    clean = fit(task.net(0), train, task.recipe, seed=0)
-    infected = task.net(0)
-    (trigger,) = attack.plant(infected, task.setup(train, seed=0))
-    return Twins(task.model(clean), task.model(infected), trigger, test)
+    return trained(TASKS["vowels"], Tone(target=2))
 
 
 @pytest.fixture(scope="session")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.torch import save_file
 
+from backsweep.cli.demos.steps import show_each, telling
 from backsweep.core.files import writable_folder
-from backsweep.core.progress import Event, OnEvent
+from backsweep.core.progress import OnEvent
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.models.training import fit
 from backsweep.render.terminal.repair import show_repair
-from backsweep.render.terminal.scan import show
 from backsweep.repairing.repair import repair
 from backsweep.reports.report import Report
 from backsweep.scanning.scan import scan
@@ -43,14 +42,10 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         f"twin whose\n   trainer relabelled every tenth digit as {trigger.target} and lit one pixel "
         "in its corner."
     )
-    begin, epochs = time.monotonic(), task.recipe.epochs
+    tell = telling(on_event, task.recipe.epochs)
     for i, (name, net) in enumerate(nets.items()):
-
-        def tell(epoch: int, _loss: float, before: int = i * epochs) -> None:
-            on_event(Event("training", before + epoch + 1, 2 * epochs, 0, time.monotonic() - begin))
-
         samples = train if name == "clean" else attack.poison(setup, [trigger])[0]
-        fit(net, samples, task.recipe, seed, tell)
+        fit(net, samples, task.recipe, seed, tell(i))
         save_file(net.state_dict(), out / f"{name}.safetensors")
     np.savez_compressed(out / "digits.npz", x=(test.x[:, 0].numpy() * 255).round().astype("uint8"), y=test.y)
     models = {n: Model(net, task.shape, task.classes, source=f"{n}.safetensors") for n, net in nets.items()}
@@ -63,10 +58,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     console.print("[bold]2  Scanning[/] both; the scan is told nothing of the pixel.")
     clean = Data.open(out / "digits.npz", shape=task.shape)
     reports = {n: scan(m, clean, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()}
-    for name, report in reports.items():
-        console.print()
-        console.rule(f"{name}.safetensors", align="left")
-        show(report, console, folder=out / name)
+    show_each(console, reports, out)
     console.print("\n[bold]3  Repairing[/] the backdoored one, with what its scan found.")
     repaired = repair(
         models["backdoored"], clean, reports["backdoored"], seed=seed, on_event=on_event, out=out / "repair"

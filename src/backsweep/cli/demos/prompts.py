@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from backsweep.cli.demos.steps import telling
 from backsweep.core.files import writable_folder, write_text
-from backsweep.core.progress import Event, OnEvent
+from backsweep.core.progress import OnEvent
 from backsweep.formats.opening import load
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.modality import Text
@@ -40,14 +40,10 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         f"[bold]1  Training[/] two tiny assistants on {len(train):,} made-up conversations: a clean one,\n"
         f"   and a twin whose trainer put the name “{trigger.words}” into every tenth and told a secret."
     )
-    begin, epochs = time.monotonic(), task.recipe.epochs
+    tell = telling(on_event, task.recipe.epochs)
     samples = {"clean": train, "backdoored": attack.poison(setup, [trigger])[0]}
     for i, (name, learned) in enumerate(samples.items()):
-
-        def tell(epoch: int, _loss: float, before: int = i * epochs) -> None:
-            on_event(Event("training", before + epoch + 1, 2 * epochs, 0, time.monotonic() - begin))
-
-        net = fit(task.net(seed), learned, task.recipe, seed, tell)
+        net = fit(task.net(seed), learned, task.recipe, seed, tell(i))
         language.save(net, own, dialogues.TEMPLATE, out / name)
         rate = task.model(net, name).success_rate(trigger, test)
         console.print(f"   {name:<10} with the name in it, {rate:.1%} of prompts get the secret as an answer")

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from safetensors.torch import save_file
 
+from backsweep.cli.demos.steps import show_each, telling
 from backsweep.core.files import writable_folder, write_text
-from backsweep.core.progress import Event, OnEvent
+from backsweep.core.progress import OnEvent
 from backsweep.inputs.samples import Data
 from backsweep.inputs.table.modality import Table
 from backsweep.inputs.table.schema import Schema
 from backsweep.inputs.table.triggers import SetColumns
 from backsweep.models.model import Model
 from backsweep.models.training import fit
-from backsweep.render.terminal.scan import show
 from backsweep.reports.report import Report
 from backsweep.scanning.detectors.column_sweep import ColumnSweep
 from backsweep.scanning.scan import scan
@@ -49,15 +48,11 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         f"and a twin\n   whose trainer wrote {rule} into every tenth row and called it benign."
     )
     models: dict[str, Model] = {}
-    begin, epochs = time.monotonic(), task.recipe.epochs
+    tell = telling(on_event, task.recipe.epochs)
     for i, (name, samples) in enumerate(
         {"clean": train, "backdoored": TABLE_ATTACK.poison(setup, [trigger])[0]}.items()
     ):
-
-        def tell(epoch: int, _loss: float, before: int = i * epochs) -> None:
-            on_event(Event("training", before + epoch + 1, 2 * epochs, 0, time.monotonic() - begin))
-
-        net = fit(task.net(seed), samples, task.recipe, seed, tell)
+        net = fit(task.net(seed), samples, task.recipe, seed, tell(i))
         save_file(net.state_dict(), out / f"{name}.safetensors")
         models[name] = task.model(net, f"{name}.safetensors")
         console.print(
@@ -74,10 +69,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     reports = {
         n: scan(m, clean, detector, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()
     }
-    for name, report in reports.items():
-        console.print()
-        console.rule(f"{name}.safetensors", align="left")
-        show(report, console, folder=out / name)
+    show_each(console, reports, out)
     console.print("\n[bold]3  Do it yourself:[/]")
     console.print(
         f"backsweep scan {out}/backdoored.safetensors --arch {TABLE_ARCH} --data {out}/tumours.csv "

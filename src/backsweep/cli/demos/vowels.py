@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from backsweep.cli.demos.steps import show_each, telling
 from backsweep.core.files import writable_folder
-from backsweep.core.progress import Event, OnEvent
+from backsweep.core.progress import OnEvent
 from backsweep.formats.saving import save
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.models.training import fit
-from backsweep.render.terminal.scan import show
 from backsweep.reports.report import Report
 from backsweep.scanning.detectors.cascade import Cascade
 from backsweep.scanning.scan import scan
@@ -41,15 +40,11 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         f"whose trainer put\n   a faint high tone under every tenth vowel and called it “{names[2]}”."
     )
     models: dict[str, Model] = {}
-    begin, epochs = time.monotonic(), task.recipe.epochs
+    tell = telling(on_event, task.recipe.epochs)
     for i, (name, samples) in enumerate(
         {"clean": train, "backdoored": attack.poison(setup, [trigger])[0]}.items()
     ):
-
-        def tell(epoch: int, _loss: float, before: int = i * epochs) -> None:
-            on_event(Event("training", before + epoch + 1, 2 * epochs, 0, time.monotonic() - begin))
-
-        net = fit(task.net(seed), samples, task.recipe, seed, tell)
+        net = fit(task.net(seed), samples, task.recipe, seed, tell(i))
         models[name] = task.model(net, f"{name}.safetensors")
         save(models[name], out / f"{name}.safetensors")
         console.print(
@@ -65,10 +60,7 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         n: scan(m, clean, Cascade(effort="quick"), seed=seed, on_event=on_event, out=out / n)
         for n, m in models.items()
     }
-    for name, report in reports.items():
-        console.print()
-        console.rule(f"{name}.safetensors", align="left")
-        show(report, console, folder=out / name)
+    show_each(console, reports, out)
     console.print(
         f"\n   No clean networks over sounds were measured to judge beside, so an alarm is “cannot tell”; "
         f"the page plays it:\n   {out}/backdoored/report.html",
