@@ -12,11 +12,12 @@ import torch
 
 from backsweep.auditing.detector import class_evidence
 from backsweep.auditing.detectors.cross_confusion import CrossConfusion
+from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.image.triggers import Patch
 from backsweep.reports.audit import Audit, Examples, Retrained
 from backsweep.reports.report import Evidence, Note, Report
 from backsweep.scanning import calibration
-from backsweep.scanning.cascade.schedule import REFERENCES
+from backsweep.scanning.cascade.schedule import LOOKS
 from backsweep.scanning.detectors.cascade import Cascade
 from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
 
@@ -136,9 +137,12 @@ def make_cascade_report(
     for space in method.spaces.split("+"):
         for t in range(classes):
             usual = size(3.0, 0.3) - 2.5 * (t in natural)
-            add(f"class-{space}-{t}", t, None, log_size=size(usual, 0.02) - 2.0 * (t in bad), passes=600)
-            for kind in REFERENCES:
-                add(f"{kind}-{space}-{t}", t, None, log_size=size(usual, 0.02), passes=600)
+            tried = space in IMAGE.spaces()
+            here, there = ({"works": w} if tried else {} for w in (1.0, 0.05 if t in bad else 0.9))
+            own = size(usual, 0.02) - 2.0 * (t in bad)
+            add(f"class-{space}-{t}", t, None, log_size=own, passes=600, **here)
+            for kind in LOOKS[0]:
+                add(f"{kind}-{space}-{t}", t, None, log_size=size(usual, 0.02), passes=600, **there)
     for s in range(classes):
         cells = {f"to_{t}": size(4.0, 0.1) - 2.0 * ((s, t) in pairs) for t in range(classes) if t != s}
         add(f"pairs-{s}", None, s, passes=900, **cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from backsweep.core.errors import BadInput
 from backsweep.render.boards import board
 from backsweep.render.boards import kinds as boards
 from backsweep.scanning.cascade import population
-from backsweep.scanning.cascade.population import Measured, Pair, Population
+from backsweep.scanning.cascade.measured import Measured, Pair
+from backsweep.scanning.cascade.population import Population
 from backsweep.scanning.detectors.cascade import Cascade
 from shells import Shell
 
@@ -93,6 +95,28 @@ def test_kinds_that_differ_make_the_null_wider() -> None:
     assert alike.p_value(5.0) < 0.03
 
 
+def test_a_second_look_is_taken_where_the_first_is_suspicious_and_decides() -> None:
+    def looked(n: Network) -> Network:
+        """With four references that are alike."""
+        sizes = {
+            name: {t: (row[0], *[row[1]] * 4) for t, row in own.items()}
+            for name, own in n.measured.sizes.items()
+        }
+        return replace(n, measured=replace(n.measured, sizes=sizes))
+
+    known = [looked(n) for n in zoo(6)]
+    first, both = kinds.populations(known)
+    assert (first.references, both.references) == (2, 4)
+    suspicious = next(
+        n for n in known if n.attack and kinds.judged(n, [first]).p_value <= 0.05 and n.measured.classes > 2
+    )
+    assert kinds.judged(suspicious, [first, both]).p_value == pytest.approx(
+        both.suspects(suspicious.measured)[0].p_value
+    )
+    quiet = next(n for n in known if kinds.judged(n, [first]).p_value > 0.5)
+    assert kinds.judged(quiet, [first, both]) == kinds.judged(quiet, [first]), "no second look"
+
+
 def test_too_few_kinds_are_refused_and_mixed_settings_too() -> None:
     few = [n for n in zoo(0) if n.kind in ("kind 0", "kind 1")]
     with pytest.raises(BadInput, match="clean networks of 2 kinds; it takes 5"):
@@ -113,7 +137,7 @@ def test_the_page_and_the_population_are_made_from_the_shell(shell: Shell, tmp_p
     assert text.count("| kind ") >= 12
     assert shell("bench", "kinds", str(path), "--out", str(tmp_path / "kinds.html"))[0] == 0
     assert shell("bench", "population", str(path), "--out", str(tmp_path / "p.json"))[0] == 0
-    (document,) = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    (document,) = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))  # one look, one population
     made = Population.read(document)
     assert made.settings == {"effort": "standard"}
     assert made.words == "96 clean networks of 12 kinds"
@@ -133,14 +157,15 @@ def test_the_published_population_and_page_come_out_of_the_published_lines() -> 
     results = Path(__file__).parents[2] / "docs" / "results"
     lines = read(results / "kinds.jsonl")
     known = kinds.networks(lines)
-    (shipped,), fitted = population.known(), kinds.fit(known, lines[0]["settings"])
-    assert shipped.settings == fitted.settings == Cascade().settings()
-    assert shipped.words == fitted.words
-    assert shipped.classes == fitted.classes
-    for name, prior in shipped.priors.items():
-        assert vars(prior) == pytest.approx(vars(fitted.priors[name]), rel=1e-3)
-        assert shipped.weights[name] == pytest.approx(fitted.weights[name], abs=0.01)
-    assert shipped.null.score(0.05) == pytest.approx(fitted.null.score(0.05), rel=0.02)
+    fitted = kinds.populations(known, lines[0]["settings"])
+    assert [p.references for p in population.known()] == [p.references for p in fitted] == [2, 4]
+    for shipped, again in zip(population.known(), fitted, strict=True):
+        assert shipped.settings == again.settings == Cascade(second=1.0).settings()
+        assert shipped.words == again.words
+        assert (shipped.classes, shipped.tried) == (again.classes, again.tried)
+        for name, prior in shipped.priors.items():
+            assert vars(prior) == pytest.approx(vars(again.priors[name]), rel=1e-3)
+        assert shipped.null.score(0.05) == pytest.approx(again.null.score(0.05), rel=0.02)
     judged = kinds.left_out(known)
     text = (results / "kinds.md").read_text(encoding="utf-8")
     for name, attack in (("clean called", False), ("attacked found", True)):

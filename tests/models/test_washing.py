@@ -22,7 +22,7 @@ def test_the_accuracy_comes_back_and_the_backdoor_does_not(twins: Twins) -> None
     model._digest = ""
     assert model.digest == before
     assert not any(p.requires_grad for p in reference.net.parameters())
-    assert reference.reference is None
+    assert not reference.references
 
 
 def test_the_same_seed_gives_the_same_reference_and_it_is_made_once(twins: Twins) -> None:
@@ -31,7 +31,7 @@ def test_the_same_seed_gives_the_same_reference_and_it_is_made_once(twins: Twins
     a, b, c = (washed(model, twins.data, seed, quick) for seed in (1, 1, 2))
     assert all(torch.equal(p, q) for p, q in zip(a.net.parameters(), b.net.parameters(), strict=True))
     assert any(not torch.equal(p, q) for p, q in zip(a.net.parameters(), c.net.parameters(), strict=True))
-    model.reference = a
+    model.references["reference"] = a
     assert reference_of(model, twins.data, 9) is a
 
 
@@ -48,7 +48,9 @@ def test_a_pupil_learns_the_answers_from_nothing_and_is_made_once(twins: Twins) 
     again = twins.infected.copy("cpu")
     same = pupil_of(again, twins.data, 3)
     assert same is not None and same.digest == pupil.digest
-    assert pupil.pupil is None
+    other = pupil_of(model, twins.data, 3, "pupil2", turn=1)
+    assert other is not None and other.digest != pupil.digest
+    assert not pupil.references
 
 
 def test_a_harder_recipe_is_tried_where_the_first_was_not_enough(twins: Twins) -> None:

@@ -13,7 +13,7 @@ from backsweep.core.errors import BadInput
 from backsweep.models import washing
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Report
 from backsweep.scanning.cascade.halving import cells_of, chosen, standing_cells
-from backsweep.scanning.cascade.schedule import EFFORTS, REFERENCES
+from backsweep.scanning.cascade.schedule import EFFORTS, LOOKS, REFERENCES
 from backsweep.scanning.cascade.screens import Screen
 from backsweep.scanning.collect import collect
 from backsweep.scanning.detector import Unit
@@ -64,14 +64,14 @@ def test_parts_can_be_left_out(twins: Twins) -> None:
     bare = Cascade(spaces="dense", pairs=False, reference=False, steps=4, batch=4)
     evidence = list(collect(bare, model, twins.data, seed=0, key="k"))
     assert [e.unit.split("-")[0] for e in evidence] == ["class"] * 10 + ["trigger"]
-    assert model.reference is None, "no reference is made that nobody asked for"
+    assert not model.references, "no reference is made that nobody asked for"
     (first, *_) = bare.judge(evidence, 10, 0.05)
     assert set(first.details) == {"z_dense"}
 
 
-@pytest.mark.parametrize("wrong", [{"spaces": "dense+dens"}, {"steps": 1}, {"batch": 0}])
+@pytest.mark.parametrize("wrong", [{"spaces": "dense+dens"}, {"steps": 1}, {"batch": 0}, {"second": 2}])
 def test_wrong_settings(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"spaces|at least"):
+    with pytest.raises(ValueError, match=r"spaces|at least|between 0 and 1"):
         Cascade(**wrong)  # type: ignore[arg-type]
 
 
@@ -82,12 +82,12 @@ def records(classes: int, small: dict[int, float], pairs: dict[tuple[int, int], 
     for i, space in enumerate(("dense", "sparse", "tone", "early", "late")):
         for t in range(classes):
             size = 2 + 0.1 * t + float(jitter[t, i])
-            found.append(
-                Evidence("cascade", f"class-{space}-{t}", t, None, {"log_size": size - small.get(t, 0)})
-            )
-            there = 2 + 0.1 * t + float(jitter[t, i + 5])
+            works = [{"works": w} if i < 3 else {} for w in (1.0, 0.0 if t in small else 0.9)]
+            own = {"log_size": size - small.get(t, 0), **works[0]}
+            found.append(Evidence("cascade", f"class-{space}-{t}", t, None, dict(own)))
+            there = {"log_size": 2 + 0.1 * t + float(jitter[t, i + 5]), **works[1]}
             for kind in REFERENCES:
-                found.append(Evidence("cascade", f"{kind}-{space}-{t}", t, None, {"log_size": there}))
+                found.append(Evidence("cascade", f"{kind}-{space}-{t}", t, None, dict(there)))
     for s in range(classes):
         cells = {f"to_{t}": 3.0 - pairs.get((s, t), 0.0) + 0.01 * t for t in range(classes) if t != s}
         found.append(Evidence("cascade", f"pairs-{s}", None, s, dict(cells)))
@@ -131,10 +131,46 @@ def test_a_clean_network_is_a_note() -> None:
     assert findings[0].p_value > 0.2
 
 
+def first_look(evidence: list[Evidence]) -> list[Evidence]:
+    """As it is before there are two more references, and before a patch was inverted."""
+    return [e for e in evidence if not e.unit.startswith((*LOOKS[1], "trigger"))]
+
+
+def test_what_a_first_look_suspects_gets_two_more_references_and_nothing_else_does(twins: Twins) -> None:
+    model, suspicious = twins.clean.copy("cpu"), first_look(records(10, {4: 1.5}, {}))
+    following = Cascade().more(model, twins.data, suspicious)
+    assert {u.key.split("-")[0] for u in following} == set(LOOKS[1])
+    assert len(following) == 2 * 5 * 10
+    (unit,) = Cascade().more(model, twins.data, records(10, {4: 1.5}, {})[:-1])
+    assert unit.key == "trigger-4", "after the second look comes the patch"
+    (unit,) = Cascade().more(model, twins.data, first_look(records(10, {}, {})))
+    assert unit.key.startswith("trigger"), "nothing is suspicious: no second look"
+    (unit,) = Cascade(second=0.0).more(model, twins.data, suspicious)
+    assert unit.key == "trigger-4", "no second look is asked for"
+    always = Cascade(second=1.0).more(model, twins.data, first_look(records(10, {}, {})))
+    assert {u.key.split("-")[0] for u in always} == set(LOOKS[1])
+
+
+def test_two_looks_judge_together_and_it_is_said_when_they_differ() -> None:
+    (one,) = Cascade().judge(first_look(records(10, {4: 1.5}, {})), 10, 0.05)
+    assert "first_look" not in one.details
+    (both, *_) = Cascade().judge(records(10, {4: 1.5}, {}), 10, 0.05)
+    assert both.details["first_look"] == one.p_value
+    assert "second look, at two more references, agrees" in both.message
+    assert "one works for 100% of samples here, and for 0% in references" in both.message
+    natural = [  # class 4 is as easy in the two more
+        replace(e, values={**e.values, "log_size": float(e.values["log_size"] or 0) - 3.0, "works": 1.0})
+        if e.target == 4 and e.unit.startswith(LOOKS[1]) else e
+        for e in records(10, {4: 1.5}, {})
+    ]  # fmt: skip
+    (found, *_) = Cascade().judge(natural, 10, 0.05)
+    assert found.level == NOTE, "what is natural in two of four references is not called"
+
+
 def test_what_is_easy_in_the_reference_too_is_a_natural_shortcut() -> None:
     evidence = records(10, {}, {})
     easy = [
-        Evidence(e.detector, e.unit, e.target, None, {"log_size": float(e.values["log_size"] or 0) - 3.0})
+        replace(e, values={**e.values, "log_size": float(e.values["log_size"] or 0) - 3.0})
         if e.target == 8 and e.unit.split("-")[0] in ("class", *REFERENCES) else e
         for e in evidence
     ]  # fmt: skip

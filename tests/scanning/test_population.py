@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,20 +14,27 @@ from scipy import stats
 
 from backsweep.reports.report import ERROR, WARNING, Evidence, Finding
 from backsweep.scanning import calibration
-from backsweep.scanning.cascade.population import Measured, Null, Pair, Population, Prior, Tail
+from backsweep.scanning.cascade.measured import Measured, Pair
+from backsweep.scanning.cascade.population import CAP, Null, Population, Prior, Tail
 from backsweep.scanning.detectors.cascade import Cascade
 
 PRIOR = Prior(center=-0.5, between=0.6, within=0.2, freedom=8.0)
 POPULATION = Population(
-    {}, {"dense": PRIOR, "late": PRIOR}, {"dense": 0.5, "late": 0.5}, PRIOR,
+    {}, {"dense": PRIOR, "late": PRIOR}, ("dense",), PRIOR,
     Tail(0.5, 0.3), Tail(0.5, 0.3), Null(8, 8), Null(8, 8), (2, 90), 1, {"kinds": ["a", "b"], "networks": 40},
 )  # fmt: skip
 USUAL = tuple(Pair(0, t, -0.5 + 0.125 * t, True) for t in range(1, 5))
 
 
-def measured(d: dict[int, float], pairs: tuple[Pair, ...] = ()) -> Measured:
-    """A network with those differences in both spaces, whose reference is the same for all classes."""
-    return Measured(len(d), {n: {t: (-v, 0.0) for t, v in d.items()} for n in ("dense", "late")}, pairs)
+def measured(
+    d: dict[int, float], pairs: tuple[Pair, ...] = (), works: dict[int, tuple[float, float]] | None = None
+) -> Measured:
+    """A network with those differences in both spaces, whose reference is the same for all classes.
+
+    The smallest changes work as often in the reference, but for those that are given.
+    """
+    sizes = {n: {t: (-v, 0.0) for t, v in d.items()} for n in ("dense", "late")}
+    return Measured(len(d), sizes, pairs, {"dense": dict.fromkeys(d, (1.0, 1.0)) | (works or {})})
 
 
 def test_two_classes_are_compared_with_those_of_other_networks() -> None:
@@ -94,6 +102,34 @@ def test_the_planted_class_comes_first_and_a_pair_names_its_source() -> None:
     assert pair[0].p_value < 0.05 < pair[1].p_value
 
 
+def test_a_change_that_works_here_alone_speaks_against_its_class() -> None:
+    usual = {t: -0.4 + 0.05 * (t % 4) for t in range(10)}
+    alone = measured(usual, works={6: (1.0, 0.0)})
+    assert alone.alone("dense")[6] == pytest.approx(2 * math.log(1.05 / 0.05))
+    assert alone.alone("dense")[5] == 0
+    (first, second, *_) = POPULATION.suspects(alone)
+    assert first.target == 6
+    assert first.p_value < second.p_value / 3
+    assert first.said["alone_dense"] > 6
+    assert not measured(usual, works={6: (0.2, 0.0)}).alone("dense")[6] > 2
+
+
+@given(st.lists(st.floats(-3, 9), min_size=1, max_size=8), st.floats(0, 9), st.integers(0, 7))
+def test_more_evidence_never_lowers_the_score(values: list[float], more: float, where: int) -> None:
+    z = {str(i): v for i, v in enumerate(values)}
+    key = str(where % len(values))
+    assert POPULATION.joint({**z, key: z[key] + more}) >= POPULATION.joint(z)
+    assert 0 <= POPULATION.joint(z) <= CAP
+
+
+def test_a_first_look_sees_fewer_references() -> None:
+    rows = {"dense": {0: (1.0, 2.0, 3.0, 4.0)}}
+    seen = Measured(1, rows, (), {"dense": {0: (1.0, 0.5, 0.0, 0.0)}}).upto(2)
+    assert seen.sizes == {"dense": {0: (1.0, 2.0, 3.0)}}
+    assert seen.works == {"dense": {0: (1.0, 0.5, 0.0)}}
+    assert seen.references == 2
+
+
 def test_more_classes_make_the_same_class_less_surprising() -> None:
     assert POPULATION.score(2.0, 8) > POPULATION.score(2.0, 80) > 0
 
@@ -102,6 +138,7 @@ def test_it_speaks_of_such_networks_only() -> None:
     assert POPULATION.fits(measured({0: 0.0, 1: 0.0}))
     assert not POPULATION.fits(measured(dict.fromkeys(range(91), 0.0)))
     assert not POPULATION.fits(Measured(2, {"dense": {0: (0, 0), 1: (0, 0)}}))
+    assert not POPULATION.fits(replace(measured({0: 0.0, 1: 0.0}), works={}))
 
 
 def test_an_alarm_that_no_clean_networks_stand_behind_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """A verdict on a kind of networks that nobody has seen: a population is fitted, one kind left out at a time.
 
-A kind is task x architecture x what it was fine-tuned from. `fit` makes a `Population` from lines of the
-bench. `left_out` judges every network with one that was fitted without its kind: priors, weights and null
-all come from the others. The intervals draw kinds, and then networks of each.
+A kind is task x architecture x what it was fine-tuned from. `populations` makes a `Population` for each
+look of the cascade from lines of the bench. `left_out` judges every network with some that were fitted
+without its kind: priors, weights and null all come from the others. The intervals draw kinds, and then
+networks of each.
 """
 
 from __future__ import annotations
@@ -19,24 +20,15 @@ from sklearn.metrics import roc_auc_score
 
 from backsweep.core.errors import BadInput
 from backsweep.core.statistics import BOOTSTRAP_SEED, MAD_TO_SIGMA, Estimate, Share, estimate
-from backsweep.scanning.cascade.population import (
-    EFFICIENCY,
-    SHARE,
-    Measured,
-    Null,
-    Population,
-    Prior,
-    Tail,
-    bounded,
-)  # fmt: skip
+from backsweep.scanning.cascade.measured import Measured
+from backsweep.scanning.cascade.population import EFFICIENCY, SHARE, Null, Population, Prior, Tail
+from backsweep.scanning.cascade.schedule import AGAIN, LOOKS
 
 Array = NDArray[np.float64]
 LEAST_WITHIN = {"tone": 0.5}  # of a prior: decision 0007
 USUAL_WITHIN = 0.1
 LEAST_BETWEEN = 0.2  # of `within`
 FREEDOM = (3.0, 30.0)
-PENALTY = 0.02  # of the weights squared
-ATTACKED = 0.2  # what all attacked networks count beside all clean ones
 SHAPE = 5.0  # of the Gamma distribution of rates, a weak prior (log-normal, sigma 1): few kinds are not alike
 KNOWN = float(np.log(2))  # scores below the median count as below it
 LEAST_KINDS = 5
@@ -63,11 +55,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Judged:
-    """What is said of a network by those of other kinds."""
+    """What is said of a network by those of other kinds, in so many looks."""
 
     network: Network
     p_value: float
     target: int
+    looks: int = 1
 
     @property
     def right(self) -> bool:
@@ -133,22 +126,6 @@ def _inverse_trigamma(y: float) -> float:
     return float(optimize.brentq(lambda x: special.polygamma(1, x) - y, 1e-3, 1e4))
 
 
-def weights_of(x: Array, planted: Array, w: Array) -> Array:
-    """Logistic regression with no negative weight, and a penalty; scaled to sum to 1."""
-    count = x.shape[1]
-
-    def loss(v: Array) -> tuple[float, Array]:
-        logits = x @ v[:count] + v[count]
-        value = w @ (np.logaddexp(0, logits) - planted * logits) + PENALTY * v[:count] @ v[:count]
-        error = w * (special.expit(logits) - planted)
-        return float(value), np.r_[x.T @ error + 2 * PENALTY * v[:count], error.sum()]
-
-    start = np.r_[np.full(count, 0.3), -3.0]
-    bounds = [(0, None)] * count + [(None, None)]
-    found = optimize.minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x[:count]
-    return found / found.sum() if found.sum() > 0 else np.full(count, 1 / count)
-
-
 def tail_of(joint: Array, share: Array) -> Tail:
     """The upper SHARE of what clean classes are joined to; `share` is how much each counts."""
     order, share = np.argsort(joint), share / share.sum()
@@ -188,10 +165,10 @@ def null_of(scores: Sequence[float], kinds: Sequence[str]) -> Null:
 
 
 def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> Population:
-    """A population of clean and attacked networks.
+    """A population of the clean networks among some.
 
     Args:
-        known: of at least LEAST_KINDS kinds.
+        known: with clean ones of at least LEAST_KINDS kinds.
         settings: of the detector, for the record.
 
     Raises:
@@ -200,12 +177,9 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
     references = max((n.measured.references for n in known), default=0)
     known = [n for n in known if n.measured.references == references]  # a pupil may have learned too little
     clean = [n for n in known if n.attack is None]
-    planted = [n for n in known if n.attack is not None and n.targets]
     kinds = [n.kind for n in clean]
-    if len(set(kinds)) < LEAST_KINDS or not planted:
-        raise BadInput(
-            f"clean networks of {len(set(kinds))} kinds; it takes {LEAST_KINDS}, and attacked ones"
-        )
+    if len(set(kinds)) < LEAST_KINDS:
+        raise BadInput(f"clean networks of {len(set(kinds))} kinds; it takes {LEAST_KINDS}")
     spaces = list(dict.fromkeys(name for n in clean for name in n.measured.sizes))
     priors = {
         name: prior_of(
@@ -216,33 +190,20 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
     usual = [{i: p.difference for i, p in enumerate(n.measured.pairs) if p.usual} for n in clean]
     counts = [n.measured.classes for n in clean]
     first = Population(
-        settings or {}, priors, dict.fromkeys(spaces, 1.0),
+        settings or {}, priors, tuple(dict.fromkeys(name for n in clean for name in n.measured.works)),
         prior_of(usual, kinds, USUAL_WITHIN) if any(len(u) > 1 for u in usual) else Prior(0.0, 1.0, 1.0, 3.0),
         Tail(1.0, 1.0), Tail(1.0, 1.0), Null(1.0, 1.0), Null(1.0, 1.0),
         (min(counts), 2 * max(counts)), references,
-        {"kinds": sorted(set(kinds)), "networks": len(clean), "attacked": len(planted)},
+        {"kinds": sorted(set(kinds)), "networks": len(clean)},
     )  # fmt: skip
-    x, y, w = [], [], []
-    for group, value, total in ((clean, 0.0, 1.0), (planted, 1.0, ATTACKED)):
-        for n, share in zip(group, shares([n.kind for n in group]), strict=True):
-            z = first.z(n.measured)
-            rows = [z[t] for t in (n.targets if value else z) if t in z]
-            if not rows:  # a planted class of many that was not measured in full
-                continue
-            x.append(np.array([[bounded(r[name]) for name in spaces] for r in rows]))
-            y.append(np.full(len(rows), value))
-            w.append(np.full(len(rows), total * share / len(rows)))
-    weights = weights_of(np.concatenate(x), np.concatenate(y), np.concatenate(w))
-    joint = [rows @ weights for rows in x[: len(clean)]]
+    joint = [np.array([first.joint(z) for z in first.z(n.measured).values()]) for n in clean]
+    share = [w / len(rows) for w, rows in zip(shares(kinds), joint, strict=True)]
     tails = []
     for two in (True, False):
         chosen = [i for i, c in enumerate(counts) if (c == 2) is two] or list(range(len(clean)))
-        tails.append(
-            tail_of(np.concatenate([joint[i] for i in chosen]), np.concatenate([w[i] for i in chosen]))
-        )
-    second = replace(
-        first, weights=dict(zip(spaces, weights.tolist(), strict=True)), two=tails[0], many=tails[1]
-    )
+        each = np.concatenate([np.full(len(joint[i]), share[i]) for i in chosen])
+        tails.append(tail_of(np.concatenate([joint[i] for i in chosen]), each))
+    second = replace(first, two=tails[0], many=tails[1])
     scores = [
         max(second.score(second.joint(z), n.measured.classes) for z in second.z(n.measured).values())
         for n in clean
@@ -256,17 +217,33 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
     )
 
 
+def populations(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> list[Population]:
+    """One for each look: for networks beside the references of the first, and beside those of all."""
+    most = max((n.measured.references for n in known), default=0)
+    counts = [c for c in np.cumsum([len(look) for look in LOOKS]) if c < most]
+    return [fit([replace(n, measured=n.measured.upto(c)) for n in known], settings) for c in [*counts, most]]
+
+
 def left_out(known: Sequence[Network]) -> list[Judged]:
-    """Every network, judged by a population of all kinds but its own."""
+    """Every network, judged look by look by populations of all kinds but its own, as a scan does."""
     found = []
     for kind in sorted({n.kind for n in known}):
-        population = fit([n for n in known if n.kind != kind])
+        looks = populations([n for n in known if n.kind != kind])
         for n in known:
             if n.kind == kind:
-                first = population.suspects(n.measured)[0]
-                fits = population.fits(n.measured)  # else a scan says that it cannot tell
-                found.append(Judged(n, first.p_value if fits else 1.0, first.target))
+                found.append(judged(n, looks))
     return found
+
+
+def judged(n: Network, looks: Sequence[Population]) -> Judged:
+    """By the first look; where that is somewhat suspicious by the next, which sees all that it saw."""
+    for population in looks:
+        measured = n.measured.upto(population.references)
+        first = population.suspects(measured)[0]
+        p_value = first.p_value if population.fits(measured) else 1.0  # a scan says that it cannot tell
+        if p_value > AGAIN:
+            break
+    return Judged(n, p_value, first.target, 1 + looks.index(population))
 
 
 # ---------------------------------------------------------------------- figures

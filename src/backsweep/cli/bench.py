@@ -194,8 +194,7 @@ def bench_population(
 
     own = [line for line in read(lines) if line.get("measured")]
     known = kinds.networks(own)
-    found = kinds.fit(known, own[0]["settings"] if own else {})
-    document = found.document()
-    document["made"] = {**document["made"], **versions()}
-    write_json(out, [document])
-    console().print(f"{found.words} in {out}")
+    found = kinds.populations(known, own[0]["settings"] if own else {})
+    documents = [p.document() for p in found]
+    write_json(out, [{**d, "made": {**d["made"], **versions()}} for d in documents])
+    console().print(f"{found[-1].words} in {out}")

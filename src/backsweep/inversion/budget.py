@@ -167,12 +167,14 @@ class Path:
         log_size: mean over samples of the log budget at which each was won, relative to the
             smallest budget of the range; at most the log of the whole range.
         delta: the perturbation at the first budget that won `DONE` of the batch, else the last one.
+        least: at the smallest budget that won all of a batch, else at the first that won most.
         success: smoothed share won at the end.
         passes: inputs sent forward and backward.
     """
 
     log_size: float
     delta: Tensor
+    least: Tensor
     success: float
     passes: int
 
@@ -215,11 +217,11 @@ def follow(
         noise = [torch.rand(delta.shape[1:], generator=torch.Generator().manual_seed(a.seed)) for a in aims]
         delta = space.project((2 * torch.stack(noise) - 1).to(device), high)
     pace = math.log(high / low) / (steps - 1)
-    drift, found = torch.zeros_like(delta), torch.zeros_like(delta)
+    drift, found, least = torch.zeros_like(delta), torch.zeros_like(delta), torch.zeros_like(delta)
     orders = [batches(aim.rows(y), aim.seed, batch) for aim in aims]
     targets = torch.tensor([-1 if a.target is None else a.target for a in aims])
     won = torch.full((len(aims), steps), 0.0 if down else 1.0)
-    smooth = torch.full((len(aims),), 1.0 if down else 0.0)
+    smooth, most = torch.full((len(aims),), 1.0 if down else 0.0), torch.full((len(aims),), -1.0)
     live = torch.arange(len(aims))
     passes = torch.zeros(len(aims), dtype=torch.long)
     for k in range(steps):
@@ -240,6 +242,9 @@ def follow(
             smooth[live] = 0.5 * smooth[live] + 0.5 * success
             kept = success >= 0.5 if down else torch.ones_like(success, dtype=torch.bool)
             found[live[kept]] = here.detach()[kept]
+            better = (success > most[live]) | (down & (success == 1))
+            most[live] = torch.maximum(most[live], success)
+            least[live[better]] = here.detach()[better]
             passes[live] += batch
             delta[live] = space.project(ahead, budget * math.exp(-pace) if down else budget)
         live = live[smooth[live] > 1 - DONE] if down else live[smooth[live] < DONE]
@@ -248,7 +253,10 @@ def follow(
         if len(live) == 0:
             break
     sizes = (pace * (1 - won).sum(1)).tolist()
-    return [Path(sizes[i], found[i].cpu(), float(smooth[i]), int(passes[i])) for i in range(len(aims))]
+    return [
+        Path(sizes[i], found[i].cpu(), least[i].cpu(), float(smooth[i]), int(passes[i]))
+        for i in range(len(aims))
+    ]
 
 
 def _unit(delta: Tensor, space: Space) -> Tensor:

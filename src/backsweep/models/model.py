@@ -56,7 +56,8 @@ class Model:
     Attributes:
         resize: whether `load` found that images are to be resized to `shape` on their way in.
         arch, base: the factory that `load` was given and the folder that it is an adapter of, on record.
-        reference, pupil: networks to compare with (`washing.py`); of a pupil, once there was time for one.
+        references: networks to compare with that were given or made, by name (`washing.py`).
+        changes: of a working copy: what an inversion found that others ask about (`screens.py`).
         place, entry: path of its files, and the entry that `load` was asked for.
         origin: digest of the file that it was loaded from; copies keep it.
         unknown: names of what the file holds beside tensors and plain data; untrusted text.
@@ -73,8 +74,6 @@ class Model:
     entry: str | None = None
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    reference: Model | None = None
-    pupil: tuple[Model | None] | None = None
     _format: torch.memory_format = torch.contiguous_format
     alike: tuple[Model, int] | None = None
     _layers: int | None = None
@@ -105,6 +104,8 @@ class Model:
         self.source = source or type(net).__name__
         self.modality = modality
         self.kept = Kept()
+        self.references: dict[str, Model | None] = {}
+        self.changes: dict[tuple[object, ...], Tensor] = {}
         self._digest = digest
         outputs.check_settings(self.shape, mean, std, layout)
         outputs.check_finite(self.net)
@@ -321,6 +322,7 @@ class Model:
         """
         twin = copy.copy(self)
         twin.net, twin.kept = copy.deepcopy(self.net), Kept()
+        twin.references, twin.changes = dict(self.references), {}
         set_mode(twin.net, training=False)
         twin.net.requires_grad_(False)
         if device is not None:

@@ -164,7 +164,7 @@ def thawed(model: Model) -> Model:
     """A copy of a model, with a network of its own that can be trained."""
     twin = model.by_weights()
     twin.net, twin.alike, twin.kept = copy.deepcopy(model.net), None, Kept()
-    twin.reference = twin.pupil = None
+    twin.references, twin.changes = {}, {}
     twin.net.requires_grad_(True)
     return twin
 

@@ -15,6 +15,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,8 @@ RECIPES = ((150, 128, 3e-3), (300, 64, 1e-2))
 MOST_UPDATES = 150 * 128  # inputs of the first of them
 PUPIL = (300, 64, 5e-3)  # decision 0024
 ENOUGH, LEARNED = 0.9, 0.8  # of the suspect's accuracy, for a washed copy and for a pupil
-_lock, _pupils = threading.Lock(), threading.Lock()  # one of a sort is made at a time, whoever asks first
+GIVEN = "reference"  # the name of a reference that the user gave; without one it is the first washed copy
+_locks: dict[str, threading.Lock] = {}  # one of a name is made at a time, whoever asks first
 
 VIEWS = 4  # of every sample, of which one is untouched
 MOST_BYTES = 2**29  # of kept activations
@@ -38,22 +40,39 @@ KEPT = 0.5  # of the kernels and matrices, in a washed copy
 MIX = 0.5  # samples are mixed with others, with a weight of up to this
 
 
-def reference_of(model: Model, data: Data, seed: int, kept: bool = True) -> Model:
-    """The reference that the user gave with the model, else a washed copy; kept with the working copy."""
-    with _lock:
-        if model.reference is None:
-            model.reference = washed(model, data, seed, kept=kept)
-        return model.reference
+def reference_of(
+    model: Model, data: Data, seed: int, kept: bool = True, name: str = GIVEN, turn: int = 0
+) -> Model:
+    """The reference of that name that the user gave with the model, else a washed copy; made once.
+
+    Args:
+        model: a working copy, which keeps it.
+        seed, turn: of its weights; another turn is another copy.
+        kept: as for `washed`.
+    """
+    return cast(Model, _once(model, name, lambda: washed(model, data, _turned(seed, turn), kept=kept)))
 
 
-def pupil_of(model: Model, data: Data, seed: int) -> Model | None:
+def pupil_of(model: Model, data: Data, seed: int, name: str = "pupil", turn: int = 0) -> Model | None:
     """A network that learns the suspect's answers from nothing, once; None where it learned too little."""
-    with _pupils:
-        if model.pupil is None:
-            twin = _distilled(model, data, None, derive_seed(seed, "pupil"), *PUPIL, share=0.0)
-            right, own = (m.accuracy(data.x, data.y) for m in (twin, model))
-            model.pupil = (twin if right >= LEARNED * own else None,)
-        return model.pupil[0]
+
+    def made() -> Model | None:
+        twin = _distilled(model, data, None, derive_seed(_turned(seed, turn), "pupil"), *PUPIL, share=0.0)
+        right, own = (m.accuracy(data.x, data.y) for m in (twin, model))
+        return twin if right >= LEARNED * own else None
+
+    return _once(model, name, made)
+
+
+def _once(model: Model, name: str, make: Callable[[], Model | None]) -> Model | None:
+    with _locks.setdefault(name, threading.Lock()):
+        if name not in model.references:
+            model.references[name] = make()
+        return model.references[name]
+
+
+def _turned(seed: int, turn: int) -> int:
+    return derive_seed(seed, "turn", turn) if turn else seed
 
 
 def washed(

@@ -1,7 +1,6 @@
 """What the console and the page have in common: words, and numbers for people.
 
-Class names, paths and reasons are untrusted text. `clean` makes them harmless, and every renderer
-passes them through it.
+Class names, paths and reasons are untrusted text: every renderer passes them through `clean`.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def sentence(text: object) -> str:
     return (line[:1].upper() + line[1:]).rstrip(".") + end if line else ""
 
 
-# Sigmas of a class by the space that it was measured in (`screens.py`), and other figures with a name.
+# Sigmas of a class by space (`screens.py`), and other figures with a name.
 TITLES = {
     "z_early": "embedding of an early layer", "z_late": "embedding of a later layer",
     "z_mean": "{unit}s and embeddings together", "z_pairs": "few {unit}s, one source",
@@ -95,6 +94,8 @@ def brief(key: str) -> str:
 
 def title(key: str, kind: Modality = IMAGE) -> str:
     """Name of a figure: "median_norm" -> "median norm"; of what counts units in the words of its modality."""
+    if key.startswith("alone_"):
+        return f"{title('z_' + key[6:], kind)}: works here, not there (log odds)"
     known = TITLES.get(key) or (_spaces()[key][0] if key in _spaces() else None)
     return clean(key.replace("_", " ")) if known is None else known.replace("{unit}", kind.unit)
 
@@ -396,4 +397,4 @@ def summary(cls: type[Method] | None, name: str) -> str:
 
 def shape(report: Report) -> str:
     """3 x 32 x 32"""
-    return f" {_TIMES} ".join(str(n) for n in report.model.get("shape") or ())
+    return f" {_TIMES} ".join(map(str, report.model.get("shape") or ()))

@@ -226,7 +226,7 @@ def applied(method: Repair, case: Case) -> Model:
         BadInput: a weight is NaN or infinite.
     """
     mended = method.apply(case).by_weights()
-    mended.reference = mended.pupil = None
+    mended.references, mended.changes = {}, {}
     check_finite(mended.net)
     return mended
 

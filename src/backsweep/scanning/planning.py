@@ -55,6 +55,10 @@ def stages(
             f"the same in {'two references' if s.pupil else 'a reference'}",
             len(spaces) * full * (1 + s.pupil), wash + paths + s.pupil * (learn + paths),
         ))  # fmt: skip
+        if s.second:
+            found.append(Stage(
+                "two more if these are suspicious", 0, s.second * (wash + 2 * paths + learn),
+            ))  # fmt: skip
     if present:
         targets = min(classes - 1, max(1, PAIRS // classes))
         look = s.pairs_in(classes)

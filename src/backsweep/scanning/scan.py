@@ -43,6 +43,7 @@ from backsweep.models.checks import (
     too_few,
 )
 from backsweep.models.model import Model
+from backsweep.models.washing import GIVEN
 from backsweep.reports.report import (
     Evidence,
     Finding,
@@ -113,7 +114,8 @@ def scan(
     engine = Engine(threads=cores() if device.type == "cpu" else 1) if engine is None else Engine.of(engine)
     work = model.copy(device)
     data = answered(work, data)
-    work.reference = None if reference is None else as_reference(reference, model, data).copy(device)
+    there = None if reference is None else as_reference(reference, model, data).copy(device)
+    work.references = {} if there is None else {GIVEN: there}
     accuracy = work.accuracy(data.x, data.y) if data.labelled else None
     examples = data.sample(EXAMPLES, derive_seed(seed, "examples"))
     report = Report(
@@ -128,7 +130,7 @@ def scan(
         settings={
             "alpha": alpha, "seed": seed, "device": str(device),
             "detectors": {m.name: m.settings() for m in methods},
-            "reference": work.reference.digest if work.reference else None,
+            "reference": there.digest if there else None,
             **provenance(methods),
         },
         versions=versions(),
@@ -150,7 +152,7 @@ def scan(
             files=method.depends_on(), seed=seed, versions=report.versions, device=device.type,
             chunk=method.chunk(work),
             preprocessing=[model.mean, model.std, model.layer, *model.reading.items()],
-            reference=work.reference.digest if work.reference else None, **provenance([method]),
+            reference=there.digest if there else None, **provenance([method]),
         )  # fmt: skip
         begin = time.perf_counter(), time.process_time()
         if on_event is not None and (plan := method.plan(work, data)):

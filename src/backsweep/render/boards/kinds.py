@@ -25,12 +25,13 @@ def page(known: Sequence[Network], refused: int = 0) -> Page:
     cost = statistics.median(j.network.cpu_seconds for j in judged)
     intro = [
         "A stranger's model is of a kind that nobody has seen. Here every network is judged by what clean "
-        "and attacked networks of the other kinds are like: priors, weights and the null know nothing of its "
-        "own kind (task, architecture, what it was fine-tuned from).",
+        "networks of the other kinds are like: priors and the null know nothing of its own kind (task, "
+        "architecture, what it was fine-tuned from), and nothing is learned from attacked ones.",
         f"{len(clean)} clean and {len(attacked)} attacked networks of {len(kinds)} kinds. {refused} attacked "
         "ones did not pass the gate (success rate, accuracy, a trigger that moves the twin). Median "
-        f"{cost:.1f} CPU seconds a scan. Intervals are 95 %: below, kinds are drawn, then networks of each; "
-        "in the tables, Wilson's.",
+        f"{cost:.1f} CPU seconds a scan with all looks; {_again(clean)} of the clean and {_again(attacked)} "
+        "of the attacked ones needed a second, the others cost less. Intervals are 95 %: below, kinds are "
+        "drawn, then networks of each; in the tables, Wilson's.",
     ]
     sections = [
         Section("All kinds", tables=[("", _pooled(judged, clean, attacked))]),
@@ -61,6 +62,10 @@ def page(known: Sequence[Network], refused: int = 0) -> Page:
         ),
     ]  # fmt: skip
     return Page("What a verdict is worth on a kind that nobody has seen", "left out", intro, sections)
+
+
+def _again(judged: Sequence[Judged]) -> int:
+    return sum(j.looks > 1 for j in judged)
 
 
 def _pooled(judged: Sequence[Judged], clean: Sequence[Judged], attacked: Sequence[Judged]) -> Table:

@@ -15,6 +15,7 @@ from backsweep.scanning.cascade.schedule import REFERENCES
 from backsweep.scanning.cascade.screens import unit_name
 
 Cell = tuple[int | None, int]  # source (None: every class) and target
+ALONE = "alone_"  # before the name of a space: what `Measured.alone` says of it
 TAIL = 5  # degrees of freedom of Student's t that stands for the tail of z in clean networks
 
 
@@ -151,6 +152,11 @@ class Suspect:
     source: int | None
     z: Mapping[str, float]
 
+    @property
+    def said(self) -> dict[str, float]:
+        """What the signals say, as a report names it."""
+        return {k if k.startswith(ALONE) else f"z_{k}": v for k, v in self.z.items()}
+
 
 def suspects(spaces: Mapping[str, Contrast], pairs: Contrast | None, classes: int) -> list[Suspect]:
     """All classes, most suspicious first: the spaces, and the best cell of the column, fused by Cauchy."""
@@ -177,11 +183,16 @@ def sizes_of(evidence: Iterable[Evidence], start: str, key: str = "log_size") ->
     return {(e.source, int(e.target or 0)): float(e.values[key] or 0) for e in chosen}
 
 
-def in_references(evidence: Sequence[Evidence], space: str) -> dict[Cell, list[float]]:
-    """Log sizes of every class in a space, in the references in which it was measured."""
+def in_references(evidence: Sequence[Evidence], space: str, key: str = "log_size") -> dict[Cell, list[float]]:
+    """Log sizes of every class in a space, or another value, in the references in which it was measured.
+
+    In their order, up to one that learned too little: what comes after it would stand in its place.
+    """
     found: dict[Cell, list[float]] = {}
     for kind in REFERENCES:
-        for cell, size in sizes_of(evidence, f"{kind}-{space}-").items():
+        if any(e.values.get("log_size", 0.0) is None for e in evidence if e.unit.startswith(f"{kind}-")):
+            break
+        for cell, size in sizes_of(evidence, f"{kind}-{space}-", key).items():
             found.setdefault(cell, []).append(size)
     return found
 
@@ -194,9 +205,12 @@ def sample(order: Sequence[Cell], most: int) -> list[Cell]:
     return [*order[: most // 2], *(order[i] for i in rest)]
 
 
-def message(s: Suspect, trial: Evidence | None, flagged: bool) -> str:
-    """What is found about a class, in a sentence."""
-    where = max(s.z, key=lambda k: s.z[k], default="")
+def message(
+    s: Suspect, trial: Evidence | None, flagged: bool, tried: tuple[float, float] | None = None
+) -> str:
+    """What is found about a class, in a sentence; `tried` as in `Case.tried`."""
+    sigmas = {name: z for name, z in s.z.items() if not name.startswith(ALONE)}
+    where = max(sigmas, key=lambda k: sigmas[k], default="")
     if not flagged:
         most = f"most so: {where}, {s.z.get(where, 0):.1f} sigma"
         return f"no class is easier to reach than in the reference ({most})"
@@ -208,7 +222,20 @@ def message(s: Suspect, trial: Evidence | None, flagged: bool) -> str:
         patch = f"; a patch of {size} does it for {float(rate or 0):.0%} of samples"
         if there is not None:
             patch += f", on the reference for {float(there):.0%}"
+    if tried is not None and tried[0] > 0.5 > tried[1]:
+        patch = f"; one works for {tried[0]:.0%} of samples here, and for {tried[1]:.0%} in references{patch}"
     return f"{whom} is sent here by a much smaller change than usual ({s.z.get(where, 0):.1f} sigma){patch}"
+
+
+def looks(first: float | None, p_value: float, alpha: float) -> str:
+    """What two looks say of a class, "" where there was one. The first calls nothing, so they may differ."""
+    if first is None:
+        return ""
+    differ = (first <= alpha) != (p_value <= alpha)
+    return (
+        f"; a second look, at two more references, {'does not agree' if differ else 'agrees'} with the first "
+        f"(p {p_value:.2g} for both together, {first:.2g} before)"
+    )
 
 
 def spaces_in(evidence: Sequence[Evidence]) -> list[str]:

@@ -22,8 +22,9 @@ from backsweep.scanning.cascade.contrast import (
     suspects,
 )  # fmt: skip
 from backsweep.scanning.cascade.halving import ALONE_SPREAD, standing_cells
-from backsweep.scanning.cascade.population import Measured, Population
-from backsweep.scanning.cascade.schedule import Schedule
+from backsweep.scanning.cascade.measured import Measured
+from backsweep.scanning.cascade.population import Population
+from backsweep.scanning.cascade.schedule import LOOKS, Schedule
 
 # Chosen on networks that nothing is judged on: docs/decisions/0007.
 LEAST_SPREAD = {"dense": 0.1, "sparse": 0.1, "tone": 0.5, "equaliser": 0.5, "early": 0.1, "late": 0.12,
@@ -65,8 +66,27 @@ class Case:
     @cached_property
     def population(self) -> Population | None:
         """Clean networks of many kinds, where some were measured as this one was."""
+        return self._beside(self.measured)
+
+    def _beside(self, measured: Measured) -> Population | None:
         own = _as_measured(self.settings)
-        return next((p for p in population.known() if p.settings == own and p.fits(self.measured)), None)
+        return next((p for p in population.known() if p.settings == own and p.fits(measured)), None)
+
+    @cached_property
+    def first_look(self) -> Mapping[int, float]:
+        """The p-values of the classes in a look that a second one followed; empty: there was one look."""
+        seen = self.measured.upto(len(LOOKS[0]))
+        known = self._beside(seen) if seen.references < self.measured.references else None
+        return {s.target: s.p_value for s in known.suspects(seen)} if known else {}
+
+    def tried(self, target: int) -> tuple[float, float] | None:
+        """Of the smallest changes that send inputs to a class, the one that tells most: for which share of
+        other samples it works in the network, and in the references on average."""
+        found = {s: a[target] for s in self.measured.works if target in (a := self.measured.alone(s))}
+        if not found:
+            return None
+        own, *there = self.measured.works[max(found, key=lambda s: found[s])][target]
+        return own, statistics.fmean(there)
 
     def suspects(self) -> list[Suspect]:
         """All classes, most suspicious first: beside a population, else beside the others of the network."""
@@ -99,8 +119,10 @@ class Case:
 def _as_measured(settings: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Settings under which networks were measured that these may be compared with.
 
-    More effort measures the same with less noise: what holds for the standard effort is careful for it.
+    More effort measures the same with less noise: what holds for the standard effort is careful for it. A
+    population is of networks that had a second look in any case, and knows what the first one showed.
     """
-    if settings is not None and settings.get("effort") == "thorough":
-        return {**settings, "effort": "standard"}
-    return settings
+    if settings is None:
+        return None
+    effort = settings.get("effort")
+    return {**settings, "effort": "standard" if effort == "thorough" else effort, "second": 1.0}

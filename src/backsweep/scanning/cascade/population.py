@@ -1,11 +1,10 @@
-"""Clean networks of many kinds: what is usual in each space, how the spaces are joined, and a null.
+"""Clean networks of many kinds: what is usual in each space, and a null for what stands out most.
 
 A kind is task x architecture x training. From clean networks of some kinds follow, for every space, how the
-difference d = beta log r - log s scatters among the classes of a network and among networks (`Prior`); from
-these and attacked ones how the spaces are joined (`weights`, none negative); and from the clean ones again
-how the joint score of a clean network scatters within a kind and between kinds (`Null`). A network of a kind
-that nobody has seen is judged by its own classes as far as it has some, and by the others for the rest:
-two classes are enough.
+difference d = beta log r - log s scatters among the classes of a network and among networks (`Prior`), and
+how the joint score of a clean network scatters within a kind and between kinds (`Null`). Nothing is learned
+from attacked ones. A network of a kind that nobody has seen is judged by its own classes as far as it has
+some, and by the others for the rest: two classes are enough.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,97 +23,16 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from backsweep.core.statistics import MAD_TO_SIGMA
-from backsweep.reports.report import Evidence
-from backsweep.scanning.cascade.contrast import (
-    Cell,
-    Suspect,
-    in_references,
-    of_many,
-    sizes_of,
-    slope,
-    spaces_in,
-)  # fmt: skip
+from backsweep.scanning.cascade.contrast import ALONE, Suspect, of_many
+from backsweep.scanning.cascade.measured import Measured
 
 FILE = Path(__file__).with_name("population.json")
 PAIRS = "pairs"
 PAIR_SHARE = 0.2  # of alpha, that pairs have; the rest is the classes'
 EFFICIENCY = 0.37  # of the median absolute deviation, for normal values
-CAP = 6.0  # sigmas that a single space can say at most
+CAP = 6.0  # that a single signal can say at most
+LEADING = 0.5  # of the signals of a class: those that say most, which are joined
 SHARE = 0.2  # of clean classes that lie in the tail
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One (source, target) cell that was looked at closely.
-
-    Attributes:
-        difference: log size in the washed copy less that in the suspect.
-        usual: whether it was chosen as a usual one, and not because it stands out.
-    """
-
-    source: int
-    target: int
-    difference: float
-    usual: bool
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a scan measured, as far as it is judged.
-
-    Attributes:
-        classes: of the network.
-        sizes: by space and class, log size in the suspect, and in every reference.
-        pairs: cells that were looked at closely.
-    """
-
-    classes: int
-    sizes: Mapping[str, Mapping[int, tuple[float, ...]]]
-    pairs: tuple[Pair, ...] = ()
-
-    @classmethod
-    def of(cls, evidence: Sequence[Evidence], classes: int, usual: Sequence[Cell]) -> Measured:
-        """From evidence; `usual` says which cells were chosen as usual ones."""
-        sizes: dict[str, dict[int, tuple[float, ...]]] = {}
-        for name in spaces_in(evidence):
-            own, there = sizes_of(evidence, f"class-{name}-"), in_references(evidence, name)
-            sizes[name] = {c[1]: (own[c], *there[c]) for c in own if c in there}
-        own, reference = (sizes_of(evidence, "closer-", key) for key in ("log_size", "reference_log_size"))
-        pairs = (
-            Pair(c[0] or 0, c[1], reference[c] - own[c], c in usual)
-            for c in sorted(own, key=_key) if c in reference
-        )  # fmt: skip
-        return cls(classes, sizes, tuple(pairs))
-
-    @property
-    def references(self) -> int:
-        """Networks that all of it was compared with."""
-        return min((len(row) - 1 for own in self.sizes.values() for row in own.values()), default=0)
-
-    def document(self) -> dict[str, Any]:
-        """For a line of the bench."""
-        sizes = {
-            name: [[t, *(round(s, 4) for s in row)] for t, row in sorted(own.items())]
-            for name, own in self.sizes.items()
-        }
-        pairs = [[p.source, p.target, round(p.difference, 4), p.usual] for p in self.pairs]
-        return {"sizes": sizes, "pairs": pairs}
-
-    @classmethod
-    def read(cls, document: Mapping[str, Any], classes: int) -> Measured:
-        """The same again."""
-        sizes = {name: {int(t): tuple(s) for t, *s in rows} for name, rows in document["sizes"].items()}
-        return cls(classes, sizes, tuple(Pair(*row) for row in document["pairs"]))
-
-    def differences(self, space: str) -> dict[int, float]:
-        """d = beta log r - log s of every class: log r the mean over references, beta the slope on it."""
-        own = {t: (s, statistics.fmean(r)) for t, (s, *r) in self.sizes.get(space, {}).items()}
-        beta = slope([r for _, r in own.values()], [s for s, _ in own.values()])
-        return {t: beta * r - s for t, (s, r) in own.items()}
-
-
-def _key(cell: Cell) -> tuple[int, int]:
-    return (cell[0] or 0, cell[1])
 
 
 @dataclass(frozen=True)
@@ -204,7 +122,7 @@ class Tail:
 
 
 def bounded(z: float) -> float:
-    """What a space says at most, and at least."""
+    """What a signal says at most, and at least."""
     return min(max(z, 0.0), CAP)
 
 
@@ -214,7 +132,8 @@ class Population:
 
     Attributes:
         settings: of the detector that measured them.
-        priors, weights: by space.
+        priors: by space.
+        tried: spaces in which the smallest change was tried on the references.
         pairs: the prior of usual pairs.
         two, many: the tail of clean classes, of networks with two and with more: with two, all that is
             usual comes from other networks.
@@ -226,7 +145,7 @@ class Population:
 
     settings: Mapping[str, Any]
     priors: Mapping[str, Prior]
-    weights: Mapping[str, float]
+    tried: tuple[str, ...]
     pairs: Prior
     two: Tail
     many: Tail
@@ -243,7 +162,7 @@ class Population:
     def read(cls, document: Mapping[str, Any]) -> Population:
         d = dict(document)
         d["priors"] = {name: Prior(**p) for name, p in d["priors"].items()}
-        d |= {"pairs": Prior(**d["pairs"]), "classes": tuple(d["classes"])}
+        d |= {"pairs": Prior(**d["pairs"]), "classes": tuple(d["classes"]), "tried": tuple(d["tried"])}
         d |= {name: Tail(**d[name]) for name in ("two", "many")}
         return cls(**{**d, "null": Null(**d["null"]), "null_of_pairs": Null(**d["null_of_pairs"])})
 
@@ -255,21 +174,28 @@ class Population:
     def fits(self, measured: Measured) -> bool:
         """Whether it speaks of such a network: measured alike, and with about so many classes."""
         low, high = self.classes
-        alike = set(measured.sizes) == set(self.priors) and measured.references == self.references
-        return alike and low <= measured.classes <= high
+        alike = set(measured.sizes) == set(self.priors) and set(measured.works) == set(self.tried)
+        return alike and measured.references == self.references and low <= measured.classes <= high
 
     def z(self, measured: Measured) -> dict[int, dict[str, float]]:
-        """By class and space."""
+        """By class, what every signal says: sigmas of a space, and log odds of a change that was tried."""
         found: dict[int, dict[str, float]] = {}
         for name, prior in self.priors.items():
             for t, z in prior.z(measured.differences(name)).items():
                 found.setdefault(t, {})[name] = z
+        for name in self.tried:
+            for t, a in measured.alone(name).items():
+                found.setdefault(t, {})[ALONE + name] = a
         return found
 
     def joint(self, z: Mapping[str, float]) -> float:
-        """One score of a class: the weighted mean of what its spaces say, none less than 0 or above CAP."""
-        there = [(w, bounded(z[name])) for name, w in self.weights.items() if name in z]
-        return sum(w * v for w, v in there) / max(sum(w for w, _ in there), 1e-9)
+        """One score of a class: the mean of the half of its signals that say most, each from 0 to CAP.
+
+        Not one, because what is natural often stands out in one space alone; not all, because a backdoor
+        need not show in each.
+        """
+        values = sorted((bounded(v) for v in z.values()), reverse=True)
+        return statistics.fmean(values[: max(1, round(LEADING * len(values)))])
 
     def score(self, joint: float, classes: int) -> float:
         """Minus the log of the chance that the first of so many clean classes is joined to at least this."""

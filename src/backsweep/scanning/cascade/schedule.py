@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-REFERENCES = ("reference", "pupil")  # stages in which classes are measured in networks to compare with
+# Stages in which classes are measured in networks to compare with: a washed copy and a pupil, and two more.
+LOOKS = (("reference", "pupil"), ("reference2", "pupil2"))
+REFERENCES = (*LOOKS[0], *LOOKS[1])
+AGAIN = 0.3  # p-value of the first look up to which there is a second: it is no call yet, and rare when clean
 PAIRS = 2000  # most cells of the screen; beyond, the targets that a source is nearest to
 
 
@@ -30,7 +33,8 @@ class Schedule:
         closer_batch: inputs in a step of theirs.
         updates: of the search for a patch that people can look at.
         kept: whether the washed copy is trained on kept activations.
-        pupil: whether a pupil is a second reference.
+        pupil: whether a pupil is a reference beside the washed copy.
+        second: p-value up to which another two are made; 0: never.
         down: spaces in which classes are followed from large budgets to small ones.
     """
 
@@ -50,6 +54,7 @@ class Schedule:
     updates: int = 100
     kept: bool = True
     pupil: bool = True
+    second: float = AGAIN
     down: tuple[str, ...] = ("sparse",)
 
     def of(self, steps: int, batch: int) -> Schedule:
@@ -92,10 +97,11 @@ class Schedule:
 # "full" is what version 0.1 measured: nothing is halved.
 EFFORTS: Mapping[str, Schedule] = {
     "quick": Schedule(shares=(0.4, 0.5), looks=("late",), suspects=6, others=6, look=(8, 4),
-                      pairs=(3, 2), cells=12, closer=3, closer_batch=12, updates=100, pupil=False),
+                      pairs=(3, 2), cells=12, closer=3, closer_batch=12, updates=100,
+                      pupil=False, second=0.0),
     "standard": Schedule(shares=(0.6, 0.67), suspects=10, others=6, closer=4, closer_batch=16, updates=200),
     "thorough": Schedule(all_classes=100, suspects=24, others=16, look=(20, 8),
                          pairs=(10, 4), cells=60, again=(30, 8), closer=8, closer_batch=32, updates=200),
     "full": Schedule(all_classes=10**9, pairs=(0, 0), cells=0, closer=6, closer_batch=24,
-                     updates=160, kept=False, pupil=False, down=()),
+                     updates=160, kept=False, pupil=False, second=0.0, down=()),
 }  # fmt: skip

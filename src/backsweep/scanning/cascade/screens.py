@@ -18,10 +18,11 @@ from backsweep.inversion.loop import Job, SmoothControl, invert
 from backsweep.models.model import Model
 from backsweep.models.washing import pupil_of, reference_of
 from backsweep.reports.report import Evidence
-from backsweep.scanning.cascade.schedule import PAIRS, REFERENCES, Schedule
+from backsweep.scanning.cascade.schedule import LOOKS, PAIRS, Schedule
 from backsweep.scanning.detector import Unit
 from backsweep.scanning.head import positive_sums
 
+TRIED = 64  # samples on which a change is tried in the suspect and in every reference
 Values = dict[str, float | int | bool | str | None]
 
 
@@ -50,41 +51,64 @@ class Screen:
     def _reference(self) -> Model:
         return reference_of(self.model, self.data, self.seed, self.schedule.kept)
 
-    @property
-    def _pupil(self) -> Model | None:
-        return pupil_of(self.model, self.data, self.seed)
-
-    def _references(self) -> dict[str, Model]:
-        """Networks to compare with, by stage."""
-        pupil = self._pupil if self.schedule.pupil else None
-        return {"reference": self._reference, **({"pupil": pupil} if pupil else {})}
+    def _network(self, kind: str) -> Model | None:
+        """What is measured in a stage: a reference, else the suspect; None: a pupil learned too little."""
+        for turn, (washed, pupil) in enumerate(LOOKS):
+            if kind == washed:
+                return reference_of(self.model, self.data, self.seed, self.schedule.kept, kind, turn)
+            if kind == pupil:
+                return pupil_of(self.model, self.data, self.seed, kind, turn)
+        return self.model
 
     def classes(self, space: str, units: Sequence[Unit], kind: str) -> list[Evidence]:
         """Log size of every unit's class in a space: a "look" or all of it ("class"), or in a reference.
 
-        Network and references are measured with the same samples in the same order.
+        Network and references are measured with the same samples in the same order. In a space of inputs they
+        are also asked for which share of others the smallest change "works" that the suspect follows.
         """
-        network: Model | None = self.model
-        if kind in REFERENCES:
-            network = self._reference if kind == "reference" else self._pupil
+        network = self._network(kind)
         if network is None:
             return [Evidence(self.name, u.key, u.target, None, {"log_size": None}) for u in units]
         steps, batch = self.schedule.look if kind == "look" else (self.schedule.steps, self.schedule.batch)
+        paths = self._paths(network, space, units, steps, batch)
+        found: list[Values] = [{"log_size": p.log_size, "passes": p.passes} for p in paths]
+        if kind != "look" and space in self.model.modality.spaces():
+            if kind == "class":
+                self._keep(space, units, paths)
+            for values, u in zip(found, units, strict=True):
+                values["works"] = self._works(network, space, u, self._change(space, u, units))
+        return [Evidence(self.name, u.key, u.target, None, v) for u, v in zip(units, found, strict=True)]
+
+    def _paths(self, network: Model, space: str, units: Sequence[Unit], steps: int, batch: int) -> list[Path]:
         aims = [Aim(u.target, None, self._seed(space, u.target)) for u in units]
-        paths = follow(
-            network,
-            self.data.x,
-            self.data.y,
-            aims,
-            spaces_of(network)[space],
-            steps=steps,
-            batch=batch,
-            down=space in self.schedule.down,
-        )
-        return [
-            Evidence(self.name, u.key, u.target, None, {"log_size": p.log_size, "passes": p.passes})
-            for u, p in zip(units, paths, strict=True)
-        ]
+        down = space in self.schedule.down
+        there = spaces_of(network)[space]
+        return follow(network, self.data.x, self.data.y, aims, there, steps=steps, batch=batch, down=down)
+
+    def _key(self, space: str, unit: Unit) -> tuple[object, ...]:
+        return (self._seed(space, unit.target), self.schedule.steps, self.schedule.batch)
+
+    def _keep(self, space: str, units: Sequence[Unit], paths: Sequence[Path]) -> None:
+        self.model.changes |= {self._key(space, u): p.least for u, p in zip(units, paths, strict=True)}
+
+    def _change(self, space: str, unit: Unit, units: Sequence[Unit]) -> Tensor:
+        """The smallest change that sends inputs of the suspect to a class; found again where it was not kept,
+        with the same units beside it, so that it is the same."""
+        if self._key(space, unit) not in self.model.changes:
+            paths = self._paths(self.model, space, units, self.schedule.steps, self.schedule.batch)
+            self._keep(space, units, paths)
+        return self.model.changes[self._key(space, unit)]
+
+    @torch.no_grad()
+    def _works(self, network: Model, space: str, unit: Unit, change: Tensor) -> float:
+        """For which share of TRIED samples of other classes a change works in a network."""
+        target = int(unit.target or 0)
+        generator = torch.Generator().manual_seed(self._seed("carry", space, target))
+        rows = torch.nonzero(self.data.y != target).flatten()
+        rows = rows[torch.randperm(len(rows), generator=generator)[:TRIED]]
+        change = change.to(network.device).expand(len(rows), *change.shape)
+        logits = spaces_of(network)[space].logits(network, self.data.x, rows, change)
+        return float((logits.argmax(1) == target).float().mean())
 
     def head(self, unit: Unit) -> Evidence:
         """How much more than others each class draws by the head alone, as "class_<t>", in robust sigmas."""
@@ -169,8 +193,9 @@ class Screen:
         }  # fmt: skip
         if compared:
             reference = self._reference
+            there = [self._network(kind) for kind in LOOKS[0][: 1 + self.schedule.pupil]]
             values["reference_success_rate"] = max(
-                there.success_rate(found.trigger, held_out) for there in self._references().values()
+                network.success_rate(found.trigger, held_out) for network in there if network is not None
             )
             values["accuracy"] = self.model.accuracy(held_out.x, held_out.y)
             values["reference_accuracy"] = reference.accuracy(held_out.x, held_out.y)

@@ -3,10 +3,11 @@
 1. How large must a universal perturbation be that sends everything to a class? Measured in several spaces:
    faint pixels, few pixels, tone curves, the embeddings of an early layer and of a later one. Of many
    classes all get a cheap look, and those that stand out, and some others, are measured.
-2. The same in references (`models/washing.py`); beside it a look at every (source, target): how many
+2. The same in two references (`models/washing.py`); beside it a look at every (source, target): how many
    pixels does it take? What no class shows, a source-specific or an all-to-all backdoor, stands out here.
 3. The pairs that stand out are looked at again, the first of them and usual ones closer, in all networks.
-4. The patch of the most suspicious class is inverted for people to look at, and tried on the reference.
+4. If all of this is somewhat suspicious, a second look: two more references, and all four judge.
+5. The patch of the most suspicious class is inverted for people to look at, and tried on the reference.
 
 How much smaller a class is than itself in the references is its statistic in a space. `population.py` knows
 how that is in clean networks of many kinds, and joins the spaces; where it does not apply, `contrast.py`
@@ -26,10 +27,10 @@ from backsweep.inputs.samples import Data
 from backsweep.inversion.budget import EMBEDDINGS, spaces_of
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
-from backsweep.scanning.cascade.contrast import doubt_of, message, of_many, stand_out
+from backsweep.scanning.cascade.contrast import doubt_of, looks, message, of_many, stand_out
 from backsweep.scanning.cascade.halving import cells_of, chosen, kind_of, shortcuts, standing_cells
 from backsweep.scanning.cascade.judging import Case
-from backsweep.scanning.cascade.schedule import EFFORTS, REFERENCES, Schedule
+from backsweep.scanning.cascade.schedule import AGAIN, EFFORTS, LOOKS, REFERENCES, Schedule
 from backsweep.scanning.cascade.screens import Screen, Values
 from backsweep.scanning.detector import ModelDetector, Stage, Unit, units_in_a_pass
 from backsweep.scanning.planning import stages
@@ -47,6 +48,8 @@ class Cascade(ModelDetector):
         pairs: whether (source, target) cells are screened.
         reference: whether classes are compared with themselves in references, or with each other.
         pupil: whether a pupil is a reference too, beside the washed copy or what the user gave.
+        second: p-value of this first look up to which two more references are made and all of them judge
+            together; 0: never, 1: always. What is not called then was not suspicious at first.
         effort: "quick", "standard", "thorough", or "full": what version 0.1 measured (`schedule.py`).
         steps: budgets on a path, for the standard effort; others take a share or a multiple of it.
         batch: inputs of a class in a step, likewise.
@@ -62,6 +65,7 @@ class Cascade(ModelDetector):
     pairs: bool = True
     reference: bool = True
     pupil: bool = True
+    second: float = AGAIN
     effort: str = "standard"
     steps: int = 20
     batch: int = 12
@@ -72,12 +76,14 @@ class Cascade(ModelDetector):
         known = [*(n for m in modalities().values() for n in m.spaces()), *EMBEDDINGS]
         if not set(self.spaces.split("+")) <= set(known):
             raise ValueError(f"spaces {self.spaces!r}: there are {', '.join(known)}")
+        if not 0 <= self.second <= 1:
+            raise ValueError(f"second {self.second} is a p-value, between 0 and 1")
         if min(self.steps, self.batch) < 2:
             raise ValueError("steps and batch are at least 2")
 
     @classmethod
     def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"effort": "full", "pupil": False, **settings}
+        return {"effort": "full", "pupil": False, "second": 0.0, **settings}
 
     @property
     def cautious(self) -> bool:
@@ -88,12 +94,22 @@ class Cascade(ModelDetector):
     def schedule(self) -> Schedule:
         """How much is measured of what."""
         s = EFFORTS[self.effort].of(self.steps, self.batch)
-        return replace(s, pupil=s.pupil and self.pupil and self.reference)
+        pupil = s.pupil and self.pupil and self.reference
+        return replace(s, pupil=pupil, second=self.second if s.second and pupil else 0.0)
 
-    @property
-    def _compared(self) -> tuple[str, ...]:
-        """Stages in which classes are measured in references."""
-        return REFERENCES[: self.reference + self.schedule.pupil]
+    def _compared(self, evidence: Sequence[Evidence], look: int) -> list[Unit]:
+        """All that was measured, in the references of a look."""
+        own = [e.unit.removeprefix("class-") for e in evidence if e.unit.startswith("class-")]
+        kinds, found = LOOKS[look][: self.reference + self.schedule.pupil], []
+        for _, of_a_space in groupby(own, lambda name: name.partition("-")[0]):  # two may learn at once
+            cells = [(n, int(n.split("-")[1])) for n in of_a_space]
+            found += [Unit(f"{kind}-{n}", t) for kind in kinds for n, t in cells]
+        return found
+
+    def _doubtful(self, evidence: Sequence[Evidence], classes: int) -> bool:
+        """Whether the first look is worth a second: it would be suspicious beside the population."""
+        case, most = self._case(evidence, classes), self.schedule.second
+        return most >= 1 or (case.population is not None and case.suspects()[0].p_value <= most)
 
     def _names(self, model: Model) -> list[str]:
         """The spaces that are measured in a network: those asked for that its kind of input has."""
@@ -129,10 +145,7 @@ class Cascade(ModelDetector):
             return [Unit(f"class-{s}-{t}", t) for s in self._names(model) for t in here]
         following: list[Unit] = []
         if not done & {"reference", "pairs", "trigger"}:
-            own = [e.unit.removeprefix("class-") for e in evidence if e.unit.startswith("class-")]
-            for _, of_a_space in groupby(own, lambda name: name.partition("-")[0]):  # two may learn at once
-                cells = [(n, int(n.split("-")[1])) for n in of_a_space]
-                following += [Unit(f"{kind}-{n}", t) for kind in self._compared for n, t in cells]
+            following += self._compared(evidence, 0)
             following += [Unit(f"pairs-{s}", None, s) for s in data.y.unique().tolist() if self.pairs]
         elif "pairs" in done and "closer" not in done:
             again = self.schedule.cells_in(model.classes)
@@ -142,6 +155,8 @@ class Cascade(ModelDetector):
             if not following:
                 standing, others = standing_cells(evidence, self.schedule)
                 following = [Unit(f"closer-{s}-{t}", t, s) for s, t in (*standing, *others)]
+        if not following and not done & {*LOOKS[1], "trigger"} and self._doubtful(evidence, model.classes):
+            following = self._compared(evidence, 1)
         if not following and "trigger" not in done:
             top = self._case(evidence, model.classes).suspects()[0]
             following = [Unit(f"trigger-{top.target}", top.target, top.source)]
@@ -183,7 +198,7 @@ class Cascade(ModelDetector):
         found = []
         for s in sorted(self._case(evidence, classes).suspects(), key=lambda s: s.target):
             own = triggers.get(s.target)
-            values: Values = {"suspicion": -math.log10(s.chance), **{f"z_{k}": v for k, v in s.z.items()}}
+            values: Values = {"suspicion": -math.log10(s.chance), **s.said}
             values |= own.values if own else {}
             trigger = own.trigger if own else None
             found.append(Evidence(self.name, f"class-{s.target}", s.target, s.source, values, trigger))
@@ -196,18 +211,22 @@ class Cascade(ModelDetector):
         doubt = doubt_of(trial, classes, known is not None)
         level = of_many(alpha, 1 / classes) if known is None else alpha
         null = {"null": known.words} if known else {}
+        before = case.first_look
         flagged = [s for s in suspects if s.p_value <= alpha]
         findings = []
         for s in flagged or suspects[:1]:
             own = trial if trial is not None and trial.target == s.target else None
+            text = message(s, own, bool(flagged), case.tried(s.target))
+            text += looks(before.get(s.target), s.p_value, alpha)
+            first = {"first_look": before[s.target]} if s.target in before else {}
             findings.append(Finding(
                 self.code, self.name, WARNING if doubt else ERROR if flagged else NOTE,
-                doubt or message(s, own, bool(flagged)), s.target, s.source,
+                doubt or text, s.target, s.source,
                 score=-math.log10(s.chance), threshold=-math.log10(level),
                 p_value=None if classes < 3 and known is None else s.p_value,
                 trigger=own.trigger if own else None,
                 attack_success_rate=float(own.values["attack_success_rate"] or 0) if own else None,
-                details={**{f"z_{k}": v for k, v in s.z.items()}, **null},
+                details={**s.said, **null, **first},
             ))  # fmt: skip
         planted = {f.target for f in findings if flagged}
         for t, index, there in shortcuts(evidence, classes, alpha):

@@ -24,6 +24,7 @@ from backsweep.inputs.table.schema import Schema
 from backsweep.inputs.table.search import PAIR_ROWS, ROWS, Aim, Rows, Setting, aims, candidates, search
 from backsweep.inputs.table.triggers import SetColumns
 from backsweep.models.model import Model
+from backsweep.models.washing import GIVEN
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
 from backsweep.scanning.detector import ModelDetector, Stage, Unit
 from backsweep.scanning.surrogates import answers_of, surrogates
@@ -95,7 +96,8 @@ class ColumnSweep(ModelDetector):
         first, rest = data.split(derive_seed(seed, self.name, "split"))
         suspect = answers_of(model)
         references = surrogates(model, data, schema.categorical(), derive_seed(seed, self.name))
-        references += [] if model.reference is None else [answers_of(model.reference)]
+        given = model.references.get(GIVEN)
+        references += [] if given is None else [answers_of(given)]
         tick(0.1)
         wanted = [(u.source, int(u.target or 0)) for u in units]
         y = suspect(first.x).argmax(1)
