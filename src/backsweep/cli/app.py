@@ -206,7 +206,9 @@ def repair(
     """Take the backdoor that a scan found out of a model, and try to prove that it is gone.
 
     Beside OUT comes a folder OUT.repair with the page repair.html, repair.json and the new scan.
-    Exit status: 0 verified, 1 a check failed, 2 wrong usage, 3 a check could not be made.
+    Where the scan found nothing the model stays as it is, unless --method names a repair.
+    Exit status: 0 verified, or nothing to repair; 1 a check failed; 2 wrong usage; 3 a check could not be
+    made, or the scan could not tell.
     """
     from backsweep.core.discovery import configure
     from backsweep.formats.saving import check
@@ -217,6 +219,11 @@ def repair(
 
     methods = configure(Repair, method or [repair.DEFAULT_REPAIR], p or [])
     before = Report.load(report)
+    if not method and (reason := repair.nothing_found(before)):
+        told = {"repaired": False, "verdict": before.verdict, "reason": reason}
+        saying.notes([f"{reason}; name a method to repair it all the same (--method)"])
+        saying.result("nothing to repair", before.exit_status, "no page", lambda: told)
+        raise typer.Exit(before.exit_status)
     told = reading.how()
     loaded, clean = scan.open_both(model, data, **reading.data(), **told)
     saying.notes((*loaded.notes, *clean.notes))
