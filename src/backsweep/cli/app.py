@@ -156,13 +156,14 @@ def audit(
 
     OUT receives report.html, flagged.csv (the flagged samples), kept.csv (the others) and the scores.
     """
-    from backsweep.auditing import audit
+    from backsweep.auditing import audit, learning
+    from backsweep.core.progress import Stage
     from backsweep.inputs.samples import Data
     from backsweep.scanning import scan
 
     if (model is None) == (train is None):
         raise BadInput("give the network that was trained on the set, or --train ARCH to train one")
-    detectors = audit.configured(detector or audit.DEFAULT_AUDITS, p or [])
+    detectors = audit.configured(detector, p or []) if detector else []
     told = reading.how()
     with saying.progress() as on_event:
         if model is not None:
@@ -171,7 +172,10 @@ def audit(
         else:
             samples = Data.open(data, shape=told["shape"], whole=True, **reading.data())
             saying.notes(samples.notes)
-            loaded = audit.trained(train or "", samples, seed, reading.device, on_event)
+            detectors = detectors or audit.configured(audit.usual(len(samples)), p or [])
+            tick = Stage(on_event).named("training")
+            loaded = learning.trained(train or "", samples, seed, reading.device, tick)
+            saying.notes(loaded.notes)
         known = None
         if clean is not None:
             known = Data.open(
@@ -179,6 +183,7 @@ def audit(
                 modality=loaded.modality,
             )  # fmt: skip
             saying.notes(known.notes)
+        detectors = detectors or audit.configured(audit.usual(len(samples)), p or [])
         report = audit.audit(
             loaded, samples, detectors, alpha=alpha, seed=seed, device=reading.device, clean=known,
             verify=verify, on_event=on_event, out=out,

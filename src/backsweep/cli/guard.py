@@ -111,8 +111,8 @@ def guard_check(
 ) -> None:
     """Say which inputs carry a trigger.
 
-    Exit status: 0 no more inputs are flagged than clean ones explain, 1 more are, 2 unreadable. ALPHA is the share
-    of clean batches that may end with 1; with --alpha 1 a single flagged input does.
+    Exit status: 0 no more inputs are flagged than clean ones explain, 1 more are, 2 unreadable. ALPHA is the
+    share of clean batches that may end with 1; with --alpha 1 a single flagged input does.
     """
     import torch
 
