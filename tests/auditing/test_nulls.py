@@ -27,7 +27,7 @@ BOTH: tuple[SetDetector, ...] = (CrossConfusion(), ContaminationAnalyzer())
 NAMES = tuple(d.name for d in BOTH)
 
 
-def group(table: Sequence[Sequence[float]], own: Sequence[float]) -> Together:
+def group(table: Any, own: Sequence[float]) -> Together:
     return Together(NAMES[: len(own)], np.array(table, dtype=float), np.array(own, dtype=float), "sets")
 
 
@@ -163,7 +163,7 @@ def test_the_tables_of_the_package_can_be_read_and_know_the_default_detectors() 
             own = kinds[column["detector"]].completed(column["settings"])
             assert kinds[column["detector"]](**own).settings() == own
             assert len(column["scores"]) == len(known.made["sets"]) == len(set(known.made["sets"]))
-    usual = [made(n) for n in DEFAULT_AUDITS]
+    usual: list[Any] = [made(n) for n in DEFAULT_AUDITS]
     for shape in ([1, 8, 8], [1, 28, 28]):
         layouts = {t.layout for t in nulls.tables() if list(t.shape) == shape}
         for layout in layouts:

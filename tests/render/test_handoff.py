@@ -87,8 +87,9 @@ def test_an_audit_names_its_check_then_a_guard_or_a_repair_of_the_fresh_network(
 
 
 def test_a_repair_names_a_guard_of_the_repaired_network_and_a_scan_that_it_lacks() -> None:
+    nothing: Any = None
     done = Repaired(
-        None, "m", Figures(0.9), Figures(0.9), about={"model": MODEL, "data": DATA}, scan=scanned(NOTE)
+        nothing, "m", Figures(0.9), Figures(0.9), about={"model": MODEL, "data": DATA}, scan=scanned(NOTE)
     )  # fmt: skip
     (guard,) = steps(done, "m.repair", "m.pt2")
     assert words(guard)[:4] == ["backsweep", "guard", "fit", "m.pt2"]
@@ -101,9 +102,10 @@ def test_terminal_and_page_say_the_same_command(kind: str) -> None:
     report: Any = scanned(ERROR) if kind == "scan" else audited()
     file = io.StringIO()
     screen = Console(file=file, width=60)
-    show, html = {
+    both: dict[str, Any] = {
         "scan": (scan_terminal.show, scan_page.html), "audit": (audit_terminal.show, audit_page.html)
-    }[kind]  # fmt: skip
+    }  # fmt: skip
+    show, html = both[kind]
     show(report, screen, folder="out")
     page = html(report, folder="out")
     for step in steps(report, "out"):

@@ -225,9 +225,9 @@ def repair(
     methods = configure(Repair, method or [repair.DEFAULT_REPAIR], p or [])
     before = Report.load(report)
     if not method and (reason := repair.nothing_found(before)):
-        told = {"repaired": False, "verdict": before.verdict, "reason": reason}
+        left = {"repaired": False, "verdict": before.verdict, "reason": reason}
         saying.notes([f"{reason}; name a method to repair it all the same (--method)"])
-        saying.result("nothing to repair", before.exit_status, "no page", lambda: told)
+        saying.result("nothing to repair", before.exit_status, "no page", lambda: left)
         raise typer.Exit(before.exit_status)
     told = reading.how()
     loaded, clean = scan.open_both(model, data, **reading.data(), **told)
