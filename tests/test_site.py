@@ -23,7 +23,7 @@ def test_the_site_builds_without_a_warning_and_asks_nobody_else(tmp_path: Path) 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     pages = {p.relative_to(tmp_path / "site").as_posix(): p for p in (tmp_path / "site").rglob("*.html")}
-    assert {"index.html", "security/index.html", "tutorials/served-model/index.html"} <= set(pages)
+    assert {"index.html", "security/index.html", "tutorials/training-set/index.html"} <= set(pages)
     assert len([p for p in pages if p.startswith("methods/")]) == len(
         list((ROOT / "docs/methods").glob("*.md"))
     )

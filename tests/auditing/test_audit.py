@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backsweep.auditing import audit as auditing
-from backsweep.auditing import screened
-from backsweep.auditing.audit import audit, choose, configured, fresh, streamed, trained
+from backsweep.auditing import learning, nulls, screened, verifying
+from backsweep.auditing.audit import audit, choose, configured, streamed
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
 from backsweep.auditing.detectors.cross_confusion import CrossConfusion
+from backsweep.auditing.learning import fresh, trained
+from backsweep.auditing.nulls import ANY, Sets
 from backsweep.auditing.screened import Screened
 from backsweep.core.errors import BadInput
 from backsweep.core.progress import Event
@@ -31,9 +33,8 @@ from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe
 from backsweep.reports.audit import TENSORS, Audit
-from backsweep.reports.report import BACKDOORED, CLEAN, INCONCLUSIVE, NOTE, WARNING, Evidence, Note
-from backsweep.scanning import calibration
-from backsweep.scanning.calibration import ANY, UNCALIBRATED, Null
+from backsweep.reports.report import BACKDOORED, CLEAN, INCONCLUSIVE, NOTE, WARNING, Evidence, Note, Report
+from backsweep.scanning.calibration import UNCALIBRATED
 from backsweep.zoo.tasks import TASKS
 from conftest import Twins
 from poisoned import GENTLE, poisoned_digits
@@ -126,7 +127,7 @@ BAD = torch.cat([THREES[:7], torch.nonzero(TRAIN.y == 4).flatten()[:5]])  # of a
 
 def told_audit(twins: Twins, **more: Any) -> Audit:
     more = {"detectors": Told(), "features": hand_made(ramp(BAD)), "device": "cpu", **more}
-    return audit(twins.clean, TRAIN, **more)
+    return audit(twins.clean, more.pop("data", TRAIN), **more)
 
 
 def one_line(error: pytest.ExceptionInfo[BadInput]) -> str:
@@ -147,18 +148,18 @@ def unsuspicious(twins: Twins) -> Audit:
     return audit(twins.clean, TRAIN, GENTLE, seed=1, device="cpu")
 
 
+SCORES = [i / 10 for i in range(1, 40)]
+
+
 @pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch) -> Null:
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table for networks of every kind: 0.1, 0.2 ... 3.9, with our method in both settings."""
-    scores = [i / 10 for i in range(1, 40)]
-    one = Null("cross_confusion", GENTLE.settings(), ANY, [], 0, scores, {"kind": "every kind"})
-    tables = (
-        one,
-        replace(one, settings=CrossConfusion().settings()),
-        replace(one, detector="corner", settings=Corner().settings()),
-    )
-    monkeypatch.setattr(calibration, "tables", lambda: tables)
-    return one
+    columns = [
+        {"detector": d.name, "settings": d.settings(), "scores": SCORES}
+        for d in (GENTLE, CrossConfusion(), Corner())
+    ]
+    known = (Sets(ANY, [], 0, 1200, columns, {"kind": "every kind"}),)
+    monkeypatch.setattr(nulls, "tables", lambda: known)
 
 
 # ------------------------------------------------------------------ what it looks at
@@ -256,7 +257,7 @@ def test_samples_of_another_shape_are_refused(twins: Twins) -> None:
 
 
 def test_our_method_tells_a_poisoned_set_from_a_clean_one(
-    table: Null, found: Audit, unsuspicious: Audit
+    table: None, found: Audit, unsuspicious: Audit
 ) -> None:
     _, _, bad, target = poisoned_digits()
     report = auditing.judge(found)
@@ -264,8 +265,8 @@ def test_our_method_tells_a_poisoned_set_from_a_clean_one(
     assert report.targets == (target,)
     (finding,) = report.findings
     assert finding.p_value == 1 / 40, "a conformal rank: above all 39"
-    assert finding.threshold == table.critical(0.05)
-    assert finding.details["null"] == "39 clean networks of every kind"
+    assert finding.threshold == 3.8
+    assert finding.details["null"] == "39 unpoisoned sets of every kind"
     assert float(bad[report.flagged].double().mean()) > 0.6
     assert float(bad[report.kept].double().sum()) < 0.1 * float(bad.double().sum())
     assert torch.equal(report.labels[report.flagged], torch.full((len(report.flagged),), target))
@@ -273,13 +274,13 @@ def test_our_method_tells_a_poisoned_set_from_a_clean_one(
     assert other.verdict == CLEAN
     (note,) = other.findings
     largest = max(float(e.values["statistic"] or 0) for e in other.evidence)
-    assert (note.level, note.p_value) == (NOTE, table.p_value(largest))
+    assert (note.level, note.p_value) == (NOTE, (1 + sum(s >= largest for s in SCORES)) / 40)
     assert 2 / 40 < (note.p_value or 0) < 1
     assert len(other.flagged) == 0
 
 
 def test_without_a_table_a_clean_set_is_clean(unsuspicious: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "tables", lambda: ())
+    monkeypatch.setattr(nulls, "tables", lambda: ())
     report = auditing.judge(unsuspicious)
     assert report.verdict == CLEAN
     assert [f.details["null"] for f in report.findings] == [UNCALIBRATED]
@@ -327,7 +328,7 @@ def test_two_detectors_share_alpha_and_flag_what_either_flags(twins: Twins) -> N
     assert {f.threshold for f in report.findings} == {alone.findings[0].threshold}
 
 
-def test_a_table_too_small_for_alpha_leaves_it_open(found: Audit, table: Null) -> None:
+def test_a_table_too_small_for_alpha_leaves_it_open(found: Audit, table: None) -> None:
     report = auditing.judge(replace(found, settings={**found.settings}), 0.001)
     assert report.verdict == INCONCLUSIVE
     assert [f.level for f in report.findings] == [WARNING]
@@ -354,7 +355,7 @@ def stamped() -> Data:
 
 @pytest.mark.parametrize("known", [False, True])
 def test_a_detector_of_inputs_audits_a_set(
-    twins: Twins, table: Null, monkeypatch: pytest.MonkeyPatch, known: bool
+    twins: Twins, table: None, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     """It is judged class by class, by a table; it learns from clean samples, or from the set itself."""
     fitted: list[Data] = []
@@ -389,6 +390,7 @@ def test_settings_from_a_command_line_for_both_kinds() -> None:
     assert found == [Strip(overlays=5), CrossConfusion(rounds=3), ConfusedExpert(experts=1)]
     assert [type(m) for m in choose(found)] == [Screened, CrossConfusion, Screened]
     assert [m.name for m in choose(None)] == list(auditing.DEFAULT_AUDITS)
+    assert auditing.usual(5000) != auditing.usual(5001) == auditing.DEFAULT_AUDITS
     assert choose("strip") == [Screened(Strip())]
 
 
@@ -421,14 +423,15 @@ def test_a_network_is_trained_where_there_is_none() -> None:
         model = trained(arch, TRAIN, 0, "cpu")
         assert torch.equal(state, torch.get_rng_state())
         assert (model.arch, model.classes, model.shape) == (arch, 10, (1, 8, 8))
-        assert model.accuracy(TRAIN.x, TRAIN.y) > 0.6
+        assert model.accuracy(TRAIN.x, TRAIN.y) > 0.95, "it has learned the set"
+        assert "right on" in model.notes[-1]
         torch.rand(1)
         assert trained(arch, TRAIN, 0, "cpu").digest == model.digest, "the seed alone decides"
         assert trained(arch, TRAIN, 1, "cpu").digest != model.digest
 
 
 def test_the_weights_of_own_code_follow_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auditing, "tuned", lambda twin, *_: twin)
+    monkeypatch.setattr(learning, "tuned", lambda twin, *_: twin)
     one, other = (trained(ARCH, TRAIN, s, "cpu") for s in (0, 1))
     assert one.digest != other.digest, "not what happened to be drawn before"
 
@@ -466,7 +469,16 @@ def test_a_fresh_network_has_other_weights_and_learns(twins: Twins) -> None:
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_verify_trains_without_the_flagged_samples(twins: Twins, tmp_path: Path, known: bool) -> None:
+def test_verify_trains_without_the_flagged_samples(
+    twins: Twins, tmp_path: Path, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned: list[tuple[Model, Data]] = []
+
+    def scan(model: Model, data: Data, **_: Any) -> Report:
+        scanned.append((model, data))
+        return Report(evidence=[Evidence("d", "u")])
+
+    monkeypatch.setattr(verifying, "scan", scan)
     learned: list[tuple[Data, int]] = []
 
     def train(data: Data, seed: int) -> Model:
@@ -494,7 +506,17 @@ def test_verify_trains_without_the_flagged_samples(twins: Twins, tmp_path: Path,
         assert again.measured_on == f"{len(measured)} kept samples, held out"
     assert again.accuracy_before == twins.clean.accuracy(measured.x, measured.y)
     assert again.accuracy_after == twins.infected.accuracy(measured.x, measured.y)
-    assert Audit.load(tmp_path).retrained == again
+    loaded = Audit.load(tmp_path)
+    assert loaded.retrained == again
+    assert loaded.rescan is not None
+    assert loaded.rescan["verdict"] == CLEAN
+    ((fresh_one, some),) = scanned
+    assert fresh_one.accuracy(measured.x, measured.y) == again.accuracy_after
+    assert len(some) == (len(clean) if clean is not None else 1000)
+    with np.load(tmp_path / str(loaded.rescan["data"])) as f:
+        assert np.allclose(f["x"][..., 0] / 255, kept.x[:, 0].numpy(), atol=1 / 255)
+        assert f["y"].tolist() == kept.y.tolist()
+    assert load_file(tmp_path / str(loaded.rescan["model"])).keys() == twins.clean.net.state_dict().keys()
     assert told_audit(twins).retrained is None
 
 
@@ -563,7 +585,7 @@ def test_the_lists_hold_every_sample_once(saved: tuple[Audit, Path]) -> None:
         assert float(row["told"]) == float(row["other"]) == 1
 
 
-def test_an_audit_is_judged_again_with_another_alpha(table: Null, found: Audit, tmp_path: Path) -> None:
+def test_an_audit_is_judged_again_with_another_alpha(table: None, found: Audit, tmp_path: Path) -> None:
     auditing.judge(found, 0.05).save(tmp_path)
     again = auditing.judge(Audit.load(tmp_path), 0.01)
     assert (again.verdict, again.settings["alpha"]) == (INCONCLUSIVE, 0.01)
@@ -665,7 +687,7 @@ def test_a_command_says_whether_a_set_is_poisoned(
     shell: Shell,
     files: Path,
     tmp_path: Path,
-    table: Null,
+    table: None,
     name: str,
     expected: int,
 ) -> None:
@@ -694,7 +716,7 @@ def test_a_command_trains_a_network(
     twins: Twins,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(calibration, "tables", lambda: ())
+    monkeypatch.setattr(nulls, "tables", lambda: ())
     np.savez(files / "clean.npz", x=twins.data.x.numpy(), y=twins.data.y.numpy())
     words = ["--data", files / "good.npz", "--train", "digits_cnn", "--clean", files / "clean.npz"]
     status, _, stderr = shell("audit", *words, "--verify", "--out", tmp_path / "out", "--device", "cpu")
@@ -731,3 +753,46 @@ def test_a_command_that_cannot_be_is_one_line_and_status_2(
     assert stderr.startswith("error: ")
     assert says in stderr
     assert not (tmp_path / "out").exists(), "nothing half-written"
+
+
+def test_what_a_network_has_not_learned_is_said_and_no_set_is_called_clean_by_it(twins: Twins) -> None:
+    z, logits = hand_made()
+    wrong = torch.arange(len(TRAIN)) % 5 == 0
+    logits[wrong] = logits[wrong].roll(1, 1)
+    report = told_audit(twins, detectors=Told(bad=None), features=(z, logits))
+    assert report.verdict == INCONCLUSIVE
+    (note,) = report.errors
+    assert "80.0%" in note.reason and "90% are needed" in note.reason
+    assert told_audit(twins, features=(ramp(BAD)[:, None].expand(-1, 4), logits)).verdict == BACKDOORED
+
+
+def test_too_few_samples_of_a_class_are_said_with_the_number_it_takes(twins: Twins) -> None:
+    few = torch.cat([torch.nonzero(TRAIN.y == c).flatten()[: 15 if c < 3 else 40] for c in range(10)])
+    z, logits = hand_made()
+    report = told_audit(twins, detectors=Told(bad=None), data=TRAIN[few], features=(z[few], logits[few]))
+    (note,) = report.skipped
+    assert note.reason.startswith("3 of 10 classes have fewer than 20 samples")
+    assert "200 in all, the set has 325" in note.reason
+
+
+def test_training_goes_on_until_the_set_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+    right = iter([0.7, 0.9, 0.985])
+
+    class Twin:
+        def accuracy(self, _x: Tensor, _y: Tensor) -> float:
+            return next(right)
+
+    def tuned(_twin: Any, _data: Data, recipe: Recipe, *_: Any) -> Twin:
+        epochs.append(recipe.epochs)
+        return Twin()
+
+    monkeypatch.setattr(learning, "tuned", tuned)
+    whole: Any = None
+    assert learning.learned(whole, TRAIN, 0)[1] == sum(epochs)
+    assert [e / epochs[0] for e in epochs] == [1, 2, 4]
+    assert epochs[0] * -(-len(TRAIN) // learning.RECIPE.batch_size) >= learning.UPDATES
+    epochs.clear()
+    right = iter([0.6, 0.602, 0.9])
+    learning.learned(whole, TRAIN, 0)
+    assert len(epochs) == 2, "a cycle that gains nothing is the last one"

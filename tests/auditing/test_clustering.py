@@ -14,13 +14,10 @@ from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet
 from backsweep.auditing.detectors.activation_clustering import ActivationClustering, relabelled
-from backsweep.auditing.detectors.contamination_analyzer import (
-    ContaminationAnalyzer,
-    decomposed,
-    scatter,
-    whitened,
-)
+from backsweep.auditing.detectors.contamination_analyzer import ContaminationAnalyzer, decomposed
+from backsweep.auditing.detectors.reclassification import Reclassification
 from backsweep.auditing.mixture import separation
+from backsweep.auditing.untangling import scatter, untangled, whitened
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.models.training import fit
@@ -58,11 +55,13 @@ def audited(twins: Twins) -> tuple[TrainingSet, TrainingSet, Tensor]:
 
 
 DETECTORS: list[SetDetector] = [
-    ActivationClustering(), ContaminationAnalyzer(clean=True), ContaminationAnalyzer(clean=False)
+    ActivationClustering(), ContaminationAnalyzer(clean=True), ContaminationAnalyzer(clean=False),
+    Reclassification(),
 ]  # fmt: skip
+NAMES = ["clusters", "scan", "scan without clean samples", "reclassification"]
 
 
-@pytest.mark.parametrize("detector", DETECTORS, ids=["clusters", "scan", "scan without clean samples"])
+@pytest.mark.parametrize("detector", DETECTORS, ids=NAMES)
 def test_the_poison_of_the_infected_twin_stands_apart(
     detector: SetDetector, audited: tuple[TrainingSet, TrainingSet, Tensor]
 ) -> None:
@@ -83,7 +82,7 @@ def test_the_poison_of_the_infected_twin_stands_apart(
     (usual,) = [e for e in detector.measure(clean)[1] if e.target == TARGET]
     assert float(statistics[TARGET]) > 2 * float(usual.values["statistic"] or 0)
     assert float(statistics[TARGET]) > 2 * float(statistics.median())
-    if isinstance(detector, ContaminationAnalyzer):
+    if isinstance(detector, ContaminationAnalyzer | Reclassification):
         assert int(statistics.argmax()) == TARGET
 
 
@@ -238,7 +237,7 @@ def test_the_decomposition_of_representations() -> None:
 def test_the_likelihood_ratio_by_hand() -> None:
     """Means at 3 and -1 with 2 and 6 samples: J = p (1 - p) times their squared distance, p = 1/4."""
     z = torch.tensor([3.0] * 2 + [-1.0] * 6, dtype=torch.float64)[:, None]
-    best = ContaminationAnalyzer(clean=True)._untangled(z)
+    best = untangled(z, known=True)
     assert best.ratio == pytest.approx(0.25 * 0.75 * 16)
     assert min(best.share, 1 - best.share) == 0.25
     assert best.distance == pytest.approx(4)

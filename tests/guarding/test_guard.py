@@ -571,8 +571,17 @@ def test_fit_and_check(shell: Shell, files: Path, tmp_path: Path) -> None:
     with np.load(files / "fresh.npz") as archive:
         x = archive["x"]
     found = Guard.load(tmp_path / "g", load(files / "bad.safetensors", arch=ARCH, shape=(1, 8, 8)))
-    np.savez(tmp_path / "fine.npz", x=x[~found.flag(x).numpy()])
+    hot = found.flag(x).numpy()
+    np.savez(tmp_path / "fine.npz", x=x[~hot])
     assert shell("check", tmp_path / "g", "--inputs", tmp_path / "fine.npz")[0] == 0
+    assert hot.any(), "clean inputs are flagged at times"
+    np.savez(tmp_path / "usual.npz", x=np.concatenate([x[hot][:1], x[~hot]]))
+    status, _, stderr = shell("check", tmp_path / "g", "--inputs", tmp_path / "usual.npz", "--out", table)
+    assert status == 0, "one of so many is what clean inputs explain"
+    assert "no more than clean inputs explain" in stderr
+    assert [r["flagged"] for r in csv.DictReader(table.read_text().splitlines())].count("1") == 1
+    assert shell("check", tmp_path / "g", "--inputs", tmp_path / "usual.npz", "--alpha", "1")[0] == 1
+    assert shell("check", tmp_path / "g", "--inputs", tmp_path / "usual.npz", "--alpha", "0")[0] == 2
     assert shell("check", tmp_path / "g", "--inputs", files / "channels-last.npz")[0] in (0, 1)
     assert shell("check", tmp_path / "g", "--inputs", files / "large", "--resize")[0] in (0, 1)
     for inputs, says in (

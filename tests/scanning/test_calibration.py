@@ -12,13 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 import backsweep
-from backsweep.auditing.detector import SetDetector
 from backsweep.cli.app import app
 from backsweep.core.discovery import discover, make
-from backsweep.core.method import Method
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
 from backsweep.scanning import calibration
-from backsweep.scanning.calibration import ANY, UNCALIBRATED, Null
+from backsweep.scanning.calibration import UNCALIBRATED, Null
 from backsweep.scanning.detector import ModelDetector
 from conftest import Twins
 
@@ -147,51 +145,11 @@ def test_tables_are_made_of_clean_calibration_networks_alone(tmp_path: Path) -> 
 def test_the_tables_of_the_package_can_be_read_and_are_sorted() -> None:
     calibration.tables.cache_clear()
     for table in calibration.tables():
-        of_sets = table.detector in discover(SetDetector)
-        kinds: dict[str, type[Method]] = {**discover(SetDetector), **discover(ModelDetector)}
+        kinds = discover(ModelDetector)
         assert list(table.scores) == sorted(table.scores)
         assert len(table.scores) == len(set(table.made["networks"])) >= 19
         own = kinds[table.detector].completed(table.settings)
         assert kinds[table.detector](**own).settings() == own
-        assert table.layout != ANY or of_sets, "what scans measure hangs on the kind of network"
-
-
-@pytest.mark.parametrize("model", [MODEL, {"layout": "x", "shape": [3, 32, 32], "classes": 43}])
-def test_a_table_of_any_kind_fits_every_kind(model: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    table = null(*range(39), layout=ANY, shape=[], classes=0)
-    monkeypatch.setattr(calibration, "tables", lambda: (table,))
-    assert calibration.judge(Fixed(), evidence(40.0), model, 0.05)[0].p_value == 1 / 40
-    assert not replace(table, detector="y").fits(Fixed(), model)
-    assert not table.fits(Fixed(strict=False), model), "of another setting"
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_a_table_of_any_kind_gives_way_to_one_of_the_same_kind(
-    first: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wide, own = null(*range(39), layout=ANY, shape=[], classes=0), null(*range(100, 139))
-    tables = (wide, own) if first else (own, wide)
-    monkeypatch.setattr(calibration, "tables", lambda: tables)
-    (found, _) = calibration.judge(Fixed(), evidence(50.0), MODEL, 0.05)
-    assert (found.level, found.p_value) == (NOTE, 1.0)
-    (found, _) = calibration.judge(Fixed(), evidence(50.0), {**MODEL, "layout": "x"}, 0.05)
-    assert (found.level, found.p_value) == (ERROR, 1 / 40)
-
-
-def test_a_pooled_table_is_of_all_kinds_at_once() -> None:
-    other = {"layout": "xyz", "shape": [3, 32, 32], "classes": 43, "task": "gtsrb", "arch": "resnet8"}
-    lines = [line(1000, 2.0), line(1001, 3.0, **other), line(1002, 1.0, **other)]
-    lines += [line(1003, 9.0, attack="badnets", task="mnist"), line(1004, 5.0, settings={"strict": False})]
-    assert len(calibration.make(lines)) == 3
-    found = [Null(**t) for t in calibration.make(lines, pooled=True)]
-    assert [(t.layout, list(t.shape), t.classes, list(t.scores)) for t in found] == [
-        (ANY, [], 0, [1.0, 2.0, 3.0]),
-        (ANY, [], 0, [5.0]),
-    ]
-    assert found[0].words == "3 clean networks of digits and gtsrb"
-    assert found[0].fits(Fixed(), MODEL)
-    assert found[0].fits(Fixed(), other)
-    assert not found[0].fits(Fixed(strict=False), MODEL)
 
 
 def test_where_most_classes_lie_beyond_a_table_the_others_are_left_out(
@@ -203,7 +161,7 @@ def test_where_most_classes_lie_beyond_a_table_the_others_are_left_out(
 
     detector = CrossConfusion()
     scores = [round(0.1 + 0.02 * i, 3) for i in range(40)]
-    table = Null(detector.name, detector.settings(), calibration.ANY, [], 0, scores, {"kind": "test"})
+    table = Null(detector.name, detector.settings(), "x", [1], 10, scores, {"kind": "test"})
     monkeypatch.setattr(calibration, "tables", lambda: (table,))
     evidence = [class_evidence(detector.name, c, 2.0 if c < 9 else 0.001, 0.0) for c in range(10)]
     found = calibration.judge(detector, evidence, {"classes": 10, "layout": "x", "shape": [1]}, 0.05)

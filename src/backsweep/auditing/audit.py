@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,29 +13,29 @@ import torch
 from torch import Tensor, nn
 
 from backsweep.auditing.detector import SetDetector, TrainingSet
+from backsweep.auditing.learning import doubt_of, fresh
+from backsweep.auditing.nulls import together
 from backsweep.auditing.screened import Screened
+from backsweep.auditing.verifying import verified
 from backsweep.core.discovery import configure, find, kind_of, make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder
 from backsweep.core.method import Method
-from backsweep.core.progress import Event, OnEvent
+from backsweep.core.progress import OnEvent, Stage
 from backsweep.core.provenance import chosen, failures, provenance, reason_of, remade
 from backsweep.core.seeds import derive_seed
 from backsweep.core.versions import versions
-from backsweep.formats.building import named
 from backsweep.guarding.detector import SampleDetector
 from backsweep.inputs.samples import Data
 from backsweep.models.checks import classifies, describe_model, doubtful_accuracy, fitted, pick_device
 from backsweep.models.model import Model
-from backsweep.models.training import Recipe, thawed, tuned
-from backsweep.models.washing import redraw
-from backsweep.reports.audit import MAP_ROWS, Audit, Examples, Retrained
+from backsweep.reports.audit import MAP_ROWS, Audit, Examples
 from backsweep.reports.report import ERROR, Evidence, Finding, Note, worst_first
 from backsweep.scanning.scan import checked_alpha, judged, saved_elsewhere
 
 DEFAULT_AUDITS = ("cross_confusion", "contamination_analyzer")
-HELD_OUT = 0.1  # of the kept samples, to measure a fresh network on where there are no clean ones
-RECIPE = Recipe(epochs=5, augment="shift")
+SMALL_AUDITS = ("contamination_analyzer", "reclassification")  # of sets of up to SMALL samples
+SMALL = 5000
 MOST_SHOWN, PICTURES = 6, 24  # classes on the page, pictures of each kind
 BATCH = 512
 Detector = SetDetector | SampleDetector
@@ -68,7 +67,8 @@ def audit(
         seed: of everything that is drawn.
         device: where to compute; None takes a GPU when there is one.
         clean: samples that are known to be clean; some detectors need them.
-        verify: whether to train a fresh network without the flagged samples and to measure it.
+        verify: whether to train a fresh network without the flagged samples, to measure it and, with `out`,
+            to scan it; network and kept samples then lie there.
         train: how to train a fresh network on other samples with a seed; None takes the network's own
             architecture with weights drawn anew.
         features: penultimate features (N, D) and logits (N, classes) of the samples, if they are known.
@@ -85,13 +85,13 @@ def audit(
     if not model.gives:
         raise BadInput("a black box only answers, and audits need its layers; load the network itself")
     clean = None if clean is None else fitted(model, clean, needs_labels=True)[1]
-    methods = choose(detectors)
+    methods = choose(usual(len(data)) if detectors is None else detectors)
     work = model.copy(pick_device(device))
     if features is not None:
         features = checked_features(features, len(data), work.classes)
     if out is not None:
         writable_folder(Path(out))
-    stage = _Stage(on_event)
+    stage = Stage(on_event)
     z, logits = features or streamed(work, data.x, stage.named("features"))
     given = TrainingSet(
         data, work.classes, z, logits, work, train or (lambda d, s: fresh(model, d, s)), clean, seed
@@ -112,6 +112,10 @@ def audit(
     if doubt := doubtful_accuracy(accuracy, data, model):
         report.errors.append(Note("training accuracy", doubt))
         methods = []
+    elif unlearned := doubt_of(accuracy):
+        report.errors.append(Note("training accuracy", unlearned))
+    if few := given.too_small():
+        report.skipped.append(Note("small classes", few))
     for method in methods:
         told = replace(given, tick=stage.named(method.name))
         if reason := method.applies(told):
@@ -138,7 +142,7 @@ def audit(
     if verify and not doubt:
         stage.named("verify")
         try:
-            report.retrained = retrained(report, given)
+            verified(report, given, on_event, out)
         except (BadInput, RuntimeError, ArithmeticError, ValueError, TypeError) as e:
             report.skipped.append(Note("verify", f"failed: {' '.join(str(e).split())[:300]}"))
     report.timings["total_seconds"] = round(time.perf_counter() - clock[0], 3)
@@ -172,8 +176,17 @@ def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detecto
         methods = [as_set_detector(m) for m in again]
         said["detectors"] |= {m.name: m.settings() for m in methods}
         findings: list[Finding] = []
+        own = {
+            name: max(float(e.values["statistic"] or 0) for e in some) for name, some in by_detector.items()
+        }
+        groups = together(methods, own, report.model, len(report.labels))
         for method in methods:
-            findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
+            group = next((g for g in groups if method.name in g.names), None)
+            part = len(group.names) if group else 1  # of alpha, which detectors without a common table share
+            alone = said["alpha"] * part / len(methods)
+            null = group.of(method.name) if group else None
+            found = judged(report, method, by_detector[method.name], alone, null)
+            findings += [replace(f, details={**f.details, "together": float(part)}) for f in found]
     report.findings = worst_first(findings)
     return report
 
@@ -207,6 +220,14 @@ def made(name: str, settings: dict[str, Any] | None = None) -> Detector:
     if kind_of(KINDS, name) is SampleDetector:
         return make(SampleDetector, name, settings)
     return make(SetDetector, find(SetDetector, name).name, settings)
+
+
+def usual(samples: int) -> tuple[str, ...]:
+    """The default detectors for a set of so many samples.
+
+    A network forgets a small set too fast for `cross_confusion`; to train one more on it costs little.
+    """
+    return SMALL_AUDITS if samples <= SMALL else DEFAULT_AUDITS
 
 
 def choose(detectors: Sequence[Asked] | Asked | None) -> list[SetDetector]:
@@ -251,57 +272,6 @@ def streamed(
     return torch.cat(features), torch.cat(logits)
 
 
-def fresh(model: Model, data: Data, seed: int, recipe: Recipe = RECIPE) -> Model:
-    """A network like `model` with all weights drawn anew, trained on `data`."""
-    twin = thawed(model)
-    redraw(twin.net, torch.Generator().manual_seed(derive_seed(seed, "fresh")), kept=0.0)
-    return tuned(twin, data, recipe, derive_seed(seed, "fresh", "order"))
-
-
-def trained(
-    arch: str,
-    data: Data,
-    seed: int,
-    device: str | torch.device | None = None,
-    on_event: OnEvent | None = None,
-) -> Model:
-    """A network trained on a suspect set, where there is none yet.
-
-    Args:
-        arch: name of a network in `backsweep.archs`, or "package.module:factory" of the user's own code.
-
-    Raises:
-        BadInput: there is no such network, or it does not take the samples.
-    """
-    classes = int(data.y.max()) + 1
-    net = named(arch, classes, data.x.shape[1:], derive_seed(seed, "weights"))
-    model = Model(net, tuple(data.x.shape[1:]), classes, source=f"{arch} trained on {data.source}")
-    model.arch = arch
-    twin = thawed(model)
-    twin.net.to(pick_device(device))
-    told = _Stage(on_event).named("training")
-    return tuned(
-        twin, data, RECIPE, derive_seed(seed, "train"), None, lambda e, _loss: told((e + 1) / RECIPE.epochs)
-    )
-
-
-def retrained(report: Audit, given: TrainingSet) -> Retrained:
-    """Train a fresh network without the flagged samples and measure it."""
-    kept = given.data[report.kept]
-    if given.clean is not None:
-        learned, measured, words = kept, given.clean, "the clean samples"
-    else:
-        measured, learned = kept.parted(HELD_OUT, derive_seed(given.seed, "held out"))
-        words = f"{len(measured):,} kept samples, held out"
-    after = given.train(learned, derive_seed(given.seed, "retrain"))
-    return Retrained(
-        given.model.accuracy(measured.x, measured.y),
-        after.accuracy(measured.x, measured.y),
-        len(learned),
-        words,
-    )
-
-
 def examples(report: Audit, given: TrainingSet) -> list[Examples]:
     """What the page draws: the classes found poisoned, else the most suspicious one."""
     found = list(dict.fromkeys(f.target for f in report.findings if f.level == ERROR))
@@ -331,23 +301,3 @@ def _spread(order: Tensor) -> Tensor:
     head = MAP_ROWS // 3
     step = torch.linspace(head, len(order) - 1, MAP_ROWS - head).round().long()
     return order[torch.cat([torch.arange(head), step]).unique()]
-
-
-class _Stage:
-    """Progress of what is going on."""
-
-    def __init__(self, on_event: OnEvent | None) -> None:
-        self._on_event, self._name, self._begin = on_event, "", 0.0
-
-    def named(self, name: str) -> Callable[[float], None]:
-        self._name, self._begin = name, time.monotonic()
-        self.tell(0.0)
-        return self.tell
-
-    def tell(self, share: float) -> None:
-        if self._on_event is not None:
-            done = share if math.isfinite(share) else 0.0
-            self._on_event(Event(self._name, done, 1, 0, time.monotonic() - self._begin))
-
-    def done(self) -> None:
-        self.tell(1.0)

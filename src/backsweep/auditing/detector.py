@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backsweep.auditing.mixture import LEAST_STATISTIC
+from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC
 from backsweep.core.method import Method
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
@@ -50,6 +50,18 @@ class TrainingSet:
     def of(self, label: int) -> Tensor:
         """Rows of the samples that are labelled `label`."""
         return torch.nonzero(self.data.y == label).flatten()
+
+    def too_small(self) -> str:
+        """Which classes have too few samples to be looked at and how many it takes, "" where none has."""
+        count = self.data.y.bincount(minlength=self.classes)
+        few = int(((count > 0) & (count < LEAST)).sum())
+        if not few:
+            return ""
+        present = int((count > 0).sum())
+        return (
+            f"{few} of {present} classes have fewer than {LEAST} samples and cannot be looked at; it takes "
+            f"{LEAST} of each class, {LEAST * present:,} in all, the set has {len(self.data):,}"
+        )
 
     def generator(self, *parts: object) -> torch.Generator:
         """Random numbers that depend on the seed and on what they are for."""

@@ -118,7 +118,7 @@ def audit_cell(
     try:
         data, rows = build.poisoned(net)
         clock = time.process_time()
-        asked = None if name == DEFAULT else audit.made(name, dict(settings))
+        asked = list(audit.DEFAULT_AUDITS) if name == DEFAULT else audit.made(name, dict(settings))
         report = audit.audit(net.model(), data, asked, seed=net.truth["seed"], device="cpu")
     except BacksweepError as e:
         return {**line, "error": " ".join(str(e).split())}

@@ -156,13 +156,14 @@ def audit(
 
     OUT receives report.html, flagged.csv (the flagged samples), kept.csv (the others) and the scores.
     """
-    from backsweep.auditing import audit
+    from backsweep.auditing import audit, learning
+    from backsweep.core.progress import Stage
     from backsweep.inputs.samples import Data
     from backsweep.scanning import scan
 
     if (model is None) == (train is None):
         raise BadInput("give the network that was trained on the set, or --train ARCH to train one")
-    detectors = audit.configured(detector or audit.DEFAULT_AUDITS, p or [])
+    detectors = audit.configured(detector, p or []) if detector else []
     told = reading.how()
     with saying.progress() as on_event:
         if model is not None:
@@ -171,7 +172,10 @@ def audit(
         else:
             samples = Data.open(data, shape=told["shape"], whole=True, **reading.data())
             saying.notes(samples.notes)
-            loaded = audit.trained(train or "", samples, seed, reading.device, on_event)
+            detectors = detectors or audit.configured(audit.usual(len(samples)), p or [])
+            tick = Stage(on_event).named("training")
+            loaded = learning.trained(train or "", samples, seed, reading.device, tick)
+            saying.notes(loaded.notes)
         known = None
         if clean is not None:
             known = Data.open(
@@ -179,6 +183,7 @@ def audit(
                 modality=loaded.modality,
             )  # fmt: skip
             saying.notes(known.notes)
+        detectors = detectors or audit.configured(audit.usual(len(samples)), p or [])
         report = audit.audit(
             loaded, samples, detectors, alpha=alpha, seed=seed, device=reading.device, clean=known,
             verify=verify, on_event=on_event, out=out,
@@ -206,7 +211,9 @@ def repair(
     """Take the backdoor that a scan found out of a model, and try to prove that it is gone.
 
     Beside OUT comes a folder OUT.repair with the page repair.html, repair.json and the new scan.
-    Exit status: 0 verified, 1 a check failed, 2 wrong usage, 3 a check could not be made.
+    Where the scan found nothing the model stays as it is, unless --method names a repair.
+    Exit status: 0 verified, or nothing to repair; 1 a check failed; 2 wrong usage; 3 a check could not be
+    made, or the scan could not tell.
     """
     from backsweep.core.discovery import configure
     from backsweep.formats.saving import check
@@ -217,6 +224,11 @@ def repair(
 
     methods = configure(Repair, method or [repair.DEFAULT_REPAIR], p or [])
     before = Report.load(report)
+    if not method and (reason := repair.nothing_found(before)):
+        left = {"repaired": False, "verdict": before.verdict, "reason": reason}
+        saying.notes([f"{reason}; name a method to repair it all the same (--method)"])
+        saying.result("nothing to repair", before.exit_status, "no page", lambda: left)
+        raise typer.Exit(before.exit_status)
     told = reading.how()
     loaded, clean = scan.open_both(model, data, **reading.data(), **told)
     saying.notes((*loaded.notes, *clean.notes))

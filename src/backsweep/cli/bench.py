@@ -148,9 +148,12 @@ def _put(text: str, out: Path | None) -> None:
 @bench_app.command("null")
 def bench_null(
     lines: Annotated[Path, typer.Argument(help="What `bench run` wrote of clean calibration networks.")],
-    out: Annotated[Path, typer.Option(help="JSON file; backsweep/nulls holds those of the package.")],
+    out: Annotated[
+        Path, typer.Option(help="JSON file; nulls/ of scanning and of auditing hold those of the package.")
+    ],
 ) -> None:
-    """Make null tables: what each detector scores on clean networks."""
+    """Make null tables: what detectors score on clean networks, or on unpoisoned sets."""
+    from backsweep.auditing import nulls
     from backsweep.bench.records import read
     from backsweep.core.files import write_json
     from backsweep.scanning import calibration
@@ -158,7 +161,7 @@ def bench_null(
 
     own = [line for line in read(lines) if build.split_of(line.get("seed", 0)) == build.CALIBRATION]
     audits = [line for line in own if line.get("audit")]
-    tables = calibration.make(own) + calibration.make(audits, pooled=True)
+    tables = nulls.make(audits) + calibration.make([line for line in own if not line.get("audit")])
     if not tables:
         raise BadInput(f"{lines} has no clean network with a seed of {build.CALIBRATION_SEEDS} or more")
     write_json(out, tables)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backsweep.cli.options import (
+    Alpha,
     Arch,
     Detectors,
     Device,
@@ -30,6 +31,7 @@ from backsweep.core.errors import BadInput
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from backsweep.guarding.conformal import Drift
     from backsweep.guarding.guard import Answers, Guard
     from backsweep.inputs.modality import Modality
     from backsweep.inputs.trigger import Trigger
@@ -102,16 +104,23 @@ def guard_check(
     inputs: Annotated[Path, typer.Option(help="A folder of files, or .npz with x; no labels are needed.")],
     model: Again = None,
     out: Annotated[Path | None, typer.Option(help="CSV: every input's class, score and flag.")] = None,
+    alpha: Alpha = 0.01,
     arch: Arch = None,
     device: Device = None,
     resize: Resize = False,
 ) -> None:
-    """Say which inputs carry a trigger. Exit status: 0 none is flagged, 1 some are, 2 unreadable."""
+    """Say which inputs carry a trigger.
+
+    Exit status: 0 no more inputs are flagged than clean ones explain, 1 more are, 2 unreadable. ALPHA is the
+    share of clean batches that may end with 1; with --alpha 1 a single flagged input does.
+    """
     import torch
 
     from backsweep.core.files import writable_folder, write_text
     from backsweep.guarding.guard import Answers
 
+    if not 0 < alpha <= 1:
+        raise BadInput(f"alpha {alpha} is no share of clean batches: give a number above 0 and at most 1")
     guard = _restored(folder, model, arch, device)
     fits = resize or bool(guard.about["model"].get("resize"))
     names, x = read_inputs(inputs, guard.model.shape, fits, guard.model.modality)
@@ -122,8 +131,10 @@ def guard_check(
     found = Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
     if out is not None:
         write_text(out, _csv(guard, names, found))
-    _show(guard, names, found, out)
-    raise typer.Exit(1 if bool(found.flagged.any()) else 0)
+    drift = guard.drift(found.scores)
+    alarm = bool(found.flagged.any()) and drift.flagged_p_value <= alpha
+    _show(guard, names, found, out, drift, alarm)
+    raise typer.Exit(1 if alarm else 0)
 
 
 @guard_app.command("serve")
@@ -282,10 +293,12 @@ def _harmless(text: str) -> str:
     return "'" + text if text[:1] in "=+-@\t\r" and text else text
 
 
-def _show(guard: Guard, names: list[str], found: Answers, out: Path | None) -> None:
+def _show(
+    guard: Guard, names: list[str], found: Answers, out: Path | None, drift: Drift, alarm: bool
+) -> None:
     from rich.table import Table
 
-    from backsweep.render.view import clean
+    from backsweep.render.view import clean, probability
 
     count, flagged = len(found.scores), int(found.flagged.sum())
     table = Table("inputs", "flagged", "share", "expected of clean inputs", "threshold")
@@ -300,6 +313,10 @@ def _show(guard: Guard, names: list[str], found: Answers, out: Path | None) -> N
         screen.print(line, markup=False, soft_wrap=True)
     if flagged > len(worst):
         screen.print(f"  and {flagged - len(worst)} more")
-    screen.print(f"drift: {guard.drift(found.scores).message}", markup=False, soft_wrap=True)
+    screen.print(f"drift: {drift.message}", markup=False, soft_wrap=True)
     if out is not None:
         screen.print(f"scores: {out}", markup=False, soft_wrap=True)
+    said = "more than clean inputs explain" if alarm else "no more than clean inputs explain"
+    chance = f" (as many or more with probability {probability(drift.flagged_p_value)})" if flagged else ""
+    line = f"{flagged} of {count} flagged, {said}{chance}; exit status {int(alarm)}"
+    screen.print(line, markup=False, soft_wrap=True, style="bold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,3 +48,26 @@ def counted(stage: str, total: int, resumed: int, on_event: OnEvent | None) -> C
 
     tell()
     return tell
+
+
+class Stage:
+    """Progress of one thing after another, each as a share of the whole."""
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self._on_event, self._name, self._begin = on_event, "", 0.0
+
+    def named(self, name: str) -> Callable[[float], None]:
+        """Begin with something; what is returned is told now and then which share of it is done."""
+        self._name, self._begin = name, time.monotonic()
+        self.tell(0.0)
+        return self.tell
+
+    def tell(self, share: float) -> None:
+        """So much is done of what was begun last."""
+        if self._on_event is not None:
+            done = share if math.isfinite(share) else 0.0
+            self._on_event(Event(self._name, done, 1, 0, time.monotonic() - self._begin))
+
+    def done(self) -> None:
+        """All of it."""
+        self.tell(1.0)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image as Pictures
 from torch import Tensor, nn
 
@@ -337,6 +338,10 @@ class Modality:
     def pack(self, x: Tensor) -> Tensor:
         """Inputs as reports keep them in a file."""
         return x.detach().cpu().contiguous()
+
+    def arrays(self, x: Tensor) -> dict[str, NDArray[Any]] | None:
+        """What an .npz file that these inputs are read from holds beside labels; None: there is none."""
+        return None
 
     def unpack(self, x: Tensor) -> Tensor:
         """The inputs that `pack` made small, as far as it kept them."""

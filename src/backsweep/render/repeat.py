@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backsweep.inputs.samples import COME_ALONG
@@ -10,27 +11,16 @@ from backsweep.render.view import clean
 from backsweep.reports.report import Report
 
 
-def command(report: Report) -> str:
-    """Command line that repeats the scan, quoted for a shell."""
-    words = ["backsweep", "scan", _path(report.model, "MODEL")]
+def command(report: Report, verb: str = "scan", model: Sequence[str] = ()) -> str:
+    """Command line that repeats a scan or an audit, quoted for a shell.
+
+    Args:
+        model: what stands in the place of the model and of how it is read.
+    """
+    words = ["backsweep", verb, *(model or [arrived(report.model, "MODEL")])]
     if not str(report.data.get("source")).endswith(COME_ALONG):
-        words += ["--data", _path(report.data, "DATA")]
-    if report.model.get("base"):
-        words += ["--base", str(report.model["base"])]
-    if report.model.get("arch"):
-        words += ["--arch", str(report.model["arch"])]
-    if report.model.get("layer"):
-        words += ["--layer", str(report.model["layer"])]
-    if report.model.get("arch") and report.model.get("shape"):
-        words += ["--shape", ",".join(str(v) for v in report.model["shape"])]
-    for key, option in (("weights", "--weights"), ("input_layout", "--layout")):
-        if report.model.get(key):
-            words += [option, str(report.model[key])]
-    if report.model.get("pixel_range"):
-        words += ["--input-range", f"0-{report.model['pixel_range']:g}"]
-    for key in ("mean", "std"):
-        if report.model.get(key):
-            words += [f"--{key}", ",".join(str(v) for v in report.model[key])]
+        words += ["--data", arrived(report.data, "DATA")]
+    words += [] if model else read_as(report.model)
     if report.settings.get("reference"):
         words += ["--reference", "REFERENCE"]
     for name, settings in report.settings.get("detectors", {}).items():
@@ -44,7 +34,26 @@ def command(report: Report) -> str:
     return clean(shlex.join(words), 4000)
 
 
-def _path(facts: dict[str, Any], otherwise: str) -> str:
+def read_as(model: Mapping[str, Any]) -> list[str]:
+    """Options that say how a model is read, from what a report says of it."""
+    words = []
+    for key in ("base", "arch", "layer"):
+        if model.get(key):
+            words += [f"--{key}", str(model[key])]
+    if model.get("arch") and model.get("shape"):
+        words += ["--shape", ",".join(str(v) for v in model["shape"])]
+    for key, option in (("weights", "--weights"), ("input_layout", "--layout")):
+        if model.get(key):
+            words += [option, str(model[key])]
+    if model.get("pixel_range"):
+        words += ["--input-range", f"0-{model['pixel_range']:g}"]
+    for key in ("mean", "std"):
+        if model.get(key):
+            words += [f"--{key}", ",".join(str(v) for v in model[key])]
+    return words
+
+
+def arrived(facts: Mapping[str, Any], otherwise: str) -> str:
     """Where a model or data came from, if that is a path; what was in memory has only a name."""
     source = str(facts.get("source") or "")
     return source if facts.get("is_path") or any(c in source for c in "/\\") else otherwise

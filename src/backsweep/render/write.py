@@ -21,16 +21,16 @@ def write(record: object, folder: Path) -> None:
 
 @write.register
 def _(record: Report, folder: Path) -> None:
-    write_text(folder / "report.html", scan.html(record))
+    write_text(folder / "report.html", scan.html(record, folder=folder))
     write_json(folder / "report.sarif", sarif(record))
 
 
 @write.register
 def _(record: Audit, folder: Path) -> None:
-    write_text(folder / "report.html", audit.html(record))
+    write_text(folder / "report.html", audit.html(record, folder))
     write_json(folder / "report.sarif", sarif(record))
 
 
 @write.register
 def _(record: Repaired, folder: Path) -> None:
-    write_text(folder / "repair.html", repair.html(record))
+    write_text(folder / "repair.html", repair.html(record, folder))

@@ -66,7 +66,8 @@ def repair(
         data: clean samples with true labels. A fifth of them is held out.
         report: of the scan, or its folder; None: nothing is known, every class is suspected a little.
         method: a repair, or several in the order of preference: the first that applies is made. None
-            takes the default one.
+            takes the default one, where the scan found something; a network in which it found nothing is
+            changed only by a repair that is named.
         seed: of everything that is drawn.
         device: where to compute; None takes a GPU when there is one.
         verify: whether to make the checks; without them the repair is not verified.
@@ -95,6 +96,8 @@ def repair(
             "the report is of this file read in another way; give the same weights= (--weights), "
             "pixel_range= (--input-range) and layout= (--layout) as in the scan"
         )
+    if method is None and report is not None and (reason := nothing_found(report)):
+        raise BadInput(f"{reason}; name a method to repair it all the same (--method)")
     again = detectors_of(report) if verify else []
     work = model.copy(pick_device(device))
     if doubt := doubtful_accuracy(work.accuracy(data.x, data.y), data, model):
@@ -128,6 +131,14 @@ def repair(
     if folder is not None:
         result.write(folder)
     return result
+
+
+def nothing_found(report: Report) -> str:
+    """Why there is nothing to repair, "" where the scan found a backdoor."""
+    if any(f.level == ERROR for f in report.findings):
+        return ""
+    found = "could not tell" if report.verdict != CLEAN else "found no backdoor"
+    return f"the scan {found}, so there is nothing to take out: the model stays as it is"
 
 
 def detectors_of(report: Report | None) -> list[ModelDetector]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TENSORS = "audit.safetensors"
+FRESH, KEPT = "kept.safetensors", "kept.npz"  # a network that learned from the kept samples, those samples
+SCAN = "scan"  # folder of that network's scan
 MAP_ROWS = 1500  # samples of a class that the map of the page shows
 
 
@@ -69,12 +71,15 @@ class Audit(Report):
         labels: the labels (N,) of the samples.
         pictures: what the page draws of classes, the suspicious ones first.
         retrained: the check that `verify` asks for.
+        rescan: the scan of the network that learned from the kept samples: verdict, p_value, targets, and
+            where its page, the network and the samples lie in the folder of the audit.
     """
 
     scores: dict[str, Tensor] = field(default_factory=dict)
     labels: Any = None
     pictures: list[Examples] = field(default_factory=list)
     retrained: Retrained | None = None
+    rescan: dict[str, Any] | None = None
 
     __repr__ = Report.__repr__
 
@@ -110,6 +115,7 @@ class Audit(Report):
                 "flagged": len(flagged), "kept": len(self.labels) - len(flagged),
                 "flagged_by_class": {str(k): v for k, v in counts.items()},
                 "retrained": vars(self.retrained) if self.retrained else None,
+                **({"scan": self.rescan} if self.rescan else {}),
             },
         }  # fmt: skip
 
@@ -184,10 +190,10 @@ class Audit(Report):
             again = raw["retrained"]
             audit = Audit(
                 **vars(plain), scores=scores, labels=labels, pictures=pictures,
-                retrained=Retrained(**again) if again else None,
+                retrained=Retrained(**again) if again else None, rescan=raw.get("scan"),
             )  # fmt: skip
             own = audit.to_json()["audit"]
-            if other := [k for k in own if own[k] != raw[k]]:
+            if other := [k for k in own if own[k] != raw.get(k)]:
                 raise ValueError(f"audit.{other[0]} is not what follows from its scores")
             return audit
         except OSError as e:

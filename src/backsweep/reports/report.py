@@ -134,10 +134,16 @@ class Report:
 
     @property
     def p_value(self) -> float | None:
-        """Smallest p-value of the findings, corrected for the number of detectors (Bonferroni)."""
-        values = [f.p_value for f in self.findings if f.p_value is not None]
+        """Smallest p-value of the findings, corrected for the number of detectors (Bonferroni).
+
+        Detectors that were calibrated together, `details["together"]` of them, count as one of that weight.
+        """
         ran = len({e.detector for e in self.evidence})
-        return min(1.0, ran * min(values)) if values else None
+        values = [
+            f.p_value * ran / float(f.details.get("together") or 1)
+            for f in self.findings if f.p_value is not None
+        ]  # fmt: skip
+        return min(1.0, *values) if values else None
 
     @property
     def targets(self) -> tuple[int, ...]:

@@ -27,7 +27,15 @@ FOLDER = Path(__file__).parent / "nulls"
 UNCALIBRATED = "within the model, not calibrated on clean networks of this kind"
 
 
-ANY = "*"  # layout of a table for networks of every kind
+class Standard(Protocol):
+    """What a score is ranked among."""
+
+    @property
+    def words(self) -> str: ...
+
+    def p_value(self, score: float | None) -> float: ...
+
+    def critical(self, alpha: float) -> float | None: ...
 
 
 class Judging(Protocol):
@@ -47,8 +55,7 @@ class Null:
 
     Attributes:
         detector, settings: what scored them.
-        layout: digest of the shapes of their weights (`Model.layout`), or `ANY`: for a score that does not
-            hang on the kind of network; then shape and classes do not count.
+        layout: digest of the shapes of their weights (`Model.layout`).
         shape, classes: of their inputs and outputs.
         scores: the largest score of each network, ascending.
         made: how: networks, recipe, versions.
@@ -68,9 +75,8 @@ class Null:
         Args:
             model: how a report describes it.
         """
-        alike = self.layout == ANY or all(
-            list_of(model.get(k)) == list_of(getattr(self, k)) for k in ("layout", "shape", "classes")
-        )
+        keys = ("layout", "shape", "classes")
+        alike = all(list_of(model.get(k)) == list_of(getattr(self, k)) for k in keys)
         return alike and self.detector == detector.name and self._settings(detector) == detector.settings()
 
     def _settings(self, detector: Judging) -> dict[str, Any]:
@@ -109,7 +115,11 @@ def tables() -> tuple[Null, ...]:
 
 
 def judge(
-    detector: Judging, evidence: Sequence[Evidence], model: Mapping[str, Any], alpha: float
+    detector: Judging,
+    evidence: Sequence[Evidence],
+    model: Mapping[str, Any],
+    alpha: float,
+    null: Standard | None = None,
 ) -> list[Finding]:
     """The detector's findings, with p-values from a fitting table where there is one.
 
@@ -118,10 +128,10 @@ def judge(
     Args:
         model: how a report describes it: layout, shape, classes.
         alpha: false-alarm rate.
+        null: what scores are ranked among; None: the table that fits.
     """
     classes = int(model["classes"])
-    fitting = [n for n in tables() if n.fits(detector, model)]
-    null = min(fitting, key=lambda n: n.layout == ANY, default=None)  # of this kind before those of any
+    null = null or next((n for n in tables() if n.fits(detector, model)), None)
     every = detector.judge(evidence, classes, 1 - 1e-12) if null is not None else []
     every = [f for f in every if f.p_value is not None]
     if null is None or not every:
@@ -166,21 +176,11 @@ def _told(finding: Finding, null: str) -> Finding:
     return replace(finding, details={**finding.details, "null": null})
 
 
-def make(lines: Sequence[Mapping[str, Any]], pooled: bool = False) -> list[dict[str, Any]]:
-    """Tables from lines of the bench on clean networks, one for every detector, setting and kind.
-
-    Args:
-        lines: of the bench.
-        pooled: one table for networks of every kind instead.
-    """
-    if pooled:
-        everything = {"layout": ANY, "shape": [], "classes": 0}
-        kinds = " and ".join(sorted({str(line["task"]) for line in lines if line.get("attack") is None}))
-        lines = [{**line, **everything, "task": kinds, "arch": None} for line in lines]
+def make(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tables from lines of the bench on clean networks, one for every detector, setting and kind."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         if line.get("attack") is None and line.get("score") is not None:
-            line = {**line, "detector": line.get("detector") or line.get("audit")}
             key = [line["detector"], line["settings"], line["layout"], line["shape"], line["classes"]]
             groups.setdefault(json.dumps(key, sort_keys=True), []).append(line)
     found = []

@@ -243,12 +243,16 @@ def saved_elsewhere(read: bool = True) -> Iterator[None]:
 
 
 def judged(
-    report: Report, method: calibration.Judging, evidence: Sequence[Evidence], alpha: float
+    report: Report,
+    method: calibration.Judging,
+    evidence: Sequence[Evidence],
+    alpha: float,
+    null: calibration.Standard | None = None,
 ) -> list[Finding]:
     """What one detector finds. Where one from outside fails, that is an error in the report."""
     own = isinstance(method, Method) and is_own(method)
     try:
-        findings = calibration.judge(method, evidence, report.model, alpha)
+        findings = calibration.judge(method, evidence, report.model, alpha, null)
         return findings if own else checked_findings(method.name, findings)
     except Exception as e:
         if own:

@@ -16,17 +16,21 @@ import torch
 from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
-from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC, runners_up, variety
+from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC, runners_up
+from backsweep.auditing.untangling import (
+    principal,
+    scatter,
+    suspected,
+    untangled,
+    whitened,
+    within_groups,
+)
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
 
 LEAST_CLEAN = 50  # clean samples
 FOR_EACH = 8  # clean samples for a dimension
-RIDGE = 1e-3  # of the mean variance, added to every direction of S_e
-DIRECTIONS = 6  # principal directions of a class from which splits start
-TAILS = ((1, 0.5), (1, 0.95), (-1, 0.95))  # halves and both ends of each
 SHARPNESS = 2.5  # power of the separation, so that its logarithm spreads by about 0.5 among clean classes
-ALIKE = 0.35  # groups with a larger share do not differ by size
 BATCH = 512
 
 
@@ -88,21 +92,12 @@ class ContaminationAnalyzer(SetDetector):
             known = (_features(given.model, given.clean.x) - mean).double() @ axes
             _, s_e = decomposed(known, given.clean.y, self.iterations, self.tolerance)
         else:
-            s_e = scatter(r, given.data.y)
-            groups = given.data.y * 2
-            for label in labels:
-                rows = given.of(label)
-                groups[rows] += self._untangled(whitened(r[rows], s_e)).upper.long()
-            s_e = scatter(r, groups)
+            s_e = within_groups(r, given.data.y, labels, self.iterations, self.tolerance)
         found = []
         for i, label in enumerate(labels):
             rows = given.of(label)
-            best = self._untangled(whitened(r[rows], s_e))
-            position, upper = best.position, best.upper
-            second = runners_up(given.logits[rows], label)
-            small, by_size = float(upper.double().mean()) <= 0.5, min(best.share, 1 - best.share) < ALIKE
-            if not small if by_size else variety(second[upper]) < variety(second[~upper]):
-                position, upper = -position, ~upper
+            best = untangled(whitened(r[rows], s_e), self.clean, self.iterations, self.tolerance)
+            position, upper = suspected(best, runners_up(given.logits[rows], label))
             scores[rows] = position.float()
             clear = best.separation**SHARPNESS
             found.append(class_evidence(
@@ -127,48 +122,6 @@ class ContaminationAnalyzer(SetDetector):
         found = [(evidence[i].target, float(index[i])) for i in flagged or order[:1]]
         return [Finding(self.code, self.name, level, text, t, None, v, self.threshold) for t, v in found]
 
-    def _untangled(self, z: Tensor) -> Untangled:
-        """The best split of whitened rows z (n, d); of the likeliest, or of the clearest if S_e is not known.
-
-        With one S_e for both groups the likelier mean of a sample is the nearer one of z, and the border a
-        plane across the line between the means. S_e from a contaminated set is too large along that line,
-        which J feels and the separation does not.
-        """
-        tries = [self._climbed(z, upper) for upper in starts(z)]
-        return max(tries, key=lambda t: t.ratio if self.clean else t.separation)
-
-    def _climbed(self, z: Tensor, upper: Tensor) -> Untangled:
-        """Assign the samples to the nearer mean until that changes nothing."""
-        for _ in range(self.iterations):
-            if not 1 <= int(upper.sum()) < len(z):
-                break
-            mu_1, mu_2 = z[upper].mean(0), z[~upper].mean(0)
-            v = mu_1 - mu_2
-            position = 2 * (z @ v - (mu_1 + mu_2) @ v / 2) / (v @ v).clamp_min(1e-12)  # mu_1 at 1, mu_2 at -1
-            before, upper = upper, position > 0
-            if float((before != upper).double().mean()) <= self.tolerance:
-                break
-        p = float(upper.double().mean())
-        if not 0 < p < 1:
-            return Untangled(torch.full_like(z[:, 0], -1.0), upper, 0.0, LEAST_STATISTIC, p, 0.0)
-        mu_1, mu_2 = z[upper].mean(0), z[~upper].mean(0)
-        within = torch.where(upper, (z - mu_1).square().sum(1), (z - mu_2).square().sum(1))
-        j = float(((z - z.mean(0)).square().sum(1) - within).mean())
-        return Untangled(position, upper, j, _separation(position, p), p, float((mu_1 - mu_2).norm()))
-
-
-@dataclass(frozen=True, eq=False)
-class Untangled:
-    """Two groups of a class: position along the line of their means (at -1 and 1), who is in the upper one,
-    the likelihood ratio J per sample, how clearly they are two, the upper share, the Mahalanobis distance."""
-
-    position: Tensor
-    upper: Tensor
-    ratio: float
-    separation: float
-    share: float
-    distance: float
-
 
 def decomposed(r: Tensor, y: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
     """S_mu and S_e of r = mu_c + e, mu_c ~ N(0, S_mu), e ~ N(0, S_e), by EM on rows (N, d) of classes y.
@@ -192,46 +145,6 @@ def decomposed(r: Tensor, y: Tensor, iterations: int, tolerance: float) -> tuple
         if float((torch.cat((s_mu, s_e)) - before).norm() / before.norm().clamp_min(1e-30)) <= tolerance:
             break
     return s_mu, s_e
-
-
-def scatter(r: Tensor, groups: Tensor) -> Tensor:
-    """Covariance (d, d) of rows about the mean of their group."""
-    groups = groups.unique(return_inverse=True)[1]
-    sums = torch.zeros(int(groups.max()) + 1, r.shape[1]).to(r).index_add_(0, groups, r)
-    e = r - (sums / groups.bincount()[:, None])[groups]
-    return e.T @ e / len(r)
-
-
-def principal(features: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and the first principal axes (D, d) of features, those without variance left out."""
-    mean = features.mean(0)
-    centred = features - mean
-    variance, axes = torch.linalg.eigh((centred.T @ centred).double() / len(features))
-    spread = variance > max(1e-7 * float(variance[-1]), 1e-15)
-    return mean, axes[:, spread][:, -most:]
-
-
-def whitened(r: Tensor, s_e: Tensor) -> Tensor:
-    """Centred rows in which S_e is the identity, so that distances are Mahalanobis distances."""
-    ridge = RIDGE * s_e.diagonal().mean().clamp_min(1e-12) * torch.eye(len(s_e)).to(s_e)
-    factor = torch.linalg.cholesky(s_e + ridge)
-    return torch.linalg.solve_triangular(factor, (r - r.mean(0)).T, upper=False).T
-
-
-def starts(z: Tensor) -> list[Tensor]:
-    """First guesses (n,): halves and tails of the principal directions of centred rows."""
-    along = z @ torch.linalg.eigh(z.T @ z)[1][:, -DIRECTIONS:]
-    return [side * v > (side * v).quantile(q) for v in along.T for side, q in TAILS]
-
-
-def _separation(position: Tensor, p: float) -> float:
-    """What two normal components gain over one on that line: T / W exp(-2 H(p)); about 1 if they are one."""
-    upper = position > 0
-    low, high = position[~upper], position[upper]
-    if not len(low) or not len(high):
-        return LEAST_STATISTIC
-    within = (1 - p) * float(low.var(correction=0)) + p * float(high.var(correction=0))
-    return float(position.var(correction=0)) / max(within, 1e-12) * (p**p * (1 - p) ** (1 - p)) ** 2
 
 
 @torch.no_grad()

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image as Pictures
 from torch import Tensor
 
@@ -148,6 +149,10 @@ class Image(Modality):
     def pack(self, x: Tensor) -> Tensor:
         """In 8 bits."""
         return (255 * x.detach().cpu()).round().to(torch.uint8).contiguous()
+
+    def arrays(self, x: Tensor) -> dict[str, NDArray[Any]] | None:
+        """Bytes, channels last."""
+        return {"x": self.pack(x).permute(0, 2, 3, 1).contiguous().numpy()}
 
     def unpack(self, x: Tensor) -> Tensor:
         return x.float() / 255

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from backsweep.auditing.audit import KINDS
 from backsweep.core.provenance import known
 from backsweep.render import repeat, view
+from backsweep.render.handoff import scanned, steps, training
 from backsweep.render.pages.audit_map import Counts, Histogram, Map, Tile, histogram, scatter, tiles, usable
 from backsweep.render.pages.card import Bar, Bars, Fact, isolated
 from backsweep.render.pages.page import template
@@ -31,17 +33,21 @@ MOST_OPEN_ROWS = 12
 ODD = 0.5  # a class of which more than this share is flagged is worth a second look
 
 
-def html(report: Audit) -> str:
+def html(report: Audit, folder: str | Path | None = None) -> str:
     """The page.
 
     Everything a user or a stranger wrote is cleaned and escaped; the page forbids itself scripts and
     any connection (Content-Security-Policy).
+
+    Args:
+        folder: where it is saved, for the commands to go on with.
     """
     name, counts = isolated(report), Counts(report)
     shown = [_card(report, p, counts, name) for p in report.pictures if usable(p, counts.samples)]
     drawn = {p.label for p in report.pictures if usable(p, counts.samples)}
     return template("audit.html.j2").render(
         verdict=verdict(report, name),
+        steps=steps(report, folder),
         tone=report.verdict,
         facts=_facts(report, counts),
         heading=_heading(report, found(report)),
@@ -97,10 +103,6 @@ def _poison(report: Audit, name: view.Name) -> view.Verdict:
         "many of them is a trigger; what is only hard to read is not.",
         "flagged.csv lists the flagged samples with their scores, kept.csv the rows of the cleaned set.",
     ]
-    if report.retrained is None:
-        what_next.append(
-            "Run backsweep audit ... --verify: it trains a fresh network on the kept samples and measures it."
-        )
     what_next.append("Do not use the network that was trained on this set; train it again on what is kept.")
     return view.Verdict("Poison found", headline, why, what_next)
 
@@ -210,7 +212,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _command(report: Audit) -> str:
-    command = repeat.command(report).replace("backsweep scan", "backsweep audit", 1)
+    command = repeat.command(report, "audit", training(report))
     return command + " --clean CLEAN" * bool(report.data.get("clean"))
 
 
@@ -377,15 +379,12 @@ def _retrained(report: Audit, again: Retrained) -> tuple[Bars, str]:
     if not given.get("clean"):
         note += " The audited network was trained on these as well, which is to its favour."
     rows = [
-        Bar(term, view.figure("accuracy", value), round(100 * min(max(value, 0.0), 1.0), 1), hot)
+        Bar(term, view.figure("accuracy", value), round(100 * min(max(value or 0.0, 0.0), 1.0), 1), hot)
         for term, value, hot in (
             ("the audited network", again.accuracy_before, False),
             (f"a fresh one, trained on {view.counted(again.samples, 'kept sample')}",
              again.accuracy_after, True),
         )
     ]  # fmt: skip
-    said = (
-        "This is what it costs to leave the flagged samples out. It does not say that no poison is left: "
-        "scan the fresh network."
-    )
+    said = "This is what it costs to leave the flagged samples out. " + scanned(report)
     return Bars("Accuracy", note, rows), said

@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +16,7 @@ from PIL import Image
 from backsweep.core.provenance import known
 from backsweep.inputs.modality import modality_of
 from backsweep.render import view
+from backsweep.render.handoff import steps
 from backsweep.render.pages.card import Fact, Picture, isolated, picture, shown, thumbnail
 from backsweep.render.pages.page import template
 from backsweep.render.pages.repair_words import (
@@ -46,7 +47,7 @@ MEANT = {  # what the figures are, in the words of the table's foot
 }
 
 
-def html(repaired: Repaired) -> str:
+def html(repaired: Repaired, folder: str | Path | None = None) -> str:
     """The page.
 
     Nothing is computed with a network here: the pictures need `Repaired.answers`. Of `Repaired.about` it
@@ -59,6 +60,7 @@ def html(repaired: Repaired) -> str:
     return template("repair.html.j2").render(
         noun=modality_of(about(repaired, "model")).noun,
         words=words,
+        steps=steps(repaired, folder, about(repaired, "repaired").get("source")),
         title=f"{words.word} – Backsweep repair",  # noqa: RUF001
         tone=tone(repaired),
         rows=compared(repaired),

@@ -6,9 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from backsweep.render import repeat, standing, talks, view
+from backsweep.render.handoff import steps
 from backsweep.render.pages.card import Fact, Picture, cards, isolated, shown, thumbnail
 from backsweep.render.pages.chart import chart
 from backsweep.render.pages.page import template
@@ -17,7 +19,7 @@ from backsweep.reports.report import Report
 MOST_THUMBNAILS, MOST_OPEN_ROWS = 64, 12
 
 
-def html(report: Report, links: Sequence[tuple[str, str]] = ()) -> str:
+def html(report: Report, links: Sequence[tuple[str, str]] = (), folder: str | Path | None = None) -> str:
     """The page.
 
     Everything a user or a stranger wrote is cleaned and escaped; the page forbids itself scripts and
@@ -26,6 +28,7 @@ def html(report: Report, links: Sequence[tuple[str, str]] = ()) -> str:
     Args:
         report: what was found.
         links: addresses and their names, shown at the top.
+        folder: where it is saved, for the commands to go on with.
     """
     groups = standing.groups(report)
     heading, closely = cards(report, groups)
@@ -35,6 +38,7 @@ def html(report: Report, links: Sequence[tuple[str, str]] = ()) -> str:
         found=view.modality(report).found,
         links=links,
         verdict=view.verdict(report, name),
+        steps=steps(report, folder),
         tone=report.verdict,
         pair=pair(report, name),
         facts=_facts(report),

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from backsweep.render import view
+from backsweep.render.handoff import scanned, steps
 from backsweep.render.pages.audit import verdict
 from backsweep.render.pages.audit_map import Counts
-from backsweep.render.terminal.scan import ASCII, COLOURS, NARROW, Say
+from backsweep.render.terminal.scan import ASCII, COLOURS, NARROW, Say, show_steps
 from backsweep.reports.audit import Audit
 from backsweep.reports.report import ERROR, INCONCLUSIVE, worst_first
 
@@ -45,7 +46,7 @@ def show(report: Audit, console: Console, folder: str | Path | None = None) -> N
     if any(f.level == ERROR for f in report.findings):
         console.print(_classes(report, counts, say, console.width < NARROW))
     if report.retrained is not None:
-        console.print(say(_retrained(report), ""))
+        console.print(say(_retrained(report, folder or ""), ""))
     panel_has = report.errors if report.verdict == INCONCLUSIVE else []
     if report.verdict == INCONCLUSIVE and not report.errors and not report.findings:
         panel_has = report.skipped
@@ -56,6 +57,7 @@ def show(report: Audit, console: Console, folder: str | Path | None = None) -> N
         console.print(say("Look at the flagged samples in the report before you delete any.", ""))
     elif words.what_next:
         console.print(say(words.what_next[0], ""))
+    show_steps(steps(report, folder), console, say)
     if folder is not None:
         for what, file in FILES if counts.flagged else FILES[:1]:
             console.print(say(f"{what}: {view.clean(Path(folder) / file, 400)}", ""), soft_wrap=True)
@@ -96,12 +98,12 @@ def _classes(report: Audit, counts: Counts, say: Say, narrow: bool) -> Table:
     return table
 
 
-def _retrained(report: Audit) -> str:
+def _retrained(report: Audit, folder: str | Path) -> str:
     again = report.retrained
     if again is None:
         return ""
     before, after = (view.figure("accuracy", a) for a in (again.accuracy_before, again.accuracy_after))
     return (
         f"Without the flagged samples a fresh network is right on {after} of "
-        f"{view.clean(again.measured_on, 120)}, the audited one on {before}."
+        f"{view.clean(again.measured_on, 120)}, the audited one on {before}. {scanned(report, folder)}"
     )

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from backsweep.render import view
+from backsweep.render.handoff import steps
 from backsweep.render.pages import repair_words
-from backsweep.render.terminal.scan import ASCII, COLOURS, NARROW, Say
+from backsweep.render.terminal.scan import ASCII, COLOURS, NARROW, Say, show_steps
 from backsweep.reports.repair import Repaired
 from backsweep.reports.report import Report
 
@@ -59,6 +60,8 @@ def show_repair(
         console.print(
             Text(), say("What to do next", "bold"), *(say(f"- {n}", "") for n in words.what_next), sep="\n"
         )
+    if folder is not None and out is not None:
+        show_steps(steps(repaired, folder, out), console, say)
     files = [("Repaired network", out)] if out is not None else []
     files += [("Page", Path(folder) / "repair.html")] if folder is not None else []
     if files:

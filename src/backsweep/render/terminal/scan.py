@@ -23,6 +23,7 @@ from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
 from backsweep.inputs.trigger import Trigger
 from backsweep.render import standing, talks, view
+from backsweep.render.handoff import Step, steps
 from backsweep.reports.report import BACKDOORED, CLEAN, ERROR, NOTE, Evidence, Finding, Note, Report
 
 COLOURS = {BACKDOORED: "red", CLEAN: "green"}
@@ -84,9 +85,17 @@ def show(report: Report, console: Console, folder: str | Path | None = None) -> 
         console.print(
             Text(), say("What to do next", "bold"), *(say(f"- {n}", "") for n in verdict.what_next), sep="\n"
         )
+    show_steps(steps(report, folder), console, say)
     if folder is not None:
         path = view.clean(Path(folder) / "report.html", 400)
         console.print(Text(), say(f"Report: {path}", ""), soft_wrap=True, sep="\n")
+
+
+def show_steps(found: Sequence[Step], console: Console, say: Say) -> None:
+    """The commands to go on with, each on a line of its own that can be copied."""
+    for step in found:
+        console.print(Text(), say(f"To {step.what}:", ""), sep="\n")
+        console.print(say(f"  {step.command}", ""), soft_wrap=True)
 
 
 def pictures(

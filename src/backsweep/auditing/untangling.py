@@ -1,0 +1,119 @@
+"""Two groups of a class by their means in the representation, given how classes scatter about theirs.
+
+The step that SCAn (Tang et al., USENIX Security 2021) shares with what is built on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backsweep.auditing.mixture import LEAST_STATISTIC, separation, variety
+
+RIDGE = 1e-3  # of the mean variance, added to every direction of S_e
+DIRECTIONS = 6  # principal directions of a class from which splits start
+TAILS = ((1, 0.5), (1, 0.95), (-1, 0.95))  # halves and both ends of each
+ALIKE = 0.35  # groups with a larger share do not differ by size
+
+
+@dataclass(frozen=True, eq=False)
+class Untangled:
+    """Two groups of a class: position along the line of their means (at -1 and 1), who is in the upper one,
+    the likelihood ratio J per sample, how clearly they are two, the upper share, the Mahalanobis distance."""
+
+    position: Tensor
+    upper: Tensor
+    ratio: float
+    separation: float
+    share: float
+    distance: float
+
+
+def untangled(z: Tensor, known: bool, iterations: int = 100, tolerance: float = 1e-5) -> Untangled:
+    """The best split of whitened rows z (n, d); of the likeliest, or of the clearest if S_e is not known.
+
+    With one S_e for both groups the likelier mean of a sample is the nearer one of z, and the border a
+    plane across the line between the means. S_e from a contaminated set is too large along that line,
+    which J feels and the separation does not.
+    """
+    tries = [_climbed(z, upper, iterations, tolerance) for upper in starts(z)]
+    return max(tries, key=lambda t: t.ratio if known else t.separation)
+
+
+def _climbed(z: Tensor, upper: Tensor, iterations: int, tolerance: float) -> Untangled:
+    """Assign the samples to the nearer mean until that changes nothing."""
+    for _ in range(iterations):
+        if not 1 <= int(upper.sum()) < len(z):
+            break
+        mu_1, mu_2 = z[upper].mean(0), z[~upper].mean(0)
+        v = mu_1 - mu_2
+        position = 2 * (z @ v - (mu_1 + mu_2) @ v / 2) / (v @ v).clamp_min(1e-12)  # mu_1 at 1, mu_2 at -1
+        before, upper = upper, position > 0
+        if float((before != upper).double().mean()) <= tolerance:
+            break
+    p = float(upper.double().mean())
+    if not 0 < p < 1:
+        return Untangled(torch.full_like(z[:, 0], -1.0), upper, 0.0, LEAST_STATISTIC, p, 0.0)
+    mu_1, mu_2 = z[upper].mean(0), z[~upper].mean(0)
+    within = torch.where(upper, (z - mu_1).square().sum(1), (z - mu_2).square().sum(1))
+    j = float(((z - z.mean(0)).square().sum(1) - within).mean())
+    return Untangled(position, upper, j, separation(position), p, float((mu_1 - mu_2).norm()))
+
+
+def suspected(best: Untangled, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The line (n,) and the groups (n,) of a split, turned so that the suspected group is the upper one.
+
+    That is the smaller one; of two of about one size the one whose runners-up are of more classes.
+
+    Args:
+        second: the likeliest class of each sample beside its label.
+    """
+    upper = best.upper
+    small, by_size = float(upper.double().mean()) <= 0.5, min(best.share, 1 - best.share) < ALIKE
+    if not small if by_size else variety(second[upper]) < variety(second[~upper]):
+        return -best.position, ~upper
+    return best.position, upper
+
+
+def within_groups(
+    r: Tensor, y: Tensor, labels: Sequence[int], iterations: int = 100, tolerance: float = 1e-5
+) -> Tensor:
+    """S_e (d, d) from a set of which nothing is known: the scatter within the groups of a first split."""
+    s_e, groups = scatter(r, y), y * 2
+    for label in labels:
+        rows = torch.nonzero(y == label).flatten()
+        groups[rows] += untangled(whitened(r[rows], s_e), False, iterations, tolerance).upper.long()
+    return scatter(r, groups)
+
+
+def scatter(r: Tensor, groups: Tensor) -> Tensor:
+    """Covariance (d, d) of rows about the mean of their group."""
+    groups = groups.unique(return_inverse=True)[1]
+    sums = torch.zeros(int(groups.max()) + 1, r.shape[1]).to(r).index_add_(0, groups, r)
+    e = r - (sums / groups.bincount()[:, None])[groups]
+    return e.T @ e / len(r)
+
+
+def principal(features: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and the first principal axes (D, d) of features, those without variance left out."""
+    mean = features.mean(0)
+    centred = features - mean
+    variance, axes = torch.linalg.eigh((centred.T @ centred).double() / len(features))
+    spread = variance > max(1e-7 * float(variance[-1]), 1e-15)
+    return mean, axes[:, spread][:, -most:]
+
+
+def whitened(r: Tensor, s_e: Tensor) -> Tensor:
+    """Centred rows in which S_e is the identity, so that distances are Mahalanobis distances."""
+    ridge = RIDGE * s_e.diagonal().mean().clamp_min(1e-12) * torch.eye(len(s_e)).to(s_e)
+    factor = torch.linalg.cholesky(s_e + ridge)
+    return torch.linalg.solve_triangular(factor, (r - r.mean(0)).T, upper=False).T
+
+
+def starts(z: Tensor) -> list[Tensor]:
+    """First guesses (n,): halves and tails of the principal directions of centred rows."""
+    along = z @ torch.linalg.eigh(z.T @ z)[1][:, -DIRECTIONS:]
+    return [side * v > (side * v).quantile(q) for v in along.T for side, q in TAILS]
