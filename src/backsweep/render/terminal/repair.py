@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -16,7 +17,7 @@ from backsweep.render.terminal.scan import ASCII, COLOURS, NARROW, Say
 from backsweep.reports.repair import Repaired
 from backsweep.reports.report import Report
 
-MOST_ROWS = 8
+MOST_ROWS, MOST_TALKS = 8, 2
 LOOKS = {True: ("✓", "green"), False: ("✗", "bold red"), None: ("?", "yellow")}
 
 
@@ -51,6 +52,11 @@ def show_repair(
     if repaired.effects:
         console.print(Text(), say("The recovered triggers", "bold"), sep="\n")
         console.print(_triggers(repaired, name, say, console.width < NARROW))
+    for talk in repaired.talks[:MOST_TALKS]:
+        told = [view.clean(text, 200) or "(nothing)" for text in astuple(talk)]
+        console.print(Text(), say(f"Prompt {told[0]}", "bold"), sep="\n")
+        for who, plain, triggered in (("suspect", *told[1:3]), ("repaired", *told[3:5])):
+            console.print(say(f"  {who}: {plain}"), say(f"    with the trigger: {triggered}"), sep="\n")
     if repaired.skipped:
         console.print(Text(), say("Skipped", "bold"), sep="\n")
     for note in repaired.skipped:
