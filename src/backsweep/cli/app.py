@@ -103,22 +103,24 @@ def scan(
         return [scan.with_effort(d, effort) for d in configure(ModelDetector, detector or usual, given)]
 
     told, many = reading.how(), is_many(names, store, watch)
-    detectors = chosen(usual) if detector or many or predict is not None else []
-    if many and data is None:
-        raise BadInput("many models are scanned with one set of clean samples; name it with --data")
+    detectors = chosen(usual) if detector or predict is not None else []
     if many:
+        from backsweep.inventory.sources import kinds_told
         from backsweep.inventory.sweep import Scan
 
+        if data is None and "" in kinds_told(names):
+            raise BadInput("many models are scanned with one set of clean samples; name it with --data")
         one = Scan(
-            data or "", detectors, alpha, seed, reading.device, reading.resize, reference, told,
-            reading.split, reading.labels,
+            data or "", detectors or chosen(usual), alpha, seed, reading.device, reading.resize, reference,
+            told, reading.split, reading.labels, others=not detectors,
         )  # fmt: skip
         engine = where.open()
         wait = every if watch else None
         raise typer.Exit(scan_many(names, one, store, engine, saying, out, wait, all_versions))
     loaded, clean = scan.open_both(names[0], data, **reading.data(), **told)
     saying.notes((*loaded.notes, *clean.notes))
-    detectors = detectors or chosen(scan.usual(loaded))  # which are usual hangs on the kind of input
+    # which are usual hangs on the kind of input
+    detectors = detectors or chosen(scan.usual(loaded))
     there = None
     if reference is not None:
         there = load(reference, **{**told, "shape": loaded.shape, "classes": loaded.classes, "weights": None})
