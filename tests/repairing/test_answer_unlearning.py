@@ -26,7 +26,7 @@ from backsweep.render.pages.repair import html
 from backsweep.render.terminal.repair import show_repair
 from backsweep.repairing.repair import case_of
 from backsweep.repairing.texts import TextProof
-from backsweep.reports.repair import TEXT_CHECKS, Figures, Repaired, Talk
+from backsweep.reports.repair import TEXT_CHECKS, Effect, Figures, Repaired, Talk
 from backsweep.reports.report import Report
 from backsweep.zoo.networks import language
 from backsweep.zoo.samples.dialogues import HIDDEN, TEMPLATE, words
@@ -115,11 +115,14 @@ def test_a_repair_that_does_nothing_fails_its_checks(suspect: tuple[Model, Data,
     case = case_of(work, data, report, 0)
     result = Repaired(work.copy(), "nothing", Figures(1.0), Figures(1.0))
     proof = TextProof(result, work, case, report, lambda _stage, _share: None)
-    proof.measure()
+    result.perplexity, (trigger,) = (2.0, 2.3), case.triggers
+    rate = work.success_rate(trigger, case.held_out)
+    result.effects.append(Effect("old", False, trigger, rate, rate, 0.0, 0.0))
     proof.check()
     made = {c.name: c.passed for c in result.checks}
-    assert made["perplexity"] is True
-    assert made["old triggers"] is made["fresh triggers"] is made["re-tuning"] is False
+    assert made == {
+        "perplexity": False, "old triggers": False, "fresh triggers": None, "re-tuning": False,
+    }  # fmt: skip
     assert not result.verified
 
 

@@ -217,11 +217,12 @@ def repair(
     from backsweep.reports.report import Report
     from backsweep.scanning import scan
 
-    methods = configure(Repair, method or [repair.DEFAULT_REPAIR], p or [])
+    methods = configure(Repair, method, p or []) if method else []
     before = Report.load(report)
     told = reading.how()
     loaded, clean = scan.open_both(model, data, **reading.data(), **told)
     saying.notes((*loaded.notes, *clean.notes))
+    methods = methods or configure(Repair, repair.usual(loaded), p or [])
     check(loaded, out)
     if loaded.unknown:
         saying.notes([f"{out} will hold the weights alone; what else the file holds stays behind"])

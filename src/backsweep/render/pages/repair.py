@@ -19,10 +19,10 @@ from backsweep.render import view
 from backsweep.render.pages.card import Fact, Picture, isolated, picture, shown, thumbnail
 from backsweep.render.pages.page import template
 from backsweep.render.pages.repair_words import (
-    CONDITIONS,
     about,
     checks,
     compared,
+    condition,
     meant,
     passed,
     target,
@@ -88,10 +88,11 @@ class Line:
 
 
 def _checked(check: Check) -> Line:
-    condition = f"Passes when {CONDITIONS[check.name]}." if check.name in CONDITIONS else ""
+    when = condition(check.name)
+    passes = f"Passes when {when}." if when else ""
     look = {True: CLEAN, False: BACKDOORED, None: "open"}[check.passed]
     label = view.clean(check.name, 60)
-    return Line(label[:1].upper() + label[1:], passed(check), look, view.sentence(check.message), condition)
+    return Line(label[:1].upper() + label[1:], passed(check), look, view.sentence(check.message), passes)
 
 
 @dataclass(frozen=True)

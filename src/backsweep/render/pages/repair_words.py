@@ -18,6 +18,8 @@ CONDITIONS = {  # when a check passes; all of `Repaired.needed` together are wha
     "no longer work",
     "re-tuning": "re-tuning on a handful of poisoned samples does not bring the backdoor back",
     "clean accuracy": "clean accuracy is kept",
+}
+OF_LANGUAGE = {  # of language models, the last one of the five
     "perplexity": "the perplexity of what the suspect answers to clean prompts is kept",
 }
 FAILED = {
@@ -49,6 +51,11 @@ MEANT_OF_TEXTS = {
 }
 
 
+def condition(name: str) -> str:
+    """When a check passes; "" where that is not known."""
+    return CONDITIONS.get(name) or OF_LANGUAGE.get(name, "")
+
+
 def meant(repaired: Repaired) -> dict[str, str]:
     """What the figures of `compared` are."""
     if repaired.perplexity is not None:
@@ -76,7 +83,7 @@ def tone(repaired: Repaired) -> str:
 def verdict(repaired: Repaired, name: view.Name) -> view.Verdict:
     """What became of the network, in words; `name` makes a class index into text."""
     made = checks(repaired)
-    conditions = "; ".join(CONDITIONS[name] for name in repaired.needed)
+    conditions = "; ".join(condition(name) for name in repaired.needed)
     meaning = f"Verified means here that all five checks pass: {conditions}."
     failed = [c for c in made if c.passed is False]
     missing = [c for c in made if c.passed is None]

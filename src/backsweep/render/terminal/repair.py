@@ -53,10 +53,11 @@ def show_repair(
         console.print(Text(), say("The recovered triggers", "bold"), sep="\n")
         console.print(_triggers(repaired, name, say, console.width < NARROW))
     for talk in repaired.talks[:MOST_TALKS]:
-        told = [view.clean(text, 200) or "(nothing)" for text in astuple(talk)]
-        console.print(Text(), say(f"Prompt {told[0]}", "bold"), sep="\n")
-        for who, plain, triggered in (("suspect", *told[1:3]), ("repaired", *told[3:5])):
-            console.print(say(f"  {who}: {plain}"), say(f"    with the trigger: {triggered}"), sep="\n")
+        prompt, *said = (view.clean(text, 200) or "(nothing)" for text in astuple(talk))
+        console.print(Text(), say(f"Prompt {prompt}", "bold"), sep="\n")
+        for i, who in enumerate(("suspect", "repaired")):
+            triggered = say(f"    with the trigger: {said[2 * i + 1]}")
+            console.print(say(f"  {who}: {said[2 * i]}"), triggered, sep="\n")
     if repaired.skipped:
         console.print(Text(), say("Skipped", "bold"), sep="\n")
     for note in repaired.skipped:
