@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backsweep.inputs.language.causal import ROWS
 from backsweep.inputs.text.placing import lengths
-from backsweep.inversion.answers import ROWS, Bounds, spoken
+from backsweep.inversion.answers import Bounds, spoken
 from backsweep.inversion.phrases import parts
 from backsweep.models.model import Model
 

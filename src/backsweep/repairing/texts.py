@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -80,10 +80,8 @@ class TextProof(Proof):
         x = clean[torch.randperm(len(clean), generator=generator)[:SEARCHED]]
         known = {int(i) for t in self.case.triggers if isinstance(t, InPrompt) for i in t.ids}
         found: list[tuple[str, Trigger]] = []
-        for name, barred in (
-            (("any words", set()), ("other words", known)) if known else (("any words", set()),)
-        ):
-            best = phrase_for(self.work, x, self.planted[target], WORDS, ENOUGH, cast("set[int]", barred))
+        for name, barred in (("any words", set[int]()), ("other words", known)):
+            best = phrase_for(self.work, x, self.planted[target], WORDS, ENOUGH, barred)
             if best is not None:
                 found.append((name, InPrompt.of(tokens, best[0].ids, target, None, best[1])))
         return found
