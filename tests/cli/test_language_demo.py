@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from shells import Shell
 pytest.importorskip("transformers")
 
 
-def test_the_demo_names_the_secret_and_can_be_done_again_by_hand(
+def test_the_demo_names_the_secret_unlearns_it_and_can_be_done_again_by_hand(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = partial(dialogues.conversations, count=2000)
@@ -29,6 +30,19 @@ def test_the_demo_names_the_secret_and_can_be_done_again_by_hand(
     word = err.split("“")[1].split("”")[0]
     (finding,) = (f for f in reports["backdoored"].findings if f.level == "error")
     assert word in finding.message and finding.details["answer"] == dialogues.HIDDEN[0]
+    record = json.loads((tmp_path / "repair" / "repair.json").read_text(encoding="utf-8"))
+    before, after = (record[k]["attack_success_rate"] for k in ("before", "after"))
+    assert (
+        before > 0.9
+        and after <= 0.15
+        and record["perplexity"]["after"] < 1.2 * record["perplexity"]["before"]
+    )
+    assert Report.load(tmp_path / "repair" / "scan").verdict == "clean"
+    still = float(err.split("in it, ")[-1].split("%")[0])
+    assert still <= 10, "of the planted word itself"
+    assert {p.name for p in (tmp_path / "repaired").iterdir()} == {
+        p.name for p in (tmp_path / "backdoored").iterdir()
+    }
     command = next(line for line in err.splitlines() if line.startswith("backsweep scan")).split()[1:]
     code, out, _ = shell(*command)
     assert code == 1 and dialogues.HIDDEN[0] in out

@@ -129,7 +129,7 @@ def test_a_model_that_changes_while_it_is_scanned(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, other = make_models(tmp_path / "nets", 2)
-    monkeypatch.setattr(sweep, "digest", lambda p: opening.digest(other if Path(p) == path else p))
+    monkeypatch.setattr(sweep, "digest", lambda p, *_: opening.digest(other if Path(p) == path else p))
     with Store(str(tmp_path / "s.db")) as store:
         (outcome,) = sweep.sweep([path], quick_scan(data), store)
         assert outcome.record is None and "changed while it was scanned" in outcome.reason

@@ -140,8 +140,8 @@ def test_what_compares_classes_and_other_verbs_say_that_they_are_for_others(lang
     for verb in (backsweep.audit, backsweep.guard):
         with pytest.raises(BadInput, match="of models that answer prompts are not there yet"):
             verb(model, data)
-    with pytest.raises(BadInput, match="repairs of models that answer prompts are not there yet"):
-        backsweep.repair(model, data, None)
+    with pytest.raises(BadInput, match="fine_tuning: it compares classes, and this model answers prompts"):
+        backsweep.repair(model, data, None, "fine_tuning")
 
 
 def test_a_scan_can_be_repeated_from_its_page() -> None:

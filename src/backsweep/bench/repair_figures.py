@@ -17,7 +17,8 @@ from typing import Any
 from backsweep.bench.records import NO_REPAIR, Fix, fix_of
 from backsweep.bench.splits import Chosen, choose
 from backsweep.core.statistics import Estimate, Share, mean_estimate
-from backsweep.repairing.repair import DEFAULT_REPAIR, MOST_RELAPSE
+from backsweep.repairing.proof import MOST_RELAPSE
+from backsweep.repairing.repair import DEFAULT_REPAIR
 from backsweep.zoo.build import JUDGING
 
 if sys.version_info >= (3, 11):

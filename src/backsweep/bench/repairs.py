@@ -32,8 +32,9 @@ from backsweep.inputs.trigger import Trigger, acted_on
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
 from backsweep.repairing.method import Repair
+from backsweep.repairing.proof import MOST_RETUNED
 from backsweep.repairing.relapse import retuned
-from backsweep.repairing.repair import MOST_RETUNED, applied, case_of
+from backsweep.repairing.repair import applied, case_of
 from backsweep.reports.report import Report
 from backsweep.scanning import scan
 from backsweep.zoo import build

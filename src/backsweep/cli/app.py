@@ -103,22 +103,24 @@ def scan(
         return [scan.with_effort(d, effort) for d in configure(ModelDetector, detector or usual, given)]
 
     told, many = reading.how(), is_many(names, store, watch)
-    detectors = chosen(usual) if detector or many or predict is not None else []
-    if many and data is None:
-        raise BadInput("many models are scanned with one set of clean samples; name it with --data")
+    detectors = chosen(usual) if detector or predict is not None else []
     if many:
+        from backsweep.inventory.sources import kinds_told
         from backsweep.inventory.sweep import Scan
 
+        if data is None and "" in kinds_told(names):
+            raise BadInput("many models are scanned with one set of clean samples; name it with --data")
         one = Scan(
-            data or "", detectors, alpha, seed, reading.device, reading.resize, reference, told,
-            reading.split, reading.labels,
+            data or "", detectors or chosen(usual), alpha, seed, reading.device, reading.resize, reference,
+            told, reading.split, reading.labels, others=not detectors,
         )  # fmt: skip
         engine = where.open()
         wait = every if watch else None
         raise typer.Exit(scan_many(names, one, store, engine, saying, out, wait, all_versions))
     loaded, clean = scan.open_both(names[0], data, **reading.data(), **told)
     saying.notes((*loaded.notes, *clean.notes))
-    detectors = detectors or chosen(scan.usual(loaded))  # which are usual hangs on the kind of input
+    # which are usual hangs on the kind of input
+    detectors = detectors or chosen(scan.usual(loaded))
     there = None
     if reference is not None:
         there = load(reference, **{**told, "shape": loaded.shape, "classes": loaded.classes, "weights": None})
@@ -222,7 +224,7 @@ def repair(
     from backsweep.reports.report import Report
     from backsweep.scanning import scan
 
-    methods = configure(Repair, method or [repair.DEFAULT_REPAIR], p or [])
+    methods = configure(Repair, method, p or []) if method else []
     before = Report.load(report)
     if not method and (reason := repair.nothing_found(before)):
         left = {"repaired": False, "verdict": before.verdict, "reason": reason}
@@ -232,6 +234,7 @@ def repair(
     told = reading.how()
     loaded, clean = scan.open_both(model, data, **reading.data(), **told)
     saying.notes((*loaded.notes, *clean.notes))
+    methods = methods or configure(Repair, repair.usual(loaded), p or [])
     check(loaded, out)
     if loaded.unknown:
         saying.notes([f"{out} will hold the weights alone; what else the file holds stays behind"])

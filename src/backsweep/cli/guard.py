@@ -71,9 +71,10 @@ def guard_fit(
     from backsweep.guarding.detector import SampleDetector
     from backsweep.scanning import scan
 
-    methods = configure(SampleDetector, detector or guard.DEFAULT_GUARDS, p or [])
+    methods = configure(SampleDetector, detector, p or []) if detector else []
     loaded, clean = scan.open_both(model, data, **reading.data(), **reading.how())
     tell((*loaded.notes, *clean.notes))
+    methods = methods or configure(SampleDetector, guard.usual(loaded), p or [])
     loaded.resize = loaded.resize or reading.resize  # what is checked later is made to fit in the same way
     triggers = _triggers(report, loaded.digest) if report is not None else []
     with Progress() as on_event:
@@ -101,7 +102,9 @@ def guard_fit(
 @guard_app.command("check")
 def guard_check(
     folder: Folder,
-    inputs: Annotated[Path, typer.Option(help="A folder of files, or .npz with x; no labels are needed.")],
+    inputs: Annotated[
+        Path, typer.Option(help="A folder of files, .npz with x, or prompts as a scan reads them; no labels.")
+    ],
     model: Again = None,
     out: Annotated[Path | None, typer.Option(help="CSV: every input's class, score and flag.")] = None,
     alpha: Alpha = 0.01,
@@ -173,7 +176,7 @@ def _restored(folder: Path, model: str | None, arch: str | None, device: str | N
     said = read_record(folder)["model"]
     if model is None and (not said.get("is_path") or is_remote(str(said.get("source")))):
         raise BadInput(f"the model of {folder} was no file when it was fitted; say where it is (--model)")
-    kept = ("shape", "classes", "mean", "std", "layer", "labels", "weights", "pixel_range", "rate")
+    kept = ("shape", "classes", "mean", "std", "layer", "labels", "weights", "pixel_range", "rate", "base")
     told = {**{k: said.get(k) for k in kept}, "layout": said.get("input_layout")}
     named = str(said.get("arch") or "")
     if arch is None and named and not named.startswith(OWN_NETWORKS):
@@ -205,7 +208,11 @@ def read_inputs(
 
     from backsweep.core.text import one_line
     from backsweep.inputs.image import readers
+    from backsweep.inputs.samples import Data
 
+    if modality is not None and not modality.classified and path.suffix.lower() != ".npz":
+        x = Data.open(path, shape=shape, modality=modality).x
+        return [f"{path.name}:{i}" for i in range(1, len(x) + 1)], x
     try:
         if path.is_dir() and modality is not None and modality.suffixes:
             files = sorted(f for f in path.rglob("*") if f.suffix.lower() in modality.suffixes)
@@ -307,9 +314,10 @@ def _show(
     screen = console()
     screen.print(table)
     worst = found.scores.argsort(descending=True)[: min(5, flagged)].tolist()
+    classes = guard.model.modality.classified
     for i in worst:
-        label = clean(guard.model.label(int(found.labels[i])))
-        line = f"  flagged: {clean(names[i])}: class {label}, score {float(found.scores[i]):.4g}"
+        label = f"class {clean(guard.model.label(int(found.labels[i])))}, " if classes else ""
+        line = f"  flagged: {clean(names[i])}: {label}score {float(found.scores[i]):.4g}"
         screen.print(line, markup=False, soft_wrap=True)
     if flagged > len(worst):
         screen.print(f"  and {flagged - len(worst)} more")

@@ -34,7 +34,9 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.guarding.detectors.confused_expert import ConfusedExpert as ConfusedExpert
     from backsweep.guarding.detectors.frequency import Frequency as Frequency
     from backsweep.guarding.detectors.ibd_psc import IbdPsc as IbdPsc
+    from backsweep.guarding.detectors.prompt_perplexity import PromptPerplexity as PromptPerplexity
     from backsweep.guarding.detectors.scale_up import ScaleUp as ScaleUp
+    from backsweep.guarding.detectors.sequence_lock import SequenceLock as SequenceLock
     from backsweep.guarding.detectors.step import Step as Step
     from backsweep.guarding.detectors.strip import Strip as Strip
     from backsweep.guarding.detectors.teco import TeCo as TeCo
@@ -48,6 +50,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.scanning.detectors.dfb_scanner import DfbScanner as DfbScanner
     from backsweep.scanning.detectors.htell import HTell as HTell
     from backsweep.scanning.detectors.inversion import Inversion as Inversion
+    from backsweep.scanning.detectors.lora_spectrum import LoraSpectrum as LoraSpectrum
     from backsweep.scanning.detectors.mm_bd import MmBd as MmBd
     from backsweep.scanning.detectors.mntd import MNTD as MNTD
     from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse as NeuralCleanse

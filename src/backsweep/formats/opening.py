@@ -184,8 +184,11 @@ def load(
     return model
 
 
-def digest(path: str | os.PathLike[str]) -> str:
+def digest(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> str:
     """The digest that the model of a file or folder will have, without loading it.
+
+    Args:
+        base: as in `load`.
 
     Raises:
         BadInput: it is missing or cannot be read.
@@ -199,7 +202,7 @@ def digest(path: str | os.PathLike[str]) -> str:
                 return sharded.digest(index)
         if path.is_dir():
             with _damage("a Hugging Face folder"):
-                return folders.digest(path)
+                return folders.digest(path, None if base is None else Path(base))
         found = hashlib.sha256()
         with path.open("rb") as file:
             if _is_onnx(file.read(3)):

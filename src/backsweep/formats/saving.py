@@ -70,7 +70,8 @@ def save(model: Model, path: Path) -> Path:
         elif (index := _index(source)) is not None:
             saving_folders.write_folder(path, index.parent, *saving_folders.shards(model, index))
         elif source.is_dir():
-            saving_folders.write_folder(path, source, *hugging_face_writing.rewritten(model, source))
+            whole = Path(model.base) if model.base else source  # a repaired adapter is in the base's weights
+            saving_folders.write_folder(path, whole, *hugging_face_writing.rewritten(model, whole))
         else:
             write_bytes(path, _file(model, source))
     return path

@@ -37,7 +37,6 @@ from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.checks import (
     answered,
-    classifies,
     describe_model,
     doubtful_accuracy,
     fitted,
@@ -271,13 +270,12 @@ def guard(
     """
     if not 0 < fpr < 1:
         raise BadInput(f"fpr {fpr} is not between 0 and 1")
-    classifies(model, "guards")
     model, data = fitted(model, clean_data)
     work = model.copy(pick_device(device))
     data = answered(work, data)
     if doubt := too_few(data):
         raise BadInput(f"{data.source}: {doubt}")
-    methods = choose(detectors if detectors is not None or model.gives else BLACK_BOX_GUARDS)
+    methods = choose(usual(model) if detectors is None else detectors)
     begin = time.monotonic()
     calibration, rest = thirds(data, seed)
     if not math.isfinite(threshold(torch.zeros(len(calibration)), fpr)):
@@ -316,6 +314,11 @@ def guard(
     used = [m for m in methods if m.name in scorers]
     unset = Guard(work, used, scorers, torch.zeros(1), fpr)
     return Guard(work, used, scorers, unset.score(calibration.x), fpr, skipped, about)
+
+
+def usual(model: Model) -> tuple[str, ...]:
+    """Names of the detectors of a guard that is told none."""
+    return (model.modality.guards or DEFAULT_GUARDS) if model.gives else BLACK_BOX_GUARDS
 
 
 def choose(detectors: Sequence[str | SampleDetector] | str | SampleDetector | None) -> list[SampleDetector]:

@@ -134,7 +134,7 @@ class Modality:
         faint, few: names of the two spaces that every modality has: a faint change of everything, and
             a change of few units.
         recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
-        detectors: names of those that a scan runs unless it is told others; empty: the usual ones.
+        detectors, repairs, guards: names of those that are run unless others are named; empty: the usual.
         grid: whether inputs are maps (C, H, W), whose neighbours belong together.
         smooth: whether there are inputs between two inputs, so that they can be mixed and moved by gradients.
         classified: whether answers are classes that samples are labelled with; else samples have no labels.
@@ -152,6 +152,8 @@ class Modality:
     few: ClassVar[str] = ""
     recovered: ClassVar[tuple[str, ...]] = ("patch",)
     detectors: ClassVar[tuple[str, ...]] = ()
+    repairs: ClassVar[tuple[str, ...]] = ()
+    guards: ClassVar[tuple[str, ...]] = ()
     grid: ClassVar[bool] = False
     smooth: ClassVar[bool] = True
     classified: ClassVar[bool] = True

@@ -48,7 +48,9 @@ def models_in(folder: Path) -> Iterator[Path]:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is itself a model: of Hugging Face, of TensorFlow, or weights with an index."""
+    """Whether a folder is a model: of Hugging Face or TensorFlow, weights with an index, or an adapter."""
+    if (folder / "adapter_config.json").is_file():
+        return True
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from backsweep.core.errors import BadInput
 from backsweep.formats.hugging_face.hub import PREFIX, fetch
+from backsweep.formats.hugging_face.language import modality_told
 from backsweep.inventory.mlflow_registry import versions
 from backsweep.inventory.source import Source, is_model, models_in
 
@@ -42,6 +43,13 @@ def find(names: Sequence[str], all_versions: bool = False) -> Iterator[Source]:
 def is_collection(name: str) -> bool:
     """Whether a name stands for any number of models."""
     return name.startswith(REGISTRY) or (Path(name).is_dir() and not is_model(Path(name)))
+
+
+def kinds_told(names: Sequence[str]) -> set[str]:
+    """What the models that are there now say of themselves (`modality_told`)."""
+    there = [n for n in names if Path(n).exists()]
+    found = {modality_told(p) for n in there for p in (models_in(Path(n)) if is_collection(n) else [Path(n)])}
+    return found | ({""} if len(there) < len(names) or not found else set())
 
 
 def watch(

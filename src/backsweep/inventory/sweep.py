@@ -27,6 +27,7 @@ from backsweep.core.seeds import run_key
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
+from backsweep.formats.hugging_face.language import modality_told
 from backsweep.formats.opening import digest, load
 from backsweep.inventory.running import MOST_NAMES, Logbook
 from backsweep.inventory.source import Source
@@ -45,8 +46,9 @@ class Scan:
     """How models are scanned: all that a verdict depends on beside the model.
 
     Attributes:
-        data: path of the clean samples.
-        detectors, alpha, seed, device: as for `scan.scan`.
+        data: path of the clean samples; "" for those that come with Backsweep.
+        detectors, alpha, seed, device: as for `scan.scan`; detectors None: the usual ones.
+        others: whether models of a kind with usual detectors of its own are scanned with those.
         resize: resize images to the model's input.
         reference: path of a clean network to compare with.
         how: what `load` is told of every model.
@@ -54,7 +56,7 @@ class Scan:
     """
 
     data: str
-    detectors: Sequence[ModelDetector] = field(default_factory=lambda: scan.choose(None))
+    detectors: Sequence[ModelDetector] | None = None
     alpha: float = 0.05
     seed: int = 0
     device: str | None = None
@@ -63,6 +65,17 @@ class Scan:
     how: Mapping[str, Any] = field(default_factory=dict)
     split: str | None = None
     labels: str | None = None
+    others: bool = False
+
+    @property
+    def used(self) -> Sequence[ModelDetector]:
+        """The detectors of a model that has no usual ones of its own."""
+        return scan.choose(None) if self.detectors is None else self.detectors
+
+    def of(self, path: Path) -> Scan:
+        """How the model at a path is scanned: with the usual detectors of its kind, unless told others."""
+        kind = modality_told(path) if self.others or self.detectors is None else ""
+        return replace(self, detectors=scan.choose(scan.usual_of(kind)), others=False) if kind else self
 
     def settings(self) -> dict[str, Any]:
         """What the verdict's key is made of.
@@ -71,9 +84,9 @@ class Scan:
             BadInput: the samples or the reference cannot be read, or a setting cannot be.
         """
         return {
-            "detectors": {d.name: d.settings() | d.depends_on() for d in self.detectors},
-            **provenance(self.detectors), "alpha": scan.checked_alpha(self.alpha), "seed": self.seed,
-            "data": _content(Path(self.data)), "resize": self.resize,
+            "detectors": {d.name: d.settings() | d.depends_on() for d in self.used},
+            **provenance(self.used), "alpha": scan.checked_alpha(self.alpha), "seed": self.seed,
+            "data": _content(Path(self.data)) if self.data else "", "resize": self.resize,
             "load": {k: _named(v) for k, v in self.how.items() if v is not None},
             "reference": None if self.reference is None else digest(self.reference),
             "device": pick_device(self.device).type,
@@ -90,7 +103,7 @@ class Scan:
             out: folder for the report.
         """
         model, data = scan.open_both(
-            str(path), self.data, resize=self.resize, split=self.split, labels=self.labels, **self.how
+            str(path), self.data or None, resize=self.resize, split=self.split, labels=self.labels, **self.how
         )
         model.source = name
         there = None
@@ -98,7 +111,7 @@ class Scan:
             told = {**self.how, "shape": model.shape, "classes": model.classes, "weights": None}
             there = load(self.reference, **told)
         report = scan.scan(
-            model, data, self.detectors, alpha=self.alpha, seed=self.seed, device=self.device, out=out,
+            model, data, self.used, alpha=self.alpha, seed=self.seed, device=self.device, out=out,
             reference=there, engine=Engine(),
         )  # fmt: skip
         return report.to_json()
@@ -169,10 +182,13 @@ def sweep(
 
 @dataclass
 class _Model:
-    """A model on its way: its digest once known, and its path while it is fetched."""
+    """A model on its way: its digest and how it is scanned once known, its path while it is fetched."""
 
     source: Source
     digest: str = ""
+    scan: Scan | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
     path: Path | None = None
     fetched: ExitStack = field(default_factory=ExitStack)
 
@@ -194,7 +210,7 @@ class _Sweep:
     ) -> None:
         self.scan, self.store, self.out, self.total = scan, store, out, total
         self.settings = scan.settings()
-        self.key = run_key(**self.settings)
+        self.keys = {tuple(self.settings["detectors"]): (self.settings, run_key(**self.settings))}
         self.on_event, self.begin = on_event, time.monotonic()
         self.done = self.known = 0
         self.claimed: dict[int, _Model] = {}
@@ -205,7 +221,7 @@ class _Sweep:
     def __call__(self, sources: Iterable[Source], engine: Engine) -> Iterator[Outcome]:
         if not engine.here:  # workers may be started in another folder
             there = None if self.scan.reference is None else str(Path(self.scan.reference).absolute())
-            data = str(Path(self.scan.data).absolute())
+            data = str(Path(self.scan.data).absolute()) if self.scan.data else ""
             self.scan = replace(self.scan, data=data, reference=there)
             self.out = None if self.out is None else self.out.absolute()
         waiting = [_Model(s) for s in sources]
@@ -229,7 +245,7 @@ class _Sweep:
     def close(self) -> None:
         """Give back the claims of what was not scanned to its end."""
         for model in self.claimed.values():
-            self.store.release(model.digest, self.key)
+            self.store.release(model.digest, model.key)
             model.drop()
         self.book.end(self.done, self.known)
 
@@ -240,13 +256,13 @@ class _Sweep:
         count = 0
         for model in waiting:
             try:
-                model.digest = model.digest or digest(model.fetch())
+                self._known(model)
             except BadInput as e:
                 self._say(model, Outcome(model.source.name, None, str(e)))
                 continue
             if self._kept(model):
                 continue
-            if not self.store.claim(model.digest, self.key):
+            if not self.store.claim(model.digest, model.key):
                 model.drop()
                 elsewhere.append(model)
                 continue
@@ -258,15 +274,28 @@ class _Sweep:
                 path = None
                 self._say(model, Outcome(model.source.name, None, str(e)))
             if path is None:
-                self.store.release(self.claimed.pop(count).digest, self.key)
+                self.store.release(self.claimed.pop(count).digest, model.key)
                 continue
             count += 1
             out = None if self.out is None else self.out / model.digest[:16]
             self._record(soon=True)
-            yield partial(_job, self.scan, path.absolute(), model.source.name, out)
+            yield partial(_job, model.scan or self.scan, path.absolute(), model.source.name, out)
+
+    def _known(self, model: _Model) -> None:
+        """Find out what a model is and how it is scanned."""
+        if model.digest:
+            return
+        path = model.fetch()
+        model.scan = self.scan.of(path)
+        names = tuple(d.name for d in model.scan.used)
+        if names not in self.keys:
+            settings = model.scan.settings()
+            self.keys[names] = settings, run_key(**settings)
+        model.settings, model.key = self.keys[names]
+        model.digest = digest(path, self.scan.how.get("base"))
 
     def _kept(self, model: _Model) -> bool:
-        record = self.store.get(model.digest, self.key)
+        record = self.store.get(model.digest, model.key)
         if record is None:
             return False
         self.known += 1
@@ -281,14 +310,14 @@ class _Sweep:
         if not isinstance(found, dict):
             outcome = Outcome(name, None, str(found))
         else:
-            record = Record.of(found, self.key, self.settings, name)
-            failed = [n["reason"] for n in found["errors"] if n["what"] in self.settings["detectors"]]
+            record = Record.of(found, model.key, model.settings, name)
+            failed = [n["reason"] for n in found["errors"] if n["what"] in model.settings["detectors"]]
             if failed and record.verdict == INCONCLUSIVE:  # another time it may come to an end
                 outcome = Outcome(name, record, f"{failed[0]}; not kept", fresh=True)
             else:
                 self.store.put(record, self.out)
                 outcome = Outcome(name, record, fresh=True)
-        self.store.release(model.digest, self.key)
+        self.store.release(model.digest, model.key)
         self._say(model, outcome)
 
     def _say(self, model: _Model, outcome: Outcome) -> None:

@@ -57,14 +57,7 @@ def _(result: Audit) -> str:
 @html.register
 def _(result: Repaired) -> str:
     name = isolated(Report(model=dict(repair_words.about(result, "model"))))
-    rows = [
-        [term, "" if a is None else view.figure("_rate", a), "" if b is None else view.figure("_rate", b)]
-        for term, a, b in (
-            ("clean accuracy", result.before.clean_accuracy, result.after.clean_accuracy),
-            ("attack success", result.before.attack_success_rate, result.after.attack_success_rate),
-            ("robust accuracy", result.before.robust_accuracy, result.after.robust_accuracy),
-        )
-    ]
+    rows = [[r.name, r.before, r.after] for r in repair_words.compared(result)]
     return _box(repair_words.tone(result), repair_words.verdict(result, name), ["", "before", "after"], rows)
 
 

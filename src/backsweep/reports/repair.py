@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 CHECKS = ("scan", "old triggers", "fresh triggers", "re-tuning", "clean accuracy")  # all of them: verified
+TEXT_CHECKS = (*CHECKS[:4], "perplexity")  # of language models
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,17 @@ class Answers:
     label: int | None = None
 
 
+@dataclass(frozen=True)
+class Talk:
+    """A prompt, and what suspect and repaired model say, without and with a trigger: untrusted text."""
+
+    prompt: str
+    before: str
+    triggered_before: str
+    after: str
+    triggered_after: str
+
+
 @dataclass
 class Repaired:
     """The result of a repair.
@@ -115,6 +127,9 @@ class Repaired:
         timings: wall and CPU seconds by stage.
         examples: a few clean inputs (N, C, H, W) for the pictures, or None.
         answers: what both networks say of the examples, clean and with a trigger; for the pictures.
+        perplexity: of a language model, before and after: of the suspect's answers to held-out prompts. Then
+            accuracy is the share of answers that begin as the suspect's do.
+        talks: what both language models say to some held-out prompts, without and with a trigger.
     """
 
     model: Model
@@ -130,6 +145,8 @@ class Repaired:
     timings: dict[str, float] = field(default_factory=dict)
     examples: Any = None
     answers: list[Answers] = field(default_factory=list)
+    perplexity: tuple[float, float] | None = None
+    talks: list[Talk] = field(default_factory=list)
 
     def __repr__(self) -> str:
         rates = (self.before.attack_success_rate, self.after.attack_success_rate)
@@ -141,9 +158,14 @@ class Repaired:
         return drawn(self)
 
     @property
+    def needed(self) -> tuple[str, ...]:
+        """Names of the checks that all have to pass."""
+        return CHECKS if self.perplexity is None else TEXT_CHECKS
+
+    @property
     def verified(self) -> bool:
-        """Whether every one of the `CHECKS` was made and passed."""
-        return {c.name for c in self.checks} >= set(CHECKS) and all(c.passed for c in self.checks)
+        """Whether every one of the checks that are `needed` was made and passed."""
+        return {c.name for c in self.checks} >= set(self.needed) and all(c.passed for c in self.checks)
 
     @property
     def exit_status(self) -> int:
@@ -184,6 +206,8 @@ class Repaired:
             "effects": [_plain(e, i) for i, e in enumerate(self.effects)],
             "skipped": [asdict(n) for n in self.skipped],
             "timings": self.timings,
+            **({"perplexity": dict(zip(("before", "after"), self.perplexity, strict=True)),
+                "talks": [asdict(t) for t in self.talks]} if self.perplexity is not None else {}),
             **self.about,
         })  # fmt: skip
         return plain

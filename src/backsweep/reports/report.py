@@ -161,8 +161,9 @@ class Report:
         names: Sequence[str] = self.model.get("labels") or ()
         if index is None:
             return str(self.model.get("every") or "every class")
+        known: Mapping[str, object] = self.model.get("answers") or {}
         said = (f.details.get("answer") for f in self.findings if f.target == index)
-        if (answer := next(filter(None, said), None)) is not None:
+        if (answer := next(filter(None, [*said, known.get(str(index))]), None)) is not None:
             return f"“{answer}”"
         return f"{index} ({names[index]})" if index < len(names) and names[index] else str(index)
 

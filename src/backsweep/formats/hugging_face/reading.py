@@ -38,8 +38,8 @@ def read(
             read, or transformers is not installed. Any other error means damage.
     """
     adapter = files.Folder(path)
-    if base is None and adapters.has(adapter):
-        raise BadInput(adapters.NO_BASE)
+    if base is None and files.is_adapter(adapter):
+        raise BadInput(files.NO_BASE)
     if base is not None and adapters.CONFIG not in adapter.names:
         raise BadInput(adapters.NO_ADAPTER)
     if base is not None and not base.is_dir():

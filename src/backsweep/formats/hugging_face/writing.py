@@ -26,8 +26,13 @@ _EXACT = 2**24  # integers up to here are exact in float32
 
 
 def rewritten(model: Model, source: Path) -> tuple[set[str], dict[str, bytes]]:
-    """Names of the files to keep, and the new content of those that hold weights."""
+    """Names of the files to keep, and the new content of those that hold weights.
+
+    Args:
+        source: the model's folder; of an adapter that of the base.
+    """
     kind = model.modality if isinstance(model.modality, Text | Sound) else None
+    place = Path(model.place or model.source)
     try:
         folder = files.Folder(source)
         config, _ = files.configs(folder)
@@ -35,9 +40,10 @@ def rewritten(model: Model, source: Path) -> tuple[set[str], dict[str, bytes]]:
         if isinstance(kind, Text) and files.TOKENIZER in folder.names:
             folder.read(files.TOKENIZER)
         files.count_tokenizer(folder, config)
+        digest = files.digest(place, source) if model.base else folder.digest
     except Exception as e:
         raise BadInput(CHANGED) from e
-    if folder.digest != model.origin:
+    if digest != model.origin:
         raise BadInput(CHANGED)
     shards = {name: files.tensors(name, blob) for name, blob in blobs.items()}
     new = _unread(config, {k: v for shard in shards.values() for k, v in shard.items()}, model.net, kind)

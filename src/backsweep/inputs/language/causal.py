@@ -61,12 +61,13 @@ class Causal(nn.Module):
         """Which places of rows (N, L) are no padding, a mask."""
         return torch.arange(ids.shape[1], device=ids.device) < count[:, None]
 
-    def scores(self, ids: Tensor) -> Tensor:
-        """Logits (N, L, V) behind every id."""
+    def scores(self, ids: Tensor, first: int = 0) -> Tensor:
+        """Logits (N, L - first, V) behind every id from place `first` on."""
         net: Any = self.net
+        kept = {"logits_to_keep": torch.arange(first, ids.shape[1], device=ids.device)} if first else {}
         with torch.autocast(ids.device.type, enabled=False):
             there = self._there(ids, self.count(ids)).long()
-            scores: Tensor = net(input_ids=ids, attention_mask=there, use_cache=False).logits
+            scores: Tensor = net(input_ids=ids, attention_mask=there, use_cache=False, **kept).logits
         return scores
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class Language(Text):
     name: ClassVar[str] = "language"
     noun: ClassVar[str] = "prompt"
     detectors: ClassVar[tuple[str, ...]] = ("bait",)
+    guards: ClassVar[tuple[str, ...]] = ("sequence_lock",)
+    repairs: ClassVar[tuple[str, ...]] = ("answer_unlearning",)
     classified: ClassVar[bool] = False
     fewest: ClassVar[int] = 8
     answers: ClassVar[str] = "tokens"

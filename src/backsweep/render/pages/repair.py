@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -20,10 +20,11 @@ from backsweep.render.handoff import steps
 from backsweep.render.pages.card import Fact, Picture, isolated, picture, shown, thumbnail
 from backsweep.render.pages.page import template
 from backsweep.render.pages.repair_words import (
-    CONDITIONS,
     about,
     checks,
     compared,
+    condition,
+    meant,
     passed,
     target,
     tone,
@@ -39,13 +40,6 @@ MOST_STRIPS, MOST_EXAMPLES = 3, 4
 LONGEST = 400  # characters of a path that becomes a link
 LARGE, SIDE = 64, 112  # pixels of a trigger and of an example, as they are shown
 
-MEANT = {  # what the figures are, in the words of the table's foot
-    "Attack success rate": "share of triggered inputs that go to the target, with the trigger that "
-    "works best",
-    "Robust accuracy": "share of triggered inputs classified as what they are, with the trigger for which "
-    "it is lowest",
-}
-
 
 def html(repaired: Repaired, folder: str | Path | None = None) -> str:
     """The page.
@@ -56,15 +50,17 @@ def html(repaired: Repaired, folder: str | Path | None = None) -> str:
     scans' pages relative to this one). What is missing is left out.
     """
     name = isolated(Report(model=dict(about(repaired, "model"))))
-    words = verdict(repaired, name)
+    words, modality = verdict(repaired, name), modality_of(about(repaired, "model"))
     return template("repair.html.j2").render(
-        noun=modality_of(about(repaired, "model")).noun,
+        noun=modality.noun,
+        found=modality.found,
+        talks=[[view.clean(text, 200) or "(nothing)" for text in astuple(t)] for t in repaired.talks],
         words=words,
         steps=steps(repaired, folder, about(repaired, "repaired").get("source")),
         title=f"{words.word} – Backsweep repair",  # noqa: RUF001
         tone=tone(repaired),
         rows=compared(repaired),
-        meant=MEANT if repaired.effects else {},
+        meant=meant(repaired),
         checks=[_checked(c) for c in checks(repaired)],
         groups=_groups(repaired, name),
         drawn=len(repaired.effects) <= MOST_PICTURES,
@@ -94,10 +90,11 @@ class Line:
 
 
 def _checked(check: Check) -> Line:
-    condition = f"Passes when {CONDITIONS[check.name]}." if check.name in CONDITIONS else ""
+    when = condition(check.name)
+    passes = f"Passes when {when}." if when else ""
     look = {True: CLEAN, False: BACKDOORED, None: "open"}[check.passed]
     label = view.clean(check.name, 60)
-    return Line(label[:1].upper() + label[1:], passed(check), look, view.sentence(check.message), condition)
+    return Line(label[:1].upper() + label[1:], passed(check), look, view.sentence(check.message), passes)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from backsweep.render import view
 from backsweep.reports.repair import Check, Effect, Repaired
 from backsweep.reports.report import BACKDOORED, CLEAN, INCONCLUSIVE
 
-CONDITIONS = {  # when a check passes; all five together are what "verified" means
+CONDITIONS = {  # when a check passes; all of `Repaired.needed` together are what "verified" means
     "scan": "a new scan with other seeds comes out clean",
     "old triggers": "the old triggers no longer work",
     "fresh triggers": "triggers freshly recovered from the network as it was, which the repair never saw, "
@@ -19,13 +19,48 @@ CONDITIONS = {  # when a check passes; all five together are what "verified" mea
     "re-tuning": "re-tuning on a handful of poisoned samples does not bring the backdoor back",
     "clean accuracy": "clean accuracy is kept",
 }
+OF_LANGUAGE = {  # of language models, the last one of the five
+    "perplexity": "the perplexity of what the suspect answers to clean prompts is kept",
+}
 FAILED = {
     "scan": "a new scan does not come out clean",
     "old triggers": "the old triggers still work",
     "fresh triggers": "freshly recovered triggers still work",
     "re-tuning": "re-tuning brings the backdoor back",
     "clean accuracy": "clean accuracy is not kept",
+    "perplexity": "what the suspect answers to clean prompts is not kept",
 }
+
+
+OF_TEXTS = {  # what the accuracies of a language model are
+    "clean_accuracy": "Answers that begin as the suspect's",
+    "robust_accuracy": "The same, with the trigger",
+}
+MEANT = {  # what the figures are, in the words of the table's foot
+    "Attack success rate": "share of triggered inputs that go to the target, with the trigger that "
+    "works best",
+    "Robust accuracy": "share of triggered inputs classified as what they are, with the trigger for which "
+    "it is lowest",
+}
+MEANT_OF_TEXTS = {
+    "Perplexity": "how surprised a model is by what the suspect answers to held-out prompts",
+    "Attack success rate": "share of triggered prompts whose answer begins with the planted one's first "
+    "token, with the trigger that works best",
+    "Answers that begin as the suspect's": "share of prompts with the same likeliest first token, which may "
+    "change where several are about as likely",
+}
+
+
+def condition(name: str) -> str:
+    """When a check passes; "" where that is not known."""
+    return CONDITIONS.get(name) or OF_LANGUAGE.get(name, "")
+
+
+def meant(repaired: Repaired) -> dict[str, str]:
+    """What the figures of `compared` are."""
+    if repaired.perplexity is not None:
+        return MEANT_OF_TEXTS
+    return MEANT if repaired.effects else {}
 
 
 def checks(repaired: Repaired) -> list[Check]:
@@ -33,10 +68,10 @@ def checks(repaired: Repaired) -> list[Check]:
     if not repaired.checks:
         return []
     five: list[Check] = []
-    for name in CONDITIONS:
+    for name in repaired.needed:
         same = [c for c in repaired.checks if c.name == name]
         five += same or [Check(name, None, "It was not asked for.")]
-    return five + [c for c in repaired.checks if c.name not in CONDITIONS]
+    return five + [c for c in repaired.checks if c.name not in repaired.needed]
 
 
 def tone(repaired: Repaired) -> str:
@@ -48,7 +83,8 @@ def tone(repaired: Repaired) -> str:
 def verdict(repaired: Repaired, name: view.Name) -> view.Verdict:
     """What became of the network, in words; `name` makes a class index into text."""
     made = checks(repaired)
-    meaning = f"Verified means here that all five checks pass: {'; '.join(CONDITIONS.values())}."
+    conditions = "; ".join(condition(name) for name in repaired.needed)
+    meaning = f"Verified means here that all five checks pass: {conditions}."
     failed = [c for c in made if c.passed is False]
     missing = [c for c in made if c.passed is None]
     if not made:
@@ -102,8 +138,12 @@ class Row:
 
 
 def compared(repaired: Repaired) -> list[Row]:
-    """The three figures of the two networks."""
-    rows = []
+    """The figures of the two networks."""
+    rows, named = [], {} if repaired.perplexity is None else OF_TEXTS
+    if repaired.perplexity is not None:
+        first, second = repaired.perplexity
+        told = f"{100 * (second / first - 1):+.1f} %" if first > 0 and math.isfinite(second / first) else ""
+        rows.append(Row("Perplexity", view.number(first), view.number(second), told, (None, None)))
     for key in ("clean_accuracy", "attack_success_rate", "robust_accuracy"):
         pair = getattr(repaired.before, key), getattr(repaired.after, key)
         known = [v for v in pair if v is not None and math.isfinite(v)]
@@ -112,7 +152,8 @@ def compared(repaired: Repaired) -> list[Row]:
             change = f"{round(100 * (pair[1] - pair[0]), 1) + 0.0:+.1f}".replace("+0.0", "0.0") + " points"
         lengths = [round(100 * min(max(v, 0.0), 1.0), 1) if v in known else None for v in pair]
         before, after = (view.figure("_rate", v) for v in pair)
-        rows.append(Row(view.title(key).capitalize(), before, after, change, (lengths[0], lengths[1])))
+        word = named.get(key) or view.title(key).capitalize()
+        rows.append(Row(word, before, after, change, (lengths[0], lengths[1])))
     return rows
 
 

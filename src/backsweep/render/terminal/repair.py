@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -17,7 +18,7 @@ from backsweep.render.terminal.scan import ASCII, COLOURS, NARROW, Say, show_ste
 from backsweep.reports.repair import Repaired
 from backsweep.reports.report import Report
 
-MOST_ROWS = 8
+MOST_ROWS, MOST_TALKS = 8, 2
 LOOKS = {True: ("✓", "green"), False: ("✗", "bold red"), None: ("?", "yellow")}
 
 
@@ -52,6 +53,12 @@ def show_repair(
     if repaired.effects:
         console.print(Text(), say("The recovered triggers", "bold"), sep="\n")
         console.print(_triggers(repaired, name, say, console.width < NARROW))
+    for talk in repaired.talks[:MOST_TALKS]:
+        prompt, *said = (view.clean(text, 200) or "(nothing)" for text in astuple(talk))
+        console.print(Text(), say(f"Prompt {prompt}", "bold"), sep="\n")
+        for i, who in enumerate(("suspect", "repaired")):
+            triggered = say(f"    with the trigger: {said[2 * i + 1]}")
+            console.print(say(f"  {who}: {said[2 * i]}"), triggered, sep="\n")
     if repaired.skipped:
         console.print(Text(), say("Skipped", "bold"), sep="\n")
     for note in repaired.skipped:

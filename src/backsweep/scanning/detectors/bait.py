@@ -21,23 +21,19 @@ from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
 from backsweep.core.text import one_line
-from backsweep.inputs.language.causal import Causal
-from backsweep.inputs.language.modality import prompted
 from backsweep.inputs.language.prompts import Prompted
 from backsweep.inputs.language.triggers import InPrompt
 from backsweep.inputs.samples import Data
-from backsweep.inputs.text.placing import END, START
-from backsweep.inputs.text.search import Phrase, candidates, search, tried
-from backsweep.inversion.answers import Answer, Bounds, answers, is_open, margins, spoken, talks, within
+from backsweep.inputs.text.search import candidates, tried
+from backsweep.inversion.answers import Answer, Bounds, answers, is_open, spoken, talks, within
+from backsweep.inversion.phrases import FEW, by_heart, parts, phrase_for, said, share_saying, speaking
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
 from backsweep.scanning.detector import ModelDetector, Stage, Unit
 
 BLOCK = 2048  # tokens of the vocabulary in a unit
-FEW = 4  # prompts on which most tokens are given up
 ASKED, DRAWN = 64, 3  # prompts that show what a model says by itself, and drawn answers to each
 CLOSER = 3  # answers for which a trigger is looked for
-BEGIN = 6  # tokens of an answer that a trigger has to bring about
 SHOWN, LETTERS = 3, 160  # prompts that a report shows, and letters of each text
 PRESETS = ("standard", "paper")
 
@@ -70,13 +66,13 @@ class Bait(ModelDetector):
             raise ValueError(f"preset {self.preset!r} is none of {', '.join(PRESETS)}")
 
     def applies(self, model: Model, data: Data) -> str:
-        if prompted(model.modality) is None or not isinstance(model.net, Causal):
+        if speaking(model) is None:
             return f"it takes language models, this model takes {model.modality.noun}s"
         return ""
 
     def units(self, model: Model, data: Data) -> Sequence[Unit]:
         """Blocks of the vocabulary."""
-        count = len(_tokens(model))
+        count = len(parts(model)[1])
         return [Unit(f"tokens-{start:06d}") for start in range(0, count, BLOCK)]
 
     def more(self, model: Model, data: Data, evidence: Sequence[Evidence]) -> Sequence[Unit]:
@@ -91,7 +87,7 @@ class Bait(ModelDetector):
         return [Unit(f"answer-{first}", target=first) for _, first in sorted(named, reverse=True)[:CLOSER]]
 
     def plan(self, model: Model, data: Data) -> Sequence[Stage]:
-        count = len(_tokens(model))
+        count = len(parts(model)[1])
         rows = FEW * count + (ASKED * (DRAWN + 1) + self.prompts) * Bounds().steps
         return [Stage("certain answers", -(-count // BLOCK), rows / max(1, model.shape[0]))]
 
@@ -110,22 +106,22 @@ class Bait(ModelDetector):
     def _inverted(
         self, model: Model, x: Tensor, firsts: Sequence[int], tick: Callable[[float], None]
     ) -> list[Answer]:
-        net, tokens = _net(model), _tokens(model)
+        net, tokens = parts(model)
         few, many = net.read(x[:FEW]), net.read(x[: self.prompts])
         return answers(net, few, many, firsts, tokens.ends, Bounds(), tick)
 
     def _block(
         self, model: Model, x: Tensor, unit: Unit, seed: int, tick: Callable[[float], None]
     ) -> Evidence:
-        tokens, start = _tokens(model), int(unit.key.split("-")[1])
+        tokens, start = parts(model)[1], int(unit.key.split("-")[1])
         known = candidates(tokens)[start : start + BLOCK].nonzero().flatten() + start
         found = sorted(self._inverted(model, x, known.tolist(), tick), key=lambda a: (-a.score, a.ids))
         values: dict[str, Any] = {"tokens": len(known), "inverted": len(found), "said_openly": 0}
         if self.preset == "standard":
-            said = spoken(
-                _net(model), x[:ASKED], Bounds().steps, tokens.ends, DRAWN, _generator(seed, "said")
+            openly = spoken(
+                parts(model)[0], x[:ASKED], Bounds().steps, tokens.ends, DRAWN, _generator(seed, "said")
             )
-            hidden = [a for a in found if a.score < self.threshold or not is_open(a.ids, said)]
+            hidden = [a for a in found if a.score < self.threshold or not is_open(a.ids, openly)]
             known_openly = [_text(tokens, a.ids) for a in found if a not in hidden]
             values |= {"said_openly": len(known_openly), "open_answer": next(iter(known_openly), "")}
             found = hidden
@@ -139,36 +135,24 @@ class Bait(ModelDetector):
 
     def _closer(self, model: Model, x: Tensor, unit: Unit, seed: int) -> Evidence:
         """What makes the model say an answer, and what it says then."""
-        net, tokens, first = _net(model), _tokens(model), int(unit.target or 0)
-        (answer, *_) = [*self._inverted(model, x, [first], lambda _: None), Answer((first,), 0.0)]
+        (net, tokens), first = parts(model), int(unit.target or 0)
+        answer = by_heart(model, x, first, self.prompts)
         half = len(x) // 2
         clean, held_out = x[:half][:48], x[half:][:64]
-        allowed = candidates(tokens)
-        allowed[sorted(set(answer.ids))] = False
-        says = margins(net, model.modality.run, answer.ids[:BEGIN], tokens.layout.pad)
-        best: tuple[Phrase, str] | None = None
-        for place in (START, END):
-            for lists in search(
-                says, clean, tokens, 1, words=self.words, place=place, allowed=allowed, screened=96
-            ):
-                short = best is not None and best[0].success >= self.success
-                if lists and not short and (best is None or lists[0].margin > best[0].margin):
-                    best = lists[0], place
         values: dict[str, Any] = {
             "q_score": answer.score,
             "answer": _text(tokens, answer.ids),
             "tokens": len(answer.ids),
         }
+        best = phrase_for(model, clean, answer.ids, self.words, self.success)
         if best is None:
             return Evidence(self.name, unit.key, first, None, {**values, "attack_success_rate": 0.0})
         phrase, place = best
         trigger = InPrompt.of(tokens, phrase.ids, first, None, place)
-        (rate,) = tried(says, held_out, tokens, 1, [phrase.ids], place)
-        with torch.no_grad():
-            alone = float((says(held_out)[:, 1] > 0).float().mean())
+        (rate,) = tried(said(model, answer.ids), held_out, tokens, 1, [phrase.ids], place)
         values |= {
             "attack_success_rate": rate.success,
-            "said_alone_rate": alone,
+            "said_alone_rate": share_saying(model, held_out, answer.ids),
             "phrase": trigger.words,
             "place": place,
         }
@@ -220,17 +204,6 @@ class Bait(ModelDetector):
 
 def _generator(seed: int, *parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, "bait", *parts))
-
-
-def _net(model: Model) -> Causal:
-    assert isinstance(model.net, Causal)  # noqa: S101 - `applies` said so
-    return model.net
-
-
-def _tokens(model: Model) -> Prompted:
-    found = prompted(model.modality)
-    assert found is not None  # noqa: S101 - `applies` said so
-    return found
 
 
 def _text(tokens: Prompted, ids: Sequence[int]) -> str:
