@@ -44,6 +44,7 @@ OTHER_LINES = (
     "tables",
     "sound",
     "language-models",
+    "adapters",
     "small-sets",
 )  # networks that were built, and what a script of its own made
 NEAR = 1e-5  # another processor rounds otherwise

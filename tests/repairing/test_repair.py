@@ -225,7 +225,7 @@ def test_wrong_use_is_one_line_and_leaves_nothing(twins: Twins, tmp_path: Path, 
         assert says in text
         assert len([line for line in text.splitlines() if line.startswith("error")]) == 1
     backsweep.scan(twins.clean, twins.data, FAST, device="cpu", out=tmp_path / "none")
-    assert run("repair", str(model), *words, "--out", str(model)) == 2
+    assert run("repair", str(model), *words, "--out", str(model), "-m", "fine_tuning") == 2
     assert "this is the model that was repaired" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "none")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.npz", "model.safetensors"]

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image as Pictures
 from torch import Tensor, nn
 
@@ -341,7 +340,7 @@ class Modality:
         """Inputs as reports keep them in a file."""
         return x.detach().cpu().contiguous()
 
-    def arrays(self, x: Tensor) -> dict[str, NDArray[Any]] | None:
+    def arrays(self, x: Tensor) -> dict[str, Any] | None:
         """What an .npz file that these inputs are read from holds beside labels; None: there is none."""
         return None
 

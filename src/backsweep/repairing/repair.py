@@ -133,8 +133,8 @@ def repair(
 
 
 def nothing_found(report: Report) -> str:
-    """Why there is nothing to repair, "" where the scan found a backdoor."""
-    if any(f.level == ERROR for f in report.findings):
+    """Why there is nothing to repair, "" where the scan found a backdoor, or an alarm of unknown worth."""
+    if any(f.level == ERROR or (f.level == WARNING and f.trigger is not None) for f in report.findings):
         return ""
     found = "could not tell" if report.verdict != CLEAN else "found no backdoor"
     return f"the scan {found}, so there is nothing to take out: the model stays as it is"
