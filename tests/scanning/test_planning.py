@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,9 +59,11 @@ def test_a_budget_is_some_time(wrong: float, twins: Twins) -> None:
         backsweep.scan(twins.clean, twins.data, FAST, budget=wrong, device="cpu")
 
 
-def test_the_plan_comes_first_and_the_share_that_is_done_never_shrinks(twins: Twins) -> None:
+@pytest.mark.parametrize("second", [0.3, 1.0])
+def test_the_plan_comes_first_and_the_share_that_is_done_never_shrinks(twins: Twins, second: float) -> None:
     events: list[Event] = []
-    backsweep.scan(twins.clean, twins.data, FAST, device="cpu", on_event=events.append)
+    method = replace(FAST, second=second)
+    backsweep.scan(twins.clean, twins.data, method, device="cpu", on_event=events.append)
     assert "a patch to look at: about " in events[0].plan
     assert not any(e.plan for e in events[1:])
     shares = [e.done / e.total for e in events]

@@ -111,6 +111,9 @@ def collect(
         for name, why in lost.items():
             raise Lost(f"{len(lost)} units were lost, {name} first: {why}")
         units = list(detector.more(model, data, gathered))
+    if finished < total:  # less was needed than was planned at most
+        total = finished
+        tell(finished)
 
 
 def _probe(

@@ -57,7 +57,8 @@ def stages(
         ))  # fmt: skip
         if s.second:
             found.append(Stage(
-                "two more if these are suspicious", 0, s.second * (wash + 2 * paths + learn),
+                "two more if these are suspicious", 2 * len(spaces) * full,
+                s.second * (wash + 2 * paths + learn),
             ))  # fmt: skip
     if present:
         targets = min(classes - 1, max(1, PAIRS // classes))
