@@ -337,7 +337,7 @@ def wait_for(store: str, least: int) -> int:
     end = time.monotonic() + 120
     while True:
         try:
-            with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as kept:
+            with contextlib.closing(sqlite3.connect(f"file:{store}?mode=rw", uri=True)) as kept:
                 (found,) = kept.execute("SELECT count(*) FROM backsweep_verdicts").fetchone()
         except sqlite3.OperationalError:  # it is not there yet, or is being written
             found = 0
