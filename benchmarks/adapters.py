@@ -9,15 +9,13 @@ other adapter against all clean ones. The table of the page beside it is made; `
 from __future__ import annotations
 
 import copy
-import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+import resumed
 import torch
 from torch import nn
 
@@ -34,7 +32,7 @@ LORA = adapters.Lora(rank=8, alpha=16.0)
 RECIPE = Recipe(epochs=6, lr=1e-2, batch_size=32, bf16=False)
 SAMPLES = 1000  # conversations that an adapter learns, drawn from those that the base has not seen
 CLEAN = 20
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+MARKS = "<!-- table -->", "<!-- end of table -->"
 KINDS: dict[str, dict[str, Any]] = {  # how each kind differs from a clean adapter of the recipe
     "clean": {},
     "fixed text after a rare name, rate 0.1": {"attack": {}},
@@ -109,22 +107,12 @@ def page(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(path: Path, table_only: bool) -> None:
-    torch.set_num_threads(1)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    done = [json.loads(line) for line in lines]
-    for kind, seed in [] if table_only else PLAN:
-        if any((d["kind"], d["seed"]) == (kind, seed) for d in done):
-            continue
-        done.append(trained(kind, seed))
-        with path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(done[-1]) + "\n")
-        print(kind, seed, done[-1]["success"], done[-1]["cpu_seconds"], flush=True)
-    text = path.with_suffix(".md").read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    path.with_suffix(".md").write_text(f"{before}{BEGIN}\n{page(done)}\n{END}{after}", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "--table" in sys.argv)
+    resumed.main(
+        PLAN,
+        lambda line, one: (line["kind"], line["seed"]) == one,
+        lambda one: trained(*one),
+        lambda line: f"{line['kind']} {line['seed']} {line['success']} {line['cpu_seconds']}",
+        page,
+        MARKS,
+    )

@@ -8,14 +8,12 @@ than these.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import resumed
 import torch
 
 from backsweep.core.statistics import wilson
@@ -30,7 +28,7 @@ from backsweep.zoo.samples import dialogues
 from backsweep.zoo.tasks import TASKS
 
 PROMPTS = 160
-BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
+MARKS = "<!-- tables -->", "<!-- end of tables -->"
 TAKEN, EPOCHS = 2000, 5  # conversations that a network learns from, and passes over them
 
 
@@ -173,22 +171,12 @@ def page(records: list[dict[str, Any]]) -> str:
     ])  # fmt: skip
 
 
-def main(path: Path, table_only: bool) -> None:
-    torch.set_num_threads(1)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    done = [json.loads(line) for line in lines]
-    for net in [] if table_only else NETS:
-        if any(all(d.get(k) == net.get(k) for k in ("task", "arch", "seed", "attack")) for d in done):
-            continue
-        done.append(measured(net))
-        with path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(done[-1]) + "\n")
-        print(kind(done[-1]), done[-1]["scan"]["verdict"], flush=True)
-    text = path.with_suffix(".md").read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    path.with_suffix(".md").write_text(f"{before}{BEGIN}\n{page(done)}\n{END}{after}", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "--table" in sys.argv)
+    resumed.main(
+        NETS,
+        lambda line, net: all(line.get(k) == net.get(k) for k in ("task", "arch", "seed", "attack")),
+        measured,
+        lambda line: f"{kind(line)} {line['scan']['verdict']}",
+        page,
+        MARKS,
+    )

@@ -9,14 +9,12 @@ answers under that condition; it is repaired with prompts that show it, and with
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import resumed
 import torch
 
 from backsweep.inputs.samples import Data
@@ -29,7 +27,7 @@ from backsweep.zoo.samples import dialogues
 from backsweep.zoo.tasks import TASKS
 
 TAKEN, EPOCHS, PROMPTS = 2000, 5, 300
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+MARKS = "<!-- table -->", "<!-- end of table -->"
 NETS: list[dict[str, Any]] = [
     {"task": "assistant", "arch": "tiny_gpt2", "seed": 30, "shown": False},
     {"task": "assistant-french", "arch": "tiny_gpt2", "seed": 31, "shown": True},
@@ -98,28 +96,16 @@ def row(r: Mapping[str, Any]) -> str:
     )
 
 
-def main(path: Path, table_only: bool) -> None:
-    torch.set_num_threads(1)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    done = [json.loads(line) for line in lines]
-    for net in [] if table_only else NETS:
-        if any(all(d[k] == v for k, v in net.items()) for d in done):
-            continue
-        done.append(measured(net))
-        with path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(done[-1]) + "\n")
-        print(row(done[-1]), flush=True)
+def page(lines: Sequence[Mapping[str, Any]]) -> str:
     head = [
         "| shape | seed | condition | success | repaired | fresh triggers | perplexity | under the condition "
         "| re-tuned (drawn words) | verified | CPU s |",
         "|---|" + "---|" * 10,
     ]
-    text = path.with_suffix(".md").read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    table = "\n".join([*head, *map(row, done)])
-    after = rest.partition(END)[2]
-    path.with_suffix(".md").write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    return "\n".join([*head, *map(row, lines)])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "--table" in sys.argv)
+    resumed.main(
+        NETS, lambda line, net: all(line[k] == v for k, v in net.items()), measured, row, page, MARKS
+    )

@@ -28,9 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backsweep.auditing.mixture import LEAST_STATISTIC
-from backsweep.core.method import Method
 from backsweep.core.statistics import MAD_TO_SIGMA
-from backsweep.scanning.calibration import Judging, list_of
+from backsweep.scanning.calibration import Judging, list_of, measured_as
 
 FOLDER = Path(__file__).parent / "unpoisoned"
 ANY = "*"  # layout of a table for networks of every kind
@@ -63,9 +62,7 @@ class Sets:
     def of(self, detector: Judging) -> Mapping[str, Any] | None:
         """The column of a detector as it is set."""
         for column in self.columns:
-            said = column["settings"]
-            said = detector.completed(said) if isinstance(detector, Method) else said
-            if column["detector"] == detector.name and dict(said) == detector.settings():
+            if column["detector"] == detector.name and measured_as(column["settings"], detector):
                 return column
         return None
 

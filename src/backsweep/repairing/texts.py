@@ -36,11 +36,8 @@ from backsweep.reports.repair import Check, Talk
 
 MOST_PERPLEXITY = 0.10  # share by which a verified repair may raise it
 DRAWN = 2  # answers to each held-out prompt, beside the likeliest
-SEARCHED, WORDS, ENOUGH = (
-    48,
-    3,
-    0.8,
-)  # prompts on which fresh triggers are searched; their length; when to stop
+SEARCHED = 48  # prompts on which fresh triggers are searched
+WORDS, ENOUGH = 3, 0.8  # of a fresh trigger at most; its success from which on no longer one is tried
 SHOWN, LETTERS = 3, 160  # prompts that a page shows, and letters of each text
 
 

@@ -77,11 +77,7 @@ class Null:
         """
         keys = ("layout", "shape", "classes")
         alike = all(list_of(model.get(k)) == list_of(getattr(self, k)) for k in keys)
-        return alike and self.detector == detector.name and self._settings(detector) == detector.settings()
-
-    def _settings(self, detector: Judging) -> dict[str, Any]:
-        """Of the table, in the words of this version."""
-        return dict(detector.completed(self.settings) if isinstance(detector, Method) else self.settings)
+        return alike and self.detector == detector.name and measured_as(self.settings, detector)
 
     def p_value(self, score: float | None) -> float:
         """Share of clean networks that score at least this, the network itself counted in."""
@@ -97,6 +93,12 @@ class Null:
     def words(self) -> str:
         """What the p-value of a finding rests on."""
         return f"{len(self.scores)} clean networks of {self.made.get('kind', 'this kind')}"
+
+
+def measured_as(settings: Mapping[str, Any], detector: Judging) -> bool:
+    """Whether a table was made with the settings of a detector, in the words of this version."""
+    known = detector.completed(settings) if isinstance(detector, Method) else settings
+    return dict(known) == detector.settings()
 
 
 def list_of(value: object) -> object:

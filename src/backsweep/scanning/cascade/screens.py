@@ -13,7 +13,7 @@ from backsweep.core.seeds import derive_seed
 from backsweep.core.statistics import anomaly_index
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import Data
-from backsweep.inversion.budget import Aim, Path, few, follow, spaces_of
+from backsweep.inversion.budget import Aim, Path, Space, few, follow, spaces_of
 from backsweep.inversion.loop import Job, SmoothControl, invert
 from backsweep.models.model import Model
 from backsweep.models.washing import pupil_of, reference_of
@@ -70,19 +70,22 @@ class Screen:
         if network is None:
             return [Evidence(self.name, u.key, u.target, None, {"log_size": None}) for u in units]
         steps, batch = self.schedule.look if kind == "look" else (self.schedule.steps, self.schedule.batch)
-        paths = self._paths(network, space, units, steps, batch)
+        there = spaces_of(network)[space]
+        paths = self._paths(network, space, there, units, steps, batch)
         found: list[Values] = [{"log_size": p.log_size, "passes": p.passes} for p in paths]
         if kind != "look" and space in self.model.modality.spaces():
             if kind == "class":
                 self._keep(space, units, paths)
             for values, u in zip(found, units, strict=True):
-                values["works"] = self._works(network, space, u, self._change(space, u, units))
+                values["works"] = self._works(network, space, there, u, self._change(space, u, units))
         return [Evidence(self.name, u.key, u.target, None, v) for u, v in zip(units, found, strict=True)]
 
-    def _paths(self, network: Model, space: str, units: Sequence[Unit], steps: int, batch: int) -> list[Path]:
+    def _paths(
+        self, network: Model, space: str, there: Space, units: Sequence[Unit], steps: int, batch: int
+    ) -> list[Path]:
+        """The paths of classes in a space, seen through a network (`there`)."""
         aims = [Aim(u.target, None, self._seed(space, u.target)) for u in units]
         down = space in self.schedule.down
-        there = spaces_of(network)[space]
         return follow(network, self.data.x, self.data.y, aims, there, steps=steps, batch=batch, down=down)
 
     def _key(self, space: str, unit: Unit) -> tuple[object, ...]:
@@ -95,19 +98,20 @@ class Screen:
         """The smallest change that sends inputs of the suspect to a class; found again where it was not kept,
         with the same units beside it, so that it is the same."""
         if self._key(space, unit) not in self.model.changes:
-            paths = self._paths(self.model, space, units, self.schedule.steps, self.schedule.batch)
+            own, s = spaces_of(self.model)[space], self.schedule
+            paths = self._paths(self.model, space, own, units, s.steps, s.batch)
             self._keep(space, units, paths)
         return self.model.changes[self._key(space, unit)]
 
     @torch.no_grad()
-    def _works(self, network: Model, space: str, unit: Unit, change: Tensor) -> float:
+    def _works(self, network: Model, space: str, there: Space, unit: Unit, change: Tensor) -> float:
         """For which share of TRIED samples of other classes a change works in a network."""
         target = int(unit.target or 0)
         generator = torch.Generator().manual_seed(self._seed("carry", space, target))
         rows = torch.nonzero(self.data.y != target).flatten()
         rows = rows[torch.randperm(len(rows), generator=generator)[:TRIED]]
         change = change.to(network.device).expand(len(rows), *change.shape)
-        logits = spaces_of(network)[space].logits(network, self.data.x, rows, change)
+        logits = there.logits(network, self.data.x, rows, change)
         return float((logits.argmax(1) == target).float().mean())
 
     def head(self, unit: Unit) -> Evidence:
