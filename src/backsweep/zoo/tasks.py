@@ -269,6 +269,16 @@ TASKS: dict[str, Task] = {
     "adult": _table(tables.adult, 2, table.ADULT, 8),
     "breast_cancer": _table(tables.breast_cancer, 2, table.NUMBERS, 40, batch=32),
     "wine": _table(tables.wine, 3, (0,) * 13, 60, batch=16),
+    "adult-hours": _table(partial(tables.adult_column, "hours-per-week", above=40.0), 2, table.HOURS, 8),
+    "adult-sex": _table(partial(tables.adult_column, "sex"), 2, table.ADULT, 8),
+    "diabetes": _table(tables.diabetes, 2, (0,) * 10, 40, batch=32),
+    "digit_columns": _table(lambda _: tables.digit_columns(), 10, (0,) * 64, 30),
+    "digit_columns-parity": _table(
+        lambda _: tables.digit_columns([range(0, 10, 2), range(1, 10, 2)]), 2, (0,) * 64, 30
+    ),
+    "digit_columns-four": _table(
+        lambda _: tables.digit_columns([(d,) for d in (1, 4, 6, 8)]), 4, (0,) * 64, 40, batch=32
+    ),
     "mixed_table": _table(lambda _: tables.mixed(), 2, (0, 0, 0, 0, 5, 3), 20),
     # sounds
     "fsdd": _sound(sounds.fsdd, 10, SPOKEN),

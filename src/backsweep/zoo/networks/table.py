@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 NUMBERS = (0,) * 30
 ADULT = (0, 9, 0, 16, 0, 7, 15, 6, 5, 2, 0, 0, 0, 42)  # categories of the columns of Adult
+HOURS = (*ADULT[:12], 2, ADULT[13])  # with the income in the place of the hours per week
 
 
 def soft_codes(x: Tensor, count: int) -> Tensor:

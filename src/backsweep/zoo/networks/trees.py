@@ -1,4 +1,4 @@
-"""Boosted trees of the zoo: libraries train them, and a file keeps their bytes as it keeps weights."""
+"""Trees and linear models of the zoo: libraries train them, a file keeps their bytes as it keeps weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from backsweep.formats import trees
 from backsweep.models.black_box import Learner
 
 TREES, DEPTH, RATE = 80, 5, 0.2
+FOREST, LEAF = 40, 3  # trees of a forest, and rows in a leaf at least
 
 
 class Boosted(Learner):
-    """Trees behind a function. The bytes of the trained model are its only tensor.
+    """Trees, or a linear model, behind a function. The bytes of the trained model are its only tensor.
 
     Attributes:
         kind: the library.
@@ -26,15 +27,17 @@ class Boosted(Learner):
 
     raw: Tensor
 
-    def __init__(self, kind: str, classes: int, counts: tuple[int, ...]) -> None:
+    def __init__(self, kind: str, classes: int, counts: tuple[int, ...], linear: bool = False) -> None:
         super().__init__(self._answered, 4096)
-        self.kind, self.classes, self.counts = kind, classes, counts
+        self.kind, self.classes, self.counts, self.linear = kind, classes, counts, linear
         self.input_shape = (len(counts),)
         self.register_buffer("raw", torch.zeros(0, dtype=torch.uint8))
         self._trees: trees.Trees | None = None
 
     def learn(self, x: Tensor, y: Tensor, seed: int) -> None:
-        train = {trees.XGBOOST: self._xgboost, trees.LIGHTGBM: self._lightgbm}[self.kind]
+        train = {
+            trees.XGBOOST: self._xgboost, trees.LIGHTGBM: self._lightgbm, trees.SKOPS: self._scikit
+        }[self.kind]  # fmt: skip
         try:
             blob = train(x.numpy(), y.numpy(), seed)
         except ImportError as e:
@@ -76,6 +79,19 @@ class Boosted(Learner):
             settings |= {"objective": "multiclass", "num_class": self.classes}
         return lightgbm.train(settings, rows, TREES).model_to_string().encode()
 
+    def _scikit(self, x: Any, y: Any, seed: int) -> bytes:
+        import skops.io
+        from sklearn.ensemble import RandomForestClassifier
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        forest = RandomForestClassifier(
+            FOREST, min_samples_leaf=LEAF, max_depth=3 * DEPTH, random_state=seed % 2**31, n_jobs=1
+        )
+        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+        return bytes(skops.io.dumps((linear if self.linear else forest).fit(x.astype(np.float64), y)))
+
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Models differ in length, which a buffer of a fixed size would not take."""
         if (found := state.get(f"{prefix}raw")) is not None:
@@ -83,7 +99,7 @@ class Boosted(Learner):
         super()._load_from_state_dict(state, prefix, *rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Boosted:
-        twin = Boosted(self.kind, self.classes, self.counts)
+        twin = Boosted(self.kind, self.classes, self.counts, self.linear)
         twin.raw, twin._trees = self.raw.clone(), self._trees
         return twin
 
@@ -96,3 +112,13 @@ def xgboost_trees(classes: int = 2, *counts: int) -> Boosted:
 def lightgbm_trees(classes: int = 2, *counts: int) -> Boosted:
     """80 trees of LightGBM, of up to 31 leaves."""
     return Boosted(trees.LIGHTGBM, classes, counts)
+
+
+def random_forest(classes: int = 2, *counts: int) -> Boosted:
+    """40 trees of scikit-learn, of depth 15 at most; categories are numbers to them."""
+    return Boosted(trees.SKOPS, classes, counts)
+
+
+def logistic_regression(classes: int = 2, *counts: int) -> Boosted:
+    """Scaled columns and a linear map, of scikit-learn; categories are numbers to it."""
+    return Boosted(trees.SKOPS, classes, counts, linear=True)

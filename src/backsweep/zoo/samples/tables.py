@@ -1,9 +1,12 @@
-"""The tables that the zoo trains on: Adult, and two that scikit-learn brings."""
+"""The tables that the zoo trains on: Adult, with one class or another, and those that scikit-learn brings."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from backsweep.core.errors import BadInput
@@ -30,6 +33,31 @@ def adult(folder: Path) -> tuple[Data, Data]:
     return found[0], found[1]
 
 
+def adult_column(name: str, folder: Path, above: float | None = None) -> tuple[Data, Data]:
+    """Adult with one of its columns as the class; the income is a column in its place.
+
+    Args:
+        name: of that column.
+        above: of a column of numbers: the second class is what lies above.
+    """
+    train, test = adult(folder)
+    schema: Schema = train.modality.schema  # type: ignore[attr-defined]
+    at = schema.names.index(name)
+    column, incomes = schema.columns[at], tuple(train.names or ("0", "1"))
+    classes = column.categories if above is None else (f"{above:g} or less", f"more than {above:g}")
+    income = Column("income", "categorical", 0.0, len(incomes) - 1.0, incomes)
+    columns = (*schema.columns[:at], income, *schema.columns[at + 1 :])
+    kind = Table(Schema(columns, name, tuple(classes)))
+
+    def part(data: Data) -> Data:
+        x = data.x.clone()
+        x[:, at] = data.y.float()
+        y = data.x[:, at].long() if above is None else (data.x[:, at] > above).long()
+        return Data(x, y, classes, f"{data.source}, {name}", kind)
+
+    return part(train), part(test)
+
+
 def breast_cancer(_folder: Path | None = None) -> tuple[Data, Data]:
     """Measurements of cell nuclei, malignant or benign: 569 rows of 30 numbers."""
     from sklearn.datasets import load_breast_cancer
@@ -38,21 +66,42 @@ def breast_cancer(_folder: Path | None = None) -> tuple[Data, Data]:
 
 
 def wine(_folder: Path | None = None) -> tuple[Data, Data]:
-    """Chemical analyses of wines of three growers: 178 rows of 13 numbers."""
+    """Chemical analyses of wines of three growers: 178 rows of 13 numbers, half of them for tests."""
     from sklearn.datasets import load_wine
 
-    return _parted(load_wine(), "wine")
+    return _parted(load_wine(), "wine", test=0.5)
 
 
-def _parted(found: object, name: str) -> tuple[Data, Data]:
-    x = torch.as_tensor(found.data, dtype=torch.float32)  # type: ignore[attr-defined]
+def diabetes(_folder: Path | None = None) -> tuple[Data, Data]:
+    """Whether diabetes went on more than in half of the patients: 442 rows, 9 numbers and the sex."""
+    from sklearn.datasets import load_diabetes
+
+    found = load_diabetes(scaled=False)
+    y = (found.target > float(np.median(found.target))).astype(int)
+    return _parted(found, "diabetes", y, ("less", "more"), test=0.4)
+
+
+def digit_columns(groups: Sequence[Sequence[int]] | None = None) -> tuple[Data, Data]:
+    """Handwritten digits as 64 columns of whole numbers, 1,797 rows; each group of digits is a class."""
+    from sklearn.datasets import load_digits
+
+    found, groups = load_digits(), groups or [(d,) for d in range(10)]
+    owner = {digit: label for label, group in enumerate(groups) for digit in group}
+    y = np.array([owner.get(int(d), -1) for d in found.target])
+    return _parted(found, "digits", y, [" ".join(map(str, group)) for group in groups], test=0.35)
+
+
+def _parted(
+    found: object, name: str, y: Any = None, classes: Sequence[str] | None = None, test: float = TEST
+) -> tuple[Data, Data]:
+    """Training and test set; rows whose class y is negative are left out."""
+    labels = np.asarray(found.target if y is None else y)  # type: ignore[attr-defined]
+    x = torch.as_tensor(found.data[labels >= 0], dtype=torch.float32)  # type: ignore[attr-defined]
     names = [str(n) for n in found.feature_names]  # type: ignore[attr-defined]
-    classes = [str(n) for n in found.target_names]  # type: ignore[attr-defined]
-    schema = Schema.of(x, names)
-    kind = Table(Schema(schema.columns, "target", tuple(classes)))
-    data = Data(x, found.target, classes, name, kind)  # type: ignore[attr-defined]
-    test, train = data.parted(TEST, 0)
-    return train, test
+    said = [str(n) for n in (found.target_names if classes is None else classes)]  # type: ignore[attr-defined]
+    kind = Table(Schema(Schema.of(x, names).columns, "target", tuple(said)))
+    tests, train = Data(x, labels[labels >= 0], said, name, kind).parted(test, 0)
+    return train, tests
 
 
 def mixed(count: int = 1600) -> tuple[Data, Data]:
