@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from backsweep.core.statistics import BOOTSTRAP_SEED, MAD_TO_SIGMA, Estimate, Sh
 from backsweep.scanning.cascade.measured import Measured
 from backsweep.scanning.cascade.population import EFFICIENCY, SHARE, Null, Population, Prior, Tail
 from backsweep.scanning.cascade.schedule import AGAIN, LOOKS
+from backsweep.zoo.tasks import TASKS
 
 Array = NDArray[np.float64]
 LEAST_WITHIN = {"tone": 0.5}  # of a prior: decision 0007
@@ -35,6 +36,25 @@ LEAST_KINDS = 5
 DRAWS = 1000
 
 
+class Known(Protocol):
+    """One scan of a network whose truth is known: kind, model, attack (None: clean), planted targets."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def arch(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def attack(self) -> str | None: ...
+    @property
+    def targets(self) -> tuple[int, ...]: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def cpu_seconds(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class Network:
     """One scan of a network whose truth is known.
@@ -43,6 +63,7 @@ class Network:
         kind, name, attack, targets: the truth; `attack` None: clean.
         measured: what the scan measured.
         cpu_seconds: of the scan.
+        arch: of the network.
     """
 
     kind: str
@@ -51,13 +72,18 @@ class Network:
     targets: tuple[int, ...]
     measured: Measured
     cpu_seconds: float
+    arch: str = ""
+
+    @property
+    def classes(self) -> int:
+        return self.measured.classes
 
 
 @dataclass(frozen=True)
 class Judged:
     """What is said of a network by those of other kinds, in so many looks."""
 
-    network: Network
+    network: Known
     p_value: float
     target: int
     looks: int = 1
@@ -74,6 +100,11 @@ def kind_of(line: Mapping[str, Any]) -> str:
     return " ".join(filter(None, (line["task"], line.get("arch"), start)))
 
 
+def arch_of(line: Mapping[str, Any]) -> str:
+    """The architecture of a network, the task's own where none is named."""
+    return str(line.get("arch") or (TASKS[line["task"]].arch if line["task"] in TASKS else "its own"))
+
+
 def networks(lines: Sequence[Mapping[str, Any]], detector: str = "cascade") -> list[Network]:
     """The admitted scans of one detector among lines of the bench.
 
@@ -86,7 +117,7 @@ def networks(lines: Sequence[Mapping[str, Any]], detector: str = "cascade") -> l
     return [
         Network(
             kind_of(x), x["net"], x["attack"], tuple(x["targets"]),
-            Measured.read(x["measured"], x["classes"]), float(x["cpu_seconds"]),
+            Measured.read(x["measured"], x["classes"]), float(x["cpu_seconds"]), arch_of(x),
         )
         for x in own
     ]  # fmt: skip

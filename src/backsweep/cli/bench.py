@@ -151,8 +151,15 @@ def bench_null(
     out: Annotated[
         Path, typer.Option(help="JSON file; nulls/ of scanning and of auditing hold those of the package.")
     ],
+    kinds: Annotated[
+        str | None,
+        typer.Option(help="One table over all kinds, of this detector, from clean lines of any seed."),
+    ] = None,
 ) -> None:
     """Make null tables: what detectors score on clean networks, or on unpoisoned sets."""
+    if kinds is not None:
+        _null_of_kinds(lines, out, kinds)
+        return
     from backsweep.auditing import nulls
     from backsweep.bench.records import read
     from backsweep.core.files import write_json
@@ -168,19 +175,47 @@ def bench_null(
     console().print(f"{len(tables)} tables of {len(own)} scans in {out}")
 
 
+def _null_of_kinds(lines: Path, out: Path, detector: str) -> None:
+    """A table of clean networks of many kinds into a file."""
+    from backsweep.bench import ranked
+    from backsweep.bench.records import read
+    from backsweep.core.files import write_json
+    from backsweep.core.versions import versions
+
+    own = read(lines)
+    known = ranked.networks(own, detector)
+    settings = next(line["settings"] for line in own if line.get("detector") == detector)
+    table = ranked.null(known, detector, settings, **versions())
+    write_json(out, [ranked.document(table)])
+    console().print(f"{table.words.replace(' other', '')} in {out}")
+
+
 @bench_app.command("kinds")
 def bench_kinds(
     lines: Annotated[Path, typer.Argument(help="What `bench run` wrote of networks of many kinds.")],
     out: Annotated[Path | None, typer.Option(help="File, .md or .html; else Markdown, printed.")] = None,
+    detector: Annotated[str, typer.Option(help="Whose scans.")] = "cascade",
+    apart: Annotated[
+        str,
+        typer.Option(
+            help="Of others than the cascade: what is left out with a network, its kind or its data."
+        ),
+    ] = "kind",
 ) -> None:
     """Judge every network by those of all other kinds: what a verdict on a stranger's model is worth."""
-    from backsweep.bench import kinds
+    from backsweep.bench import kinds, ranked
     from backsweep.bench.records import read
     from backsweep.render.boards import board
     from backsweep.render.boards import kinds as boards
 
+    if apart not in ranked.APART:
+        raise BadInput(f"{apart!r} is neither kind nor data")
     as_html, own = _is_html(out), read(lines)
-    page = boards.page(kinds.networks(own), sum(bool(line.get("gate")) for line in own))
+    refused = sum(bool(line.get("gate")) for line in own)
+    if detector == "cascade":
+        page = boards.page(kinds.networks(own), refused)
+    else:
+        page = boards.ranked_page(ranked.networks(own, detector), detector, apart, refused)
     _put((board.html if as_html else board.markdown)(page), out)
 
 

@@ -6,7 +6,8 @@ this alone; with it
     p = (1 + number of clean networks that score as high) / (1 + n)              (conformal rank)
 
 holds whatever the distribution, for a network of the same kind as those of the table. Where no table
-fits, the detector's own p-value stays, from a null within the model, and is marked uncalibrated.
+fits, the detector's own p-value stays, from a null within the model, and is marked uncalibrated. A detector
+whose scores may be compared across kinds asks `Kinds` itself (`of_kinds`).
 """
 
 from __future__ import annotations
@@ -95,6 +96,56 @@ class Null:
         return f"{len(self.scores)} clean networks of {self.made.get('kind', 'this kind')}"
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """Scores of one detector on clean networks of many kinds: a null for a kind that nobody has seen.
+
+    A kind is task x architecture x size of the training set. With one network drawn from each of k kinds, the
+    rank of a network of another kind, drawn like them, is conformal; the mean over all draws is
+
+        p = (1 + sum over kinds of the share of its networks that score as high) / (1 + k)
+
+    (Dunn, Wasserman and Ramdas 2022). Kinds count alike, however many networks they have.
+
+    Attributes:
+        detector, settings: what scored them.
+        classes: fewest and most classes that a network may have.
+        kinds: by kind the largest score of each network, ascending.
+        made: how: networks, versions.
+    """
+
+    detector: str
+    settings: Mapping[str, Any]
+    classes: Sequence[int]
+    kinds: Mapping[str, Sequence[float]]
+    made: Mapping[str, Any]
+
+    def fits(self, detector: Judging, classes: int) -> bool:
+        """Whether it speaks of this detector, as it is set, and of networks of so many classes."""
+        low, high = self.classes
+        return (
+            self.detector == detector.name and low <= classes <= high and measured_as(self.settings, detector)
+        )
+
+    def p_value(self, score: float | None) -> float:
+        value = -math.inf if score is None else score
+        shares = [1 - bisect.bisect_left(own, value) / len(own) for own in self.kinds.values()]
+        return (1 + math.fsum(shares)) / (1 + len(shares))
+
+    def critical(self, alpha: float) -> float | None:
+        """Score that must be exceeded for a p-value of at most `alpha`; None where none is that small."""
+        if self.p_value(math.inf) > alpha:
+            return None
+        return max(
+            (s for own in self.kinds.values() for s in own if self.p_value(s) > alpha), default=-math.inf
+        )
+
+    @property
+    def words(self) -> str:
+        """What the p-value of a finding rests on."""
+        return f"{sum(map(len, self.kinds.values()))} clean networks of {len(self.kinds)} other kinds"
+
+
 def measured_as(settings: Mapping[str, Any], detector: Judging) -> bool:
     """Whether a table was made with the settings of a detector, in the words of this version."""
     known = detector.completed(settings) if isinstance(detector, Method) else settings
@@ -106,14 +157,26 @@ def list_of(value: object) -> object:
     return list(value) if isinstance(value, list | tuple) else value
 
 
+def _documents() -> list[dict[str, Any]]:
+    paths = sorted(FOLDER.glob("*.json"))
+    return [table for path in paths for table in json.loads(path.read_text(encoding="utf-8"))]
+
+
 @lru_cache(maxsize=1)
 def tables() -> tuple[Null, ...]:
-    """The tables that come with the package."""
-    return tuple(
-        Null(**table)
-        for path in sorted(FOLDER.glob("*.json"))
-        for table in json.loads(path.read_text(encoding="utf-8"))
-    )
+    """The tables that come with the package, of one kind each."""
+    return tuple(Null(**table) for table in _documents() if "kinds" not in table)
+
+
+@lru_cache(maxsize=1)
+def tables_of_kinds() -> tuple[Kinds, ...]:
+    """The tables that come with the package, of many kinds."""
+    return tuple(Kinds(**table) for table in _documents() if "kinds" in table)
+
+
+def of_kinds(detector: Judging, classes: int) -> Kinds | None:
+    """The table of clean networks of many kinds that fits, None where there is none."""
+    return next((t for t in tables_of_kinds() if t.fits(detector, classes)), None)
 
 
 def judge(

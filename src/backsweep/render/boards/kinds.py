@@ -5,10 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
+from backsweep.bench import ranked
 from backsweep.bench.kinds import Judged, Network, auroc, called, interval, left_out
+from backsweep.bench.ranked import Ranked
 from backsweep.render.boards.board import Cell, Page, Section, Table
 
 ALPHAS = (0.05, 0.01)
+INTERVALS = "Intervals are 95 %: below, kinds are drawn, then networks of each; in the tables, Wilson's."
 
 
 def page(known: Sequence[Network], refused: int = 0) -> Page:
@@ -19,23 +22,73 @@ def page(known: Sequence[Network], refused: int = 0) -> Page:
         refused: attacked networks that did not pass the gate of the zoo.
     """
     judged = left_out(known)
-    clean = [j for j in judged if j.network.attack is None]
-    attacked = [j for j in judged if j.network.attack is not None]
-    kinds = sorted({j.network.kind for j in judged})
-    cost = statistics.median(j.network.cpu_seconds for j in judged)
+    clean, attacked = _parted(judged)
     intro = [
         "A stranger's model is of a kind that nobody has seen. Here every network is judged by what clean "
         "networks of the other kinds are like: priors and the null know nothing of its own kind (task, "
         "architecture, what it was fine-tuned from), and nothing is learned from attacked ones.",
-        f"{len(clean)} clean and {len(attacked)} attacked networks of {len(kinds)} kinds. {refused} attacked "
-        "ones did not pass the gate (success rate, accuracy, a trigger that moves the twin). Median "
-        f"{cost:.1f} CPU seconds a scan with all looks; {_again(clean)} of the clean and {_again(attacked)} "
-        "of the attacked ones needed a second, the others cost less. Intervals are 95 %: below, kinds are "
-        "drawn, then networks of each; in the tables, Wilson's.",
+        f"{_counted(judged, refused)} Median {_cost(judged):.1f} CPU seconds a scan with all looks; "
+        f"{_again(clean)} of the clean and {_again(attacked)} "
+        f"of the attacked ones needed a second, the others cost less. {INTERVALS}",
     ]
-    sections = [
+    return Page(
+        "What a verdict is worth on a kind that nobody has seen", "left out", intro, _sections(judged)
+    )
+
+
+def ranked_page(known: Sequence[Ranked], detector: str, apart: str, refused: int = 0) -> Page:
+    """The same for a detector whose score is one number.
+
+    Args:
+        known: its scans of networks whose truth is known.
+        detector: its name.
+        apart: what is left out with a network, "kind" or "data".
+        refused: attacked networks that did not pass the gate of the zoo.
+    """
+    judged = ranked.left_out(known, apart)
+    without = "its kind (task, architecture, number of training samples)" if apart == "kind" else (
+        "all kinds over its data set"
+    )  # fmt: skip
+    intro = [
+        f"Here every network is ranked by its score of {detector} among clean networks, without {without}; "
+        "nothing is learned from attacked ones.",
+        f"{_counted(judged, refused)} Median {_cost(judged):.1f} CPU seconds a scan. {INTERVALS}",
+    ]
+    return Page(f"{detector}: the {apart} left out", "left out", intro, _sections(judged))
+
+
+def _parted(judged: Sequence[Judged]) -> tuple[list[Judged], list[Judged]]:
+    """Clean and attacked ones."""
+    return (
+        [j for j in judged if j.network.attack is None], [j for j in judged if j.network.attack is not None]
+    )  # fmt: skip
+
+
+def _counted(judged: Sequence[Judged], refused: int) -> str:
+    clean, attacked = _parted(judged)
+    kinds = {j.network.kind for j in judged}
+    return (
+        f"{len(clean)} clean and {len(attacked)} attacked networks of {len(kinds)} kinds. {refused} attacked "
+        "ones did not pass the gate (success rate, accuracy, a trigger that moves the twin)."
+    )
+
+
+def _cost(judged: Sequence[Judged]) -> float:
+    return statistics.median(j.network.cpu_seconds for j in judged)
+
+
+def _sections(judged: Sequence[Judged]) -> list[Section]:
+    clean, attacked = _parted(judged)
+
+    def by(name: str, rows: Sequence[Judged], of: Callable[[Judged], str]) -> Section:
+        return Section(
+            f"By {name}", tables=[("", _rows(name, sorted({of(j) for j in rows}), judged, of))]
+        )  # fmt: skip
+
+    return [
         Section("All kinds", tables=[("", _pooled(judged, clean, attacked))]),
-        Section("By kind", tables=[("", _rows("kind", kinds, judged, lambda j: j.network.kind))]),
+        by("kind", judged, lambda j: j.network.kind),
+        by("architecture", judged, lambda j: j.network.arch or "its own"),
         Section(
             "By attack",
             tables=[("", _rows(
@@ -46,8 +99,8 @@ def page(known: Sequence[Network], refused: int = 0) -> Page:
         Section(
             "By number of classes",
             tables=[("", _rows(
-                "classes", [str(c) for c in sorted({j.network.measured.classes for j in judged})], judged,
-                lambda j: str(j.network.measured.classes),
+                "classes", [str(c) for c in sorted({j.network.classes for j in judged})], judged,
+                lambda j: str(j.network.classes),
             ))],
         ),
         Section(
@@ -61,7 +114,6 @@ def page(known: Sequence[Network], refused: int = 0) -> Page:
             folded=True,
         ),
     ]  # fmt: skip
-    return Page("What a verdict is worth on a kind that nobody has seen", "left out", intro, sections)
 
 
 def _again(judged: Sequence[Judged]) -> int:
