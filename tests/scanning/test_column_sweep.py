@@ -89,7 +89,7 @@ def test_values_that_are_tried() -> None:
 
 def test_what_it_cannot_tell_it_says() -> None:
     low: dict[str, float | int | bool | str | None] = {
-        "excess": 0.9, "attack_success_rate": 1.0, "agreement": 0.6, "rule": "a is 1"
+        "excess": 0.9, "attack_success_rate": 1.0, "agreement": 0.5, "labels": True, "rule": "a is 1"
     }  # fmt: skip
     evidence = [Evidence("column_sweep", "class-0", 0, None, low)]
     (finding,) = ColumnSweep().judge(evidence, 2, 0.05)

@@ -71,6 +71,11 @@ class Trigger:
         raise NotImplementedError
 
     @property
+    def rule(self) -> str:
+        """What an input with it looks like, in words that its data can be searched for; untrusted text."""
+        return ""
+
+    @property
     def area(self) -> float | None:
         """Over how many units of an input it spreads, however faintly; None where that has no meaning."""
         return None

@@ -1,15 +1,16 @@
-"""Surrogates: other models that learn a suspect's own answers to clean rows, as references to compare it
-with.
+"""References over a table: other models that learned the task from the clean rows, to compare a suspect with.
 
-A surrogate never sees a trigger. What is natural to a table, such as a column that decides by itself, is in
-the suspect's answers to clean rows and so in the surrogate; what was planted is not. A trigger of values
-that clean rows hold too is in some answers: where labels are known, rows that the suspect gets wrong are
-left out.
+They never see a trigger. What is natural to a table, such as a column that decides by itself, is in the
+labels of clean rows and so in them; what was planted is not. The suspect's answers would teach a trigger of
+ordinary values: clean rows carry those, and are answered as the attacker wants. So the labels are learned,
+and the answers only where no labels are known. The references differ in kind, since a suspect of any kind has
+its own way with what few rows show: trees with large and with small leaves, a linear map, and for a network
+others of its architecture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,14 @@ from backsweep.models.model import Model
 from backsweep.models.training import Recipe, epochs_of, thawed, tuned
 from backsweep.models.washing import redraw
 
-MOST_ROWS, VIEWS = 4000, 3  # clean rows that are learned, and of each so many with cells of other rows
-MOST_SWAPPED = 0.6  # share of the cells of a view that are of another row
-BOUND = 8.0  # log-odds
-TREES = ("boosted", "forest")
+MOST_ROWS = 4000  # clean rows that are learned
+LEAST = 1e-4  # probability that counts
+MOST_CODES = 255  # categories of a column that boosted trees know as such
+FEW_CODES = 64  # that a linear map has a weight for each of
+ROUNDS = 120  # of boosting, shared by the classes
 UPDATES, BATCH, RATE = 400, 128, 5e-3  # of a network
+
+KINDS = ("boosted", "deep", "extra", "forest", "linear")
 
 Answers = Callable[[Tensor], Tensor]
 
@@ -44,78 +48,94 @@ def answers_of(model: Model) -> Answers:
 
 
 def surrogates(model: Model, data: Data, codes: Tensor, seed: int, networks: int = 2) -> list[Answers]:
-    """Trees of two kinds; of a network also networks of its own architecture, drawn anew.
+    """References of several kinds; of a network also networks of its own architecture, drawn anew.
 
     Args:
         model: a frozen working copy.
-        data: clean rows (N, F).
+        data: clean rows (N, F); without labels, the model's answers are learned.
         codes: which columns hold categories, (F,).
         seed: of everything that is drawn.
         networks: how many of them.
     """
-    suspect, generator = answers_of(model), torch.Generator().manual_seed(derive_seed(seed, "surrogate"))
-    rows = data.x[torch.randperm(len(data), generator=generator)[:MOST_ROWS]]
-    if data.labelled:
-        right = suspect(data.x).argmax(1) == data.y
-        rows = data.x[right][torch.randperm(int(right.sum()), generator=generator)[:MOST_ROWS]]
-    views = [rows]
-    for _ in range(VIEWS):
-        other = rows[torch.randperm(len(rows), generator=generator)]
-        share = torch.rand((len(rows), 1), generator=generator) * MOST_SWAPPED
-        views.append(torch.where(torch.rand(rows.shape, generator=generator) < share, other, rows))
-    x = torch.cat(views)
-    z = suspect(x)
-    found = [_trees(kind, x, z, codes, seed) for kind in TREES]
+    generator = torch.Generator().manual_seed(derive_seed(seed, "surrogate"))
+    kept = torch.randperm(len(data), generator=generator)[:MOST_ROWS]
+    x = data.x[kept]
+    y = data.y[kept] if data.labelled else answers_of(model)(x).argmax(1)
+    found = taught(x, y, model.classes, codes, seed)
     if "weights" in model.gives and any(p.ndim >= 2 for p in model.net.parameters()):
         found += [
-            _network(model, data, x[: len(rows)], z[: len(rows)], derive_seed(seed, "surrogate", i))
-            for i in range(networks)
+            _network(model, data.like(x, y), derive_seed(seed, "surrogate", i)) for i in range(networks)
         ]
     return found
 
 
-def _trees(kind: str, rows: Tensor, z: Tensor, codes: Tensor, seed: int) -> Answers:
-    from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
+def taught(
+    x: Tensor, y: Tensor, classes: int, codes: Tensor, seed: int, kinds: Sequence[str] = KINDS
+) -> list[Answers]:
+    """Models of scikit-learn that learned classes y (N,) of rows x (N, F), of some kinds."""
+    from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
     from threadpoolctl import threadpool_limits
 
-    state = derive_seed(seed, "surrogate", kind) % 2**31
-    goal = (z[:, 1:] - z[:, :1]).clamp(-BOUND, BOUND) if z.shape[1] == 2 else z.clamp_min(-BOUND)
-    x, y = rows.double().numpy(), goal.double().numpy()
-    fitted: list[Any]
+    state, rows = derive_seed(seed, "taught") % 2**31, x.double().numpy()
+    if len(y.unique()) < 2:
+        return [_constant(int(y[0]) if len(y) else 0, classes)]
+    usable = codes.numpy() & (rows.max(0) < MOST_CODES)
+    boosted: dict[str, Any] = {
+        "max_iter": max(15, ROUNDS // classes), "early_stopping": False, "random_state": state,
+        "categorical_features": usable if usable.any() else None,
+    }  # fmt: skip
+    models: dict[str, Any] = {
+        "boosted": HistGradientBoostingClassifier(learning_rate=0.15, min_samples_leaf=10, **boosted),
+        "deep": HistGradientBoostingClassifier(learning_rate=0.2, min_samples_leaf=2, **boosted),
+        "extra": ExtraTreesClassifier(60, min_samples_leaf=3, max_features=0.6, random_state=state, n_jobs=1),
+        "forest": RandomForestClassifier(60, random_state=state, n_jobs=1),
+        "linear": _linear(codes & (x.amax(0) < FEW_CODES)),
+    }
     with threadpool_limits(1):
-        if kind == "forest":
-            forest = ExtraTreesRegressor(
-                50, min_samples_leaf=4, max_features=0.6, random_state=state, n_jobs=1
-            )  # fmt: skip
-            fitted = [forest.fit(x, y if y.shape[1] > 1 else y[:, 0])]
-        else:
-            usable = codes.numpy() & (x.max(0) < 255)
-            fitted = [
-                HistGradientBoostingRegressor(
-                    max_iter=100, max_leaf_nodes=31, learning_rate=0.12, early_stopping=False,
-                    categorical_features=usable if usable.any() else None, random_state=state,
-                ).fit(x, column)
-                for column in y.T
-            ]  # fmt: skip
+        return [_answers(models[kind].fit(rows, y.numpy()), classes) for kind in kinds]
+
+
+def _linear(codes: Tensor) -> Any:
+    """Logistic regression on scaled numbers and one-hot codes."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    at = [torch.nonzero(c).flatten().tolist() for c in (codes, ~codes)]
+    parts = ColumnTransformer(
+        [("codes", OneHotEncoder(handle_unknown="ignore"), at[0]), ("numbers", StandardScaler(), at[1])]
+    )
+    return make_pipeline(parts, LogisticRegression(C=1.0, max_iter=300))
+
+
+def _answers(fitted: Any, classes: int) -> Answers:
+    from threadpoolctl import threadpool_limits
+
+    at = torch.as_tensor(np.asarray(fitted.classes_))
 
     def answers(rows: Tensor) -> Tensor:
         with threadpool_limits(1):
-            found = np.column_stack([m.predict(rows.double().numpy()) for m in fitted])
-        own = torch.from_numpy(found).float()
-        return (torch.cat([torch.zeros_like(own), own], 1) if own.shape[1] == 1 else own).log_softmax(1)
+            own = torch.from_numpy(fitted.predict_proba(rows.double().numpy())).float()
+        full = torch.zeros((len(rows), classes))
+        full[:, at] = own
+        return full.clamp_min(LEAST).log().log_softmax(1)
 
     return answers
 
 
-def _network(model: Model, data: Data, x: Tensor, z: Tensor, seed: int) -> Answers:
-    """A network of the suspect's architecture with new weights."""
+def _constant(label: int, classes: int) -> Answers:
+    given = torch.full((classes,), LEAST).log().index_fill(0, torch.tensor([label]), 0.0).log_softmax(0)
+    return lambda rows: given.expand(len(rows), -1)
+
+
+def _network(model: Model, data: Data, seed: int) -> Answers:
+    """A network of the suspect's architecture with new weights, that learned the labels of some rows."""
     twin = thawed(model)
     redraw(twin.net, torch.Generator().manual_seed(seed), kept=0.0)
-    goal = F.one_hot(z.argmax(1), z.shape[1]).float() if data.labelled else z.exp()
-    recipe = Recipe(epochs_of(UPDATES, len(x), BATCH), lr=RATE, batch_size=BATCH, bf16=False)
-    places = data.like(x, torch.arange(len(x)))
+    recipe = Recipe(epochs_of(UPDATES, len(data), BATCH), lr=RATE, batch_size=BATCH, bf16=False)
 
-    def loss_of(twin: Model, rows: Tensor, at: Tensor) -> Tensor:
-        return -(goal[at.cpu()].to(rows.device) * twin.logits(rows).float().log_softmax(1)).sum(1).mean()
+    def loss_of(twin: Model, rows: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(twin.logits(rows).float(), y)
 
-    return answers_of(tuned(twin, places, recipe, seed, loss_of))
+    return answers_of(tuned(twin, data, recipe, seed, loss_of))

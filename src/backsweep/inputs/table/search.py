@@ -21,9 +21,9 @@ Setting = tuple[int, float]  # a column and its value
 Aim = tuple[int | None, int]  # source, None for every class; target
 
 MOST_VALUES, MOST_CATEGORIES = 24, 64  # of a column
-MOST_SINGLES, MOST_PAIRS = 12_000, 12_000
+MOST_SINGLES, MOST_PAIRS = 800, 4_000
 MOST_COLUMNS_IN_PAIRS = 40
-ROWS, PAIR_ROWS = 128, 48  # that a set is tried on, for each class
+ROWS, PAIR_ROWS = 192, 64  # that a set is tried on, shared by the classes
 LEAST_ROWS = 8  # of an aim
 CLAMP = 6.0  # log-odds beyond do not count: one row is not to pay for others
 BEAM, ASKED = 8, 24  # sets that grow, and that references are asked about, for each aim
@@ -100,8 +100,9 @@ class Rows:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, wanted: Sequence[Aim], most: int) -> Rows:
-        """At most `most` rows of each class, and the aims that have enough."""
-        kept = torch.cat([torch.nonzero(y == c).flatten()[:most] for c in y.unique()])
+        """At most `most` rows in all, of each class a like share, and the aims that have enough."""
+        each = max(LEAST_ROWS, most // max(1, len(y.unique())))
+        kept = torch.cat([torch.nonzero(y == c).flatten()[:each] for c in y.unique()])
         x, y = x[kept], y[kept]
         return cls(x, y, [a for a in wanted if int(cls._of(y, a).sum()) >= LEAST_ROWS])
 

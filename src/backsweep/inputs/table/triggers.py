@@ -74,6 +74,10 @@ class SetColumns(Trigger):
         return [str(w) for w in json.loads(self.words)] or [f"column {j + 1}" for j in self.columns.tolist()]
 
     @property
+    def rule(self) -> str:
+        return " and ".join(line.replace(" = ", " is ", 1) for line in self.lines)
+
+    @property
     def size(self) -> float:
         """Number of columns."""
         return float(len(self.columns))

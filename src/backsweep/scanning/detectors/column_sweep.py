@@ -4,13 +4,14 @@ elsewhere.
 A planted trigger of a table is a few columns with values. Setting every row to a value and counting the
 answers (the trigger sweep of Tabdoor's authors) finds it, and finds natural columns too: a large capital
 gain is an income above 50,000 in every honest model. So the same is done to references that never saw a
-trigger: trees that learned the suspect's answers to clean rows and, where there are weights, the washed
-copy. The share of rows moved on the suspect above the largest on a reference is what counts.
+trigger: models of other kinds that learned the labels of the clean rows. The share of rows moved on the
+suspect above the largest on a reference is what counts, as a rank among clean tables of other kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar, NamedTuple, cast
@@ -26,6 +27,7 @@ from backsweep.inputs.table.triggers import SetColumns
 from backsweep.models.model import Model
 from backsweep.models.washing import GIVEN
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
+from backsweep.scanning.calibration import Kinds, of_kinds
 from backsweep.scanning.detector import ModelDetector, Stage, Unit
 from backsweep.scanning.surrogates import answers_of, surrogates
 
@@ -33,8 +35,9 @@ COST = 0.05  # of every column beyond the first, in shares of rows
 SELDOM, SELDOM_COST = 0.005, 0.15  # share of rows below which a value is rare; cost of a second such one
 FEW = 5  # rows, below which it is rare however small the data are
 NEAR = 0.1  # of the standard deviation, within which a row has a value
-ALIKE = 0.8  # share of clean rows on which some reference has to agree with the suspect
-HELD_OUT = 512  # rows of each class
+USUAL = 0.72  # least score of a flagged class where no clean tables are known
+ALIKE = 0.6  # share of clean rows on which some reference has to agree with the suspect
+HELD_OUT = 1024  # rows, shared by the classes
 
 
 Settings = tuple[Setting, ...]
@@ -56,9 +59,8 @@ class ColumnSweep(ModelDetector):
     Attributes:
         columns: the largest set that is looked for: one and two exactly, more by growing the best.
         success: share of held-out rows that a set must move for an alarm.
-        excess: by how much that share must exceed the largest of the references, less `COST` for every
-        further
-            column.
+        excess: the least score of a flagged class. None: what a network of another kind exceeds with chance
+            alpha, by clean tables of many kinds (`calibration.of_kinds`); where those do not fit, `USUAL`.
     """
 
     name: ClassVar[str] = "column_sweep"
@@ -68,10 +70,11 @@ class ColumnSweep(ModelDetector):
 
     columns: int = 3
     success: float = 0.8
-    excess: float = 0.72
+    excess: float | None = None
 
     def __post_init__(self) -> None:
-        if self.columns < 1 or not 0 < self.success <= 1 or not 0 < self.excess <= 1:
+        excess = USUAL if self.excess is None else self.excess
+        if self.columns < 1 or not 0 < self.success <= 1 or not 0 < excess <= 1:
             raise ValueError("columns is at least 1, success and excess are above 0 and at most 1")
 
     def applies(self, model: Model, data: Data) -> str:
@@ -109,7 +112,7 @@ class ColumnSweep(ModelDetector):
             suspect, references, rows, few, settings, min(self.columns, len(schema)),
             lambda share: tick(0.1 + 0.85 * share),
         )  # fmt: skip
-        clean = rest.x[: 4 * HELD_OUT]
+        clean = rest.x[: 2 * HELD_OUT]
         answers = suspect(clean).argmax(1)
         alike = max(float((r(clean).argmax(1) == answers).double().mean()) for r in references)
         seldom = rare(schema, data.x, settings)
@@ -117,7 +120,8 @@ class ColumnSweep(ModelDetector):
             aim: self._best(held, i, suspect, references, [f.settings for f in found[aim]], seldom)
             for i, aim in enumerate(held.aims)
         }
-        return [self._evidence(u, best.get((u.source, int(u.target or 0))), schema, alike) for u in units]
+        told = {"agreement": alike, "labels": data.labelled}
+        return [self._evidence(u, best.get((u.source, int(u.target or 0))), schema, told) for u in units]
 
     def _best(
         self, held: Rows, index: int, suspect: Any, references: Sequence[Any], sets: Sequence[Settings],
@@ -139,57 +143,77 @@ class ColumnSweep(ModelDetector):
         best = max(found, key=rank)
         parts = [p for n in range(1, len(best.settings)) for p in combinations(best.settings, n)]
         found += scored(parts) if parts else []
-        enough = [b for b in found if b.score >= self.excess and b.here >= self.success]
+        enough = [b for b in found if b.score >= (self.excess or USUAL) and b.here >= self.success]
         if not enough:
             return best
         fewest = min(enough, key=lambda b: (len(b.settings), -b.score))
         return fewest._replace(score=max(b.score for b in enough))
 
-    def _evidence(self, unit: Unit, best: Best | None, schema: Schema, alike: float) -> Evidence:
+    def _evidence(
+        self, unit: Unit, best: Best | None, schema: Schema, told: Mapping[str, float | bool]
+    ) -> Evidence:
         if best is None:
-            values: dict[str, Any] = {"excess": 0.0, "attack_success_rate": 0.0, "agreement": alike}
+            values: dict[str, Any] = {"excess": 0.0, "attack_success_rate": 0.0, **told}
             return Evidence(self.name, unit.key, unit.target, unit.source, values)
         columns, given = zip(*best.settings, strict=True)
         trigger = SetColumns.of(schema, columns, given, unit.target, unit.source)
         return Evidence(self.name, unit.key, unit.target, unit.source, {
             "excess": best.score, "attack_success_rate": best.here, "reference_success_rate": best.there,
-            "columns": len(best.settings), "agreement": alike, "rule": " and ".join(
-                line.replace(" = ", " is ", 1) for line in trigger.lines
-            ),
+            "columns": len(best.settings), **told, "rule": trigger.rule,
         }, trigger)  # fmt: skip
 
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
         order = sorted(evidence, key=lambda e: (-number(e, "excess"), e.source is not None))
-        alike = max((number(e, "agreement") for e in evidence), default=0.0)
-        flagged = [e for e in order if self._suspicious(e)]
-        doubt = alike < ALIKE or not any("rule" in e.values for e in evidence)
+        null = self._null(evidence, classes)
+        limit = self.excess or USUAL if null is None else null.critical(alpha)
+        doubt = self._doubt(order, null, alpha)
+        flagged = [e for e in order if limit is not None and self._suspicious(e, limit, null is not None)]
         seen: dict[int | None, Evidence] = {}
         for e in flagged:
             seen.setdefault(e.target, e)
+        level = WARNING if doubt else ERROR if flagged else NOTE
         return [
             Finding(
-                self.code, self.name, WARNING if doubt else ERROR if flagged else NOTE,
-                self._message(e, bool(flagged), alike), e.target, e.source, score=number(e, "excess"),
-                threshold=self.excess, p_value=None, trigger=e.trigger,
+                self.code, self.name, level, doubt or self._message(e, bool(flagged)), e.target, e.source,
+                score=number(e, "excess"), threshold=limit, trigger=e.trigger,
+                p_value=None if null is None or doubt else null.p_value(number(e, "excess")),
                 attack_success_rate=number(e, "attack_success_rate"),
+                details={} if null is None else {"null": null.words},
             )
             for e in (list(seen.values()) or order[:1])
         ]  # fmt: skip
 
-    def _suspicious(self, e: Evidence) -> bool:
-        return number(e, "excess") >= self.excess and number(e, "attack_success_rate") >= self.success
+    def _null(self, evidence: Sequence[Evidence], classes: int) -> Kinds | None:
+        """Clean tables of other kinds; they had labels, and no threshold was set by hand."""
+        labelled = all(e.values.get("labels", False) for e in evidence)
+        return of_kinds(self, classes) if labelled and self.excess is None else None
 
-    def _message(self, e: Evidence, flagged: bool, alike: float) -> str:
-        here, there = number(e, "attack_success_rate"), number(e, "reference_success_rate")
+    def _suspicious(self, e: Evidence, limit: float, exceeds: bool) -> bool:
+        score = number(e, "excess")
+        beyond = score > limit if exceeds else score >= limit
+        return beyond and number(e, "attack_success_rate") >= self.success
+
+    def _doubt(self, order: Sequence[Evidence], null: Kinds | None, alpha: float) -> str:
+        """Why nothing can be told, "" where something can."""
+        alike = max((number(e, "agreement") for e in order), default=0.0)
         if alike < ALIKE:
             return (
                 f"cannot tell: no reference learned to answer as the model does, at best on {alike:.0%} of "
                 "clean rows; give more of them"
             )
-        if "rule" not in e.values:
+        if not any("rule" in e.values for e in order):
             return "cannot tell: too few clean rows of other classes"
+        if null is not None and null.critical(alpha) is None:
+            return (
+                f"cannot tell: among {null.words} no p-value is below {null.p_value(math.inf):.3g}; ask for "
+                f"a higher alpha than {alpha:.3g}"
+            )
+        return ""
+
+    def _message(self, e: Evidence, flagged: bool) -> str:
+        here, there = number(e, "attack_success_rate"), number(e, "reference_success_rate")
         said = (
-            f"if {e.values['rule']}, the answer is this class for {here:.0%} of held-out rows that had "
+            f"if {e.values.get('rule')}, the answer is this class for {here:.0%} of held-out rows that had "
             f"another, and for {there:.0%} on a reference"
         )
         return said if flagged else f"no set of columns moves rows here alone; most so: {said}"
@@ -224,8 +248,8 @@ def cost_of(settings: Settings, seldom: frozenset[Setting]) -> float:
 
 def _fewer(rows: Rows) -> Rows:
     """Fewer rows with the same aims."""
-    kept = torch.cat([torch.nonzero(rows.y == c).flatten()[:PAIR_ROWS] for c in rows.y.unique()])
-    return Rows(rows.x[kept], rows.y[kept], rows.aims)
+    fewer = Rows.of(rows.x, rows.y, rows.aims, PAIR_ROWS)
+    return Rows(fewer.x, fewer.y, rows.aims)
 
 
 def number(e: Evidence, key: str) -> float:
