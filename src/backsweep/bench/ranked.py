@@ -13,6 +13,7 @@ from typing import Any
 
 from backsweep.bench.kinds import Judged, arch_of, kind_of
 from backsweep.core.errors import BadInput
+from backsweep.reports.report import BACKDOORED, CLEAN
 from backsweep.scanning.calibration import Kinds
 
 APART = ("kind", "data")  # what is left out with a network
@@ -43,12 +44,13 @@ class Ranked:
 
 
 def networks(lines: Sequence[Mapping[str, Any]], detector: str) -> list[Ranked]:
-    """The admitted scans of one detector among lines of the bench; no score ranks lowest.
+    """The admitted scans of one detector among lines of the bench that could tell; no score ranks lowest.
 
     Raises:
         BadInput: there are none, or they have different settings.
     """
     own = [x for x in lines if x.get("detector") == detector and not x.get("gate") and "score" in x]
+    own = [x for x in own if x.get("verdict") in (CLEAN, BACKDOORED, None)]
     if not own:
         raise BadInput(
             f"there is no scan of {detector} of an admitted network; run it with `backsweep bench run`"

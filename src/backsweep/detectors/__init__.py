@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.guarding.detectors.cognitive_distillation import (
         CognitiveDistillation as CognitiveDistillation,
     )
+    from backsweep.guarding.detectors.column_transplant import ColumnTransplant as ColumnTransplant
     from backsweep.guarding.detectors.confused_expert import ConfusedExpert as ConfusedExpert
     from backsweep.guarding.detectors.frequency import Frequency as Frequency
     from backsweep.guarding.detectors.ibd_psc import IbdPsc as IbdPsc

@@ -318,7 +318,8 @@ def guard(
 
 def usual(model: Model) -> tuple[str, ...]:
     """Names of the detectors of a guard that is told none."""
-    return (model.modality.guards or DEFAULT_GUARDS) if model.gives else BLACK_BOX_GUARDS
+    kind = model.modality
+    return (kind.guards or DEFAULT_GUARDS) if model.gives else (kind.guards_of_answers or BLACK_BOX_GUARDS)
 
 
 def choose(detectors: Sequence[str | SampleDetector] | str | SampleDetector | None) -> list[SampleDetector]:

@@ -134,6 +134,7 @@ class Modality:
             a change of few units.
         recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
         detectors, repairs, guards: names of those that are run unless others are named; empty: the usual.
+        guards_of_answers: likewise the guards of a model that only answers.
         grid: whether inputs are maps (C, H, W), whose neighbours belong together.
         smooth: whether there are inputs between two inputs, so that they can be mixed and moved by gradients.
         classified: whether answers are classes that samples are labelled with; else samples have no labels.
@@ -153,6 +154,7 @@ class Modality:
     detectors: ClassVar[tuple[str, ...]] = ()
     repairs: ClassVar[tuple[str, ...]] = ()
     guards: ClassVar[tuple[str, ...]] = ()
+    guards_of_answers: ClassVar[tuple[str, ...]] = ()
     grid: ClassVar[bool] = False
     smooth: ClassVar[bool] = True
     classified: ClassVar[bool] = True

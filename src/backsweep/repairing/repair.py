@@ -16,6 +16,7 @@ from backsweep.core.errors import BadInput
 from backsweep.core.progress import Event, OnEvent
 from backsweep.core.provenance import failures, provenance, reason_of, remade, usable
 from backsweep.core.seeds import derive_seed
+from backsweep.core.text import one_line
 from backsweep.core.versions import versions
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
@@ -74,12 +75,12 @@ def repair(
     """
     classes = not isinstance(model, Model) or model.modality.classified
     model, data = fitted(model, data, needs_labels=classes)
-    if not model.gives:
-        raise BadInput("a black box only answers, so there are no weights to repair; load the network itself")
-    if doubt := too_few(data):
-        raise BadInput(f"{data.source}: {doubt}")
     if report is not None and not isinstance(report, Report):
         report = Report.load(Path(report))
+    if not model.gives:
+        raise BadInput(_no_weights(report))
+    if doubt := too_few(data):
+        raise BadInput(f"{data.source}: {doubt}")
     if report is not None and report.model.get("sha256") != model.digest:
         raise BadInput(
             "the report is of another model than this one (their SHA-256 differ); scan this model first, "
@@ -130,6 +131,17 @@ def repair(
     if folder is not None:
         result.write(folder)
     return result
+
+
+def _no_weights(report: Report | None) -> str:
+    """What to do with a model that only answers, in one line."""
+    found = [f.trigger.rule for f in report.findings if f.level == ERROR and f.trigger] if report else []
+    if rule := next(filter(None, found), ""):
+        return one_line(
+            "a black box only answers, so there are no weights to repair; train it again without the rows in "
+            f"which {rule[:200]}, and scan the new one"
+        )
+    return "a black box only answers, so there are no weights to repair; load the network itself"
 
 
 def nothing_found(report: Report) -> str:

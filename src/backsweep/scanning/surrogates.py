@@ -11,7 +11,7 @@ others of its architecture.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
+from backsweep.inputs.table.search import Rows, Setting
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, epochs_of, thawed, tuned
 from backsweep.models.washing import redraw
@@ -36,6 +37,26 @@ KINDS = ("boosted", "deep", "extra", "forest", "linear")
 Answers = Callable[[Tensor], Tensor]
 
 
+class Beside(NamedTuple):
+    """What a suspect is compared with: references, those of its architecture; values rare and far out."""
+
+    references: Sequence[Answers]
+    networks: Sequence[Answers]
+    rare: frozenset[Setting]
+    far: frozenset[Setting]
+
+    def moved(self, held: Rows, index: int, sets: Sequence[Sequence[Setting]]) -> Tensor:
+        """The largest share of rows that each set moves on a reference, (sets,).
+
+        Far out, to which class a network sends all rows is chance: there any class counts.
+        """
+        there = torch.stack([held.moved(r, sets)[1][:, index] for r in self.references]).amax(0)
+        out = [i for i, s in enumerate(sets) if self.far.intersection(s)]
+        for r in self.networks if out else ():
+            there[out] = torch.maximum(there[out], held.collapsed(r, [sets[i] for i in out]))
+        return there
+
+
 def answers_of(model: Model) -> Answers:
     """A model's logarithms of probabilities (N, C) for rows (N, F), in batches."""
 
@@ -47,26 +68,33 @@ def answers_of(model: Model) -> Answers:
     return answers
 
 
-def surrogates(model: Model, data: Data, codes: Tensor, seed: int, networks: int = 2) -> list[Answers]:
-    """References of several kinds; of a network also networks of its own architecture, drawn anew.
+def surrogates(model: Model, data: Data, codes: Tensor, seed: int) -> list[Answers]:
+    """References of several kinds.
 
     Args:
         model: a frozen working copy.
         data: clean rows (N, F); without labels, the model's answers are learned.
         codes: which columns hold categories, (F,).
         seed: of everything that is drawn.
-        networks: how many of them.
     """
+    rows = _lesson(model, data, seed)
+    return taught(rows.x, rows.y, model.classes, codes, seed)
+
+
+def alike(model: Model, data: Data, seed: int, count: int = 2) -> list[Answers]:
+    """Networks of the suspect's own architecture, drawn anew, that learned the same; none for a black box."""
+    if "weights" not in model.gives or not any(p.ndim >= 2 for p in model.net.parameters()):
+        return []
+    rows = _lesson(model, data, seed)
+    return [_network(model, rows, derive_seed(seed, "surrogate", i)) for i in range(count)]
+
+
+def _lesson(model: Model, data: Data, seed: int) -> Data:
+    """What references learn: at most `MOST_ROWS` of the rows with their classes."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "surrogate"))
     kept = torch.randperm(len(data), generator=generator)[:MOST_ROWS]
     x = data.x[kept]
-    y = data.y[kept] if data.labelled else answers_of(model)(x).argmax(1)
-    found = taught(x, y, model.classes, codes, seed)
-    if "weights" in model.gives and any(p.ndim >= 2 for p in model.net.parameters()):
-        found += [
-            _network(model, data.like(x, y), derive_seed(seed, "surrogate", i)) for i in range(networks)
-        ]
-    return found
+    return data.like(x, data.y[kept] if data.labelled else answers_of(model)(x).argmax(1))
 
 
 def taught(

@@ -39,6 +39,8 @@ class Table(Modality):
     faint: ClassVar[str] = "drift"
     few: ClassVar[str] = "columns"
     detectors: ClassVar[tuple[str, ...]] = ("column_sweep",)
+    guards: ClassVar[tuple[str, ...]] = ("confused_expert", "column_transplant")
+    guards_of_answers: ClassVar[tuple[str, ...]] = ("column_transplant",)
     axes: ClassVar[str] = "columns"
     smooth: ClassVar[bool] = False
 

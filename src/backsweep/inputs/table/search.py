@@ -27,6 +27,9 @@ ROWS, PAIR_ROWS = 192, 64  # that a set is tried on, shared by the classes
 LEAST_ROWS = 8  # of an aim
 CLAMP = 6.0  # log-odds beyond do not count: one row is not to pay for others
 BEAM, ASKED = 8, 24  # sets that grow, and that references are asked about, for each aim
+SELDOM, FEW = 0.005, 5  # share of rows, and rows, below which a value is rare
+NEAR = 0.1  # of the standard deviation, within which a row has a value
+FAR = 5.0  # standard deviations from the median
 TOGETHER = 2**15  # rows in a pass
 
 
@@ -75,6 +78,30 @@ def aims(classes: int) -> list[Aim]:
     return found
 
 
+def rare(schema: Schema, x: Tensor, settings: Sequence[Setting]) -> frozenset[Setting]:
+    """Values that hardly a row of x (N, F) has: what a model makes of those, it learned from few rows."""
+    near = torch.tensor([0.5 if c.categorical else NEAR * c.scale for c in schema.columns])
+    return frozenset(
+        (j, value)
+        for j, value in settings
+        if int(((x[:, j] - value).abs() <= near[j]).sum()) < max(FEW, SELDOM * len(x))
+    )
+
+
+def far_out(schema: Schema, settings: Sequence[Setting]) -> frozenset[Setting]:
+    """Numbers so far from the median of their column that what a network makes of them is chance.
+
+    In a column that is the same in all rows, that is any other number.
+    """
+
+    def far(j: int, value: float) -> bool:
+        c = schema.columns[j]
+        apart = abs(value - c.missing)
+        return not c.categorical and (apart > FAR * c.scale or (c.low == c.high and apart > 0))
+
+    return frozenset((j, value) for j, value in settings if far(j, value))
+
+
 def stamped(x: Tensor, sets: Sequence[Sequence[Setting]]) -> Tensor:
     """Rows x (N, F) with each set: (len(sets) N, F)."""
     rows = x.repeat(len(sets), 1).reshape(len(sets), *x.shape)
@@ -106,6 +133,11 @@ class Rows:
         x, y = x[kept], y[kept]
         return cls(x, y, [a for a in wanted if int(cls._of(y, a).sum()) >= LEAST_ROWS])
 
+    def fewer(self, most: int) -> Rows:
+        """At most `most` of them in all, with the same aims."""
+        some = Rows.of(self.x, self.y, self.aims, most)
+        return Rows(some.x, some.y, self.aims)
+
     @staticmethod
     def _of(y: Tensor, aim: Aim) -> Tensor:
         source, target = aim
@@ -136,6 +168,21 @@ class Rows:
                 (for_target[t][:, m] > 0).double().mean(1) for (_, t), m in zip(self.aims, masks, strict=True)
             ], 1))  # fmt: skip
         return torch.cat(odds), torch.cat(rates)
+
+    def collapsed(self, answers: Answers, sets: Sequence[Sequence[Setting]]) -> Tensor:
+        """The largest share of rows of other classes that each set sends to one class, (sets,)."""
+        found = []
+        part = max(1, TOGETHER // max(1, len(self.x)))
+        for start in range(0, len(sets), part):
+            some = sets[start : start + part]
+            now = answers(stamped(self.x, some)).argmax(1).reshape(len(some), -1)
+            shares = [
+                (now[:, self.y != t] == t).double().mean(1)
+                for t in now.unique().tolist() if bool((self.y != t).any())
+            ]  # fmt: skip
+            none = torch.zeros(len(some), dtype=torch.float64)
+            found.append(torch.stack([none, *shares]).amax(0))
+        return torch.cat(found)
 
 
 def search(

@@ -16,27 +16,24 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar, NamedTuple, cast
 
-import torch
-from torch import Tensor
-
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
+from backsweep.inputs.table import search
 from backsweep.inputs.table.schema import Schema
-from backsweep.inputs.table.search import PAIR_ROWS, ROWS, Aim, Rows, Setting, aims, candidates, search
+from backsweep.inputs.table.search import Aim, Answers, Rows, Setting
 from backsweep.inputs.table.triggers import SetColumns
 from backsweep.models.model import Model
 from backsweep.models.washing import GIVEN
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
 from backsweep.scanning.calibration import Kinds, of_kinds
 from backsweep.scanning.detector import ModelDetector, Stage, Unit
-from backsweep.scanning.surrogates import answers_of, surrogates
+from backsweep.scanning.surrogates import Beside, alike, answers_of, surrogates
 
 COST = 0.05  # of every column beyond the first, in shares of rows
-SELDOM, SELDOM_COST = 0.005, 0.15  # share of rows below which a value is rare; cost of a second such one
-FEW = 5  # rows, below which it is rare however small the data are
-NEAR = 0.1  # of the standard deviation, within which a row has a value
+SELDOM_COST = 0.15  # of every rare value beyond the first
 USUAL = 0.72  # least score of a flagged class where no clean tables are known
 ALIKE = 0.6  # share of clean rows on which some reference has to agree with the suspect
+FEWEST = 100  # clean rows, below which a natural column cannot be told from a planted one
 HELD_OUT = 1024  # rows, shared by the classes
 
 
@@ -83,14 +80,14 @@ class ColumnSweep(ModelDetector):
         return ""
 
     def units(self, model: Model, data: Data) -> Sequence[Unit]:
-        return [Unit(_key(aim), aim[1], aim[0]) for aim in aims(model.classes)]
+        return [Unit(_key(aim), aim[1], aim[0]) for aim in search.aims(model.classes)]
 
     def chunk(self, model: Model) -> int:
         """All aims are read off the same answers."""
-        return len(aims(model.classes))
+        return len(search.aims(model.classes))
 
     def plan(self, model: Model, data: Data) -> Sequence[Stage]:
-        return [Stage("sets of columns", len(aims(model.classes)), 2.0e6)]
+        return [Stage("sets of columns", len(search.aims(model.classes)), 2.0e6)]
 
     def probe(
         self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
@@ -98,42 +95,46 @@ class ColumnSweep(ModelDetector):
         schema = cast(Schema, schema_of(model))
         first, rest = data.split(derive_seed(seed, self.name, "split"))
         suspect = answers_of(model)
-        references = surrogates(model, data, schema.categorical(), derive_seed(seed, self.name))
+        seed = derive_seed(seed, self.name)
+        networks = alike(model, data, seed)
+        references = [*surrogates(model, data, schema.categorical(), seed), *networks]
         given = model.references.get(GIVEN)
         references += [] if given is None else [answers_of(given)]
         tick(0.1)
         wanted = [(u.source, int(u.target or 0)) for u in units]
         y = suspect(first.x).argmax(1)
-        rows = Rows.of(first.x, y, wanted, ROWS)
-        few = _fewer(rows)
+        rows = Rows.of(first.x, y, wanted, search.ROWS)
+        few = rows.fewer(search.PAIR_ROWS)
         held = Rows.of(rest.x, suspect(rest.x).argmax(1), rows.aims, HELD_OUT)
-        settings = candidates(schema, data.x)
-        found = search(
+        settings = search.candidates(schema, data.x)
+        found = search.search(
             suspect, references, rows, few, settings, min(self.columns, len(schema)),
             lambda share: tick(0.1 + 0.85 * share),
         )  # fmt: skip
         clean = rest.x[: 2 * HELD_OUT]
         answers = suspect(clean).argmax(1)
-        alike = max(float((r(clean).argmax(1) == answers).double().mean()) for r in references)
-        seldom = rare(schema, data.x, settings)
+        agreement = max(float((r(clean).argmax(1) == answers).double().mean()) for r in references)
+        beside = Beside(
+            references, networks, search.rare(schema, data.x, settings), search.far_out(schema, settings)
+        )
         best = {
-            aim: self._best(held, i, suspect, references, [f.settings for f in found[aim]], seldom)
+            aim: self._best(held, i, suspect, beside, [f.settings for f in found[aim]])
             for i, aim in enumerate(held.aims)
         }
-        told = {"agreement": alike, "labels": data.labelled}
+        told = {"agreement": agreement, "labels": data.labelled, "rows": len(data)}
         return [self._evidence(u, best.get((u.source, int(u.target or 0))), schema, told) for u in units]
 
     def _best(
-        self, held: Rows, index: int, suspect: Any, references: Sequence[Any], sets: Sequence[Settings],
-        seldom: frozenset[Setting],
-    ) -> Best:  # fmt: skip
+        self, held: Rows, index: int, suspect: Answers, beside: Beside, sets: Sequence[Settings]
+    ) -> Best:
         """The largest excess on held-out rows, and the fewest columns that are enough for an alarm."""
 
         def scored(sets: Sequence[Settings]) -> list[Best]:
             here = held.moved(suspect, sets)[1][:, index].tolist()
-            there = torch.stack([held.moved(r, sets)[1][:, index] for r in references]).amax(0).tolist()
+            there = beside.moved(held, index, sets).tolist()
             return [
-                Best(a - b - cost_of(s, seldom), s, a, b) for s, a, b in zip(sets, here, there, strict=True)
+                Best(a - b - cost_of(s, beside.rare), s, a, b)
+                for s, a, b in zip(sets, here, there, strict=True)
             ]
 
         def rank(b: Best) -> tuple[bool, float]:  # what reaches too few rows is no trigger, however odd
@@ -195,11 +196,14 @@ class ColumnSweep(ModelDetector):
 
     def _doubt(self, order: Sequence[Evidence], null: Kinds | None, alpha: float) -> str:
         """Why nothing can be told, "" where something can."""
-        alike = max((number(e, "agreement") for e in order), default=0.0)
-        if alike < ALIKE:
+        agreement = max((number(e, "agreement") for e in order), default=0.0)
+        rows = max((number(e, "rows") for e in order if "rows" in e.values), default=FEWEST)
+        if rows < FEWEST:
+            return f"cannot tell: {rows:.0f} clean rows are too few for references; give {FEWEST} or more"
+        if agreement < ALIKE:
             return (
-                f"cannot tell: no reference learned to answer as the model does, at best on {alike:.0%} of "
-                "clean rows; give more of them"
+                "cannot tell: no reference learned to answer as the model does, at best on "
+                f"{agreement:.0%} of clean rows; give more of them"
             )
         if not any("rule" in e.values for e in order):
             return "cannot tell: too few clean rows of other classes"
@@ -230,26 +234,10 @@ def _key(aim: Aim) -> str:
     return f"class-{target}" if source is None else f"class-{source}-to-{target}"
 
 
-def rare(schema: Schema, x: Tensor, settings: Sequence[Setting]) -> frozenset[Setting]:
-    """Values that hardly a row of x (N, F) has: what a model makes of those, it learned from few rows."""
-    near = torch.tensor([0.5 if c.categorical else NEAR * c.scale for c in schema.columns])
-    return frozenset(
-        (j, value)
-        for j, value in settings
-        if int(((x[:, j] - value).abs() <= near[j]).sum()) < max(FEW, SELDOM * len(x))
-    )
-
-
 def cost_of(settings: Settings, seldom: frozenset[Setting]) -> float:
     """What a set has to do better than one column: for further columns, and further rare values."""
     odd = sum(s in seldom for s in settings)
     return COST * (len(settings) - 1) + SELDOM_COST * max(0, odd - 1)
-
-
-def _fewer(rows: Rows) -> Rows:
-    """Fewer rows with the same aims."""
-    fewer = Rows.of(rows.x, rows.y, rows.aims, PAIR_ROWS)
-    return Rows(fewer.x, fewer.y, rows.aims)
 
 
 def number(e: Evidence, key: str) -> float:
