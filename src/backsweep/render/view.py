@@ -283,7 +283,12 @@ def _backdoored(report: Report, name: Name) -> Verdict:
     )
     if report.errors:
         why.append("Part of the scan failed, so there may be more than was found; see below.")
-    again = "Scan again with another seed or other clean samples; a real backdoor shows the same class again."
+    again = (
+        "Scan again with --confirm, or with other clean samples; a real backdoor shows the same class again."
+    )
+    if report.second is not None:
+        why.append("A second opinion, a whole scan with another seed, calls it too; neither alone would do.")
+        again = "Look at the page of the second opinion beside this one: do both show the same trigger?"
     what_next = [
         again if any(f.target is not None for f in errors) else "Scan again with another detector.",
         "Until the trigger is explained, keep the model away from inputs that strangers can shape.",

@@ -25,6 +25,7 @@ SCHEMA = 1
 CLEAN, BACKDOORED, INCONCLUSIVE = "clean", "backdoored", "inconclusive"
 EXIT_STATUS = {CLEAN: 0, BACKDOORED: 1, INCONCLUSIVE: 3}
 ERROR, WARNING, NOTE = "error", "warning", "note"
+SECOND = "second-opinion"  # folder of it, in that of a report
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Report:
         findings, skipped, errors, evidence: see the classes above.
         timings: wall and CPU seconds by stage.
         examples: a few clean inputs (N, C, H, W) for the pictures of the report, or None.
+        second: the report of a second opinion; the findings are those of both together.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +113,7 @@ class Report:
     evidence: list[Evidence] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     examples: Any = None
+    second: Report | None = None
 
     def __repr__(self) -> str:
         p = "None" if self.p_value is None else f"{self.p_value:.3g}"
@@ -201,6 +204,8 @@ class Report:
                 evidence.trigger.save(path)
         if self.examples is not None:
             save_tensor(folder / "examples.safetensors", modality_of(self.model).pack(self.examples))
+        if self.second is not None:
+            self.second.save(folder / SECOND)
         write_beside(self, folder)
         write_json(folder / "report.json", self.to_json())
         return folder
@@ -248,6 +253,8 @@ class Report:
                 examples=_examples(folder, parts["model"]),
             )
             _agrees(report, raw)
+            if folder is not None and parts["settings"].get("confirm") and folder.name != SECOND:
+                report.second = Report.load(folder / SECOND)
             return report
         except OSError as e:
             raise BadInput(f"cannot read {name}: {e.strerror or e}; give the folder of a scan (--out)") from e

@@ -45,6 +45,7 @@ from backsweep.models.checks import (
 from backsweep.models.model import Model
 from backsweep.models.washing import GIVEN
 from backsweep.reports.report import (
+    SECOND,
     Evidence,
     Finding,
     Note,
@@ -53,7 +54,7 @@ from backsweep.reports.report import (
     trigger_file,
     worst_first,
 )  # fmt: skip
-from backsweep.scanning import calibration
+from backsweep.scanning import calibration, opinions
 from backsweep.scanning.collect import OutOfTime, collect
 from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.planning import seconds, told
@@ -77,6 +78,7 @@ def scan(
     reference: Model | nn.Module | None = None,
     effort: str | None = None,
     budget: float | None = None,
+    confirm: bool = False,
 ) -> Report:
     """Look for a backdoor in a model.
 
@@ -100,6 +102,8 @@ def scan(
         effort: "quick", "standard" or "thorough", for detectors that know it; None: as they are set.
         budget: seconds after which nothing is begun any more. What was not covered by then makes the report
             inconclusive; with `out` another scan goes on from there.
+        confirm: ask for a second opinion (`opinions.py`), with another seed and, where there are enough,
+            other samples; a class is called only where both call it.
 
     Raises:
         BadInput: model, data or settings cannot be used.
@@ -114,6 +118,7 @@ def scan(
     engine = Engine(threads=cores() if device.type == "cpu" else 1) if engine is None else Engine.of(engine)
     work = model.copy(device)
     data = answered(work, data)
+    data, others = opinions.parts(data, model.classes, seed) if confirm else (data, None)
     there = None if reference is None else as_reference(reference, model, data).copy(device)
     work.references = {} if there is None else {GIVEN: there}
     accuracy = work.accuracy(data.x, data.y) if data.labelled else None
@@ -131,6 +136,7 @@ def scan(
             "alpha": alpha, "seed": seed, "device": str(device),
             "detectors": {m.name: m.settings() for m in methods},
             "reference": there.digest if there else None,
+            **({"confirm": True} if confirm else {}),
             **provenance(methods),
         },
         versions=versions(),
@@ -176,6 +182,13 @@ def scan(
     report.model |= model.modality.said([examples.x, *stamped.values()])
     report.data["example_answers"] = work.predict(examples.x).tolist()
     report.data["stamped_answers"] = {key: work.predict(x).tolist() for key, x in stamped.items()}
+    if others is not None:
+        report.second = scan(
+            model, others, methods, alpha, derive_seed(seed, opinions.SECOND), device, engine,
+            opinions.retold(on_event), folder / SECOND if folder else None, reference,
+            budget=None if budget is None else max(1e-3, until - time.monotonic()),
+        )  # fmt: skip
+        report.errors += opinions.failed(report)
     judge(report, detectors=methods)
     report.timings["total_seconds"] = round(time.perf_counter() - clock[0], 3)
     report.timings["total_cpu_seconds"] = round(time.process_time() - clock[1], 3)
@@ -217,6 +230,8 @@ def judge(
         findings: list[Finding] = []
         for method in methods:
             findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
+    if report.second is not None:
+        findings = opinions.joined(findings, judge(report.second, alpha, detectors).findings)
     report.findings = worst_first(findings)
     return report
 
