@@ -37,6 +37,7 @@ from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.checks import (
     answered,
+    describe_data,
     describe_model,
     doubtful_accuracy,
     fitted,
@@ -305,9 +306,7 @@ def guard(
     about = {
         "model": _about(model),
         "data": {
-            "source": data.source, "is_path": Path(data.source).exists(), "sha256": data.digest,
-            "samples": len(data), "calibration_samples": len(calibration), "clean_accuracy": accuracy,
-            **({"notes": list(data.notes)} if data.notes else {}),
+            **describe_data(data), "calibration_samples": len(calibration), "clean_accuracy": accuracy,
         },
         "seed": seed, "versions": versions(),
     }  # fmt: skip

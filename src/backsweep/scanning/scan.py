@@ -31,10 +31,11 @@ from backsweep.formats.predicting import PREFIX
 from backsweep.formats.tables import kind_told
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import modalities, recognised
-from backsweep.inputs.samples import Data
+from backsweep.inputs.samples import Data, as_told
 from backsweep.models.checks import (
     answered,
     as_reference,
+    describe_data,
     describe_model,
     doubtful_accuracy,
     fitted,
@@ -60,6 +61,7 @@ from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.planning import seconds, told
 
 DEFAULT_DETECTORS = ("cascade",)
+TOLD = ("tokenizer", "schema", "rate")  # settings of `load` that a report of the model does not hold
 BLACK_BOX_DETECTORS = ("black_box_path",)  # of a network that only answers
 EXAMPLES = 8
 OVER = "the budget of {:g} s ended: {}; of a part nothing is concluded, a scan with an output folder goes on"
@@ -126,11 +128,9 @@ def scan(
     report = Report(
         model=describe_model(model),
         data={
-            "source": data.source, "is_path": Path(data.source).exists(),
-            "sha256": data.digest, "samples": len(data),
+            **describe_data(data),
             "classes_present": int(data.y.unique().numel()), "clean_accuracy": accuracy,
             "example_labels": examples.y.tolist() if data.modality.classified else [],
-            **({"notes": list(data.notes)} if data.notes else {}),
         },
         settings={
             "alpha": alpha, "seed": seed, "device": str(device),
@@ -329,6 +329,7 @@ def open_both(
         split, labels, whole: of `Data.open`.
         settings: of `load`.
     """
+    told_of_model = {key: settings.get(key) for key in TOLD}
     how: dict[str, Any] = {"split": split, "labels": labels, "whole": whole}
     said = shape is not None or settings.get("tokenizer") is not None or settings.get("rate") is not None
     told = said or resize or data is None
@@ -351,6 +352,7 @@ def open_both(
             data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize,
             modality=loaded.modality, **how,
         )  # fmt: skip
+    found.told = as_told(**told_of_model, resize=resize, split=split, labels=labels)
     return fitted(loaded, found, whole=whole)
 
 
