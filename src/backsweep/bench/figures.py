@@ -89,7 +89,7 @@ def _rate_at(share: float, a: Array, c: Array, a_drawn: Array, c_drawn: Array) -
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of others, from `published.toml`."""
+    """A figure of others, from `published/detectors.toml`."""
 
     detector: str
     task: str
@@ -104,7 +104,7 @@ class Published:
 @lru_cache(maxsize=1)
 def published() -> tuple[Published, ...]:
     """All published figures that are known."""
-    text = resources.files("backsweep.bench").joinpath("published.toml").read_text(encoding="utf-8")
+    text = resources.files("backsweep.bench").joinpath("published/detectors.toml").read_text(encoding="utf-8")
     return tuple(Published(**entry) for entry in tomllib.loads(text)["figure"])
 
 

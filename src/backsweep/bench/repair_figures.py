@@ -210,7 +210,7 @@ def part(fixes: Sequence[Fix]) -> Part:
 
 @dataclass(frozen=True)
 class Published:
-    """Figures of others for one repair, in percent, from `published_repairs.toml`.
+    """Figures of others for one repair, in percent, from `published/repairs.toml`.
 
     Attributes:
         repair: its name here, "" for one that is not here.
@@ -230,6 +230,6 @@ class Published:
 @lru_cache(maxsize=1)
 def published() -> tuple[str, tuple[Published, ...]]:
     """Where the published figures are from and what of, and the figures."""
-    text = resources.files("backsweep.bench").joinpath("published_repairs.toml").read_text(encoding="utf-8")
+    text = resources.files("backsweep.bench").joinpath("published/repairs.toml").read_text(encoding="utf-8")
     raw = tomllib.loads(text)
     return str(raw["source"]), tuple(Published(**entry) for entry in raw["figure"])

@@ -307,7 +307,7 @@ def _part(
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of others, from `published_samples.toml`.
+    """A figure of others, from `published/samples.toml`.
 
     Attributes:
         kind: `AUDIT` or `GUARD`.
@@ -330,5 +330,5 @@ class Published:
 @lru_cache(maxsize=1)
 def published() -> tuple[Published, ...]:
     """All published figures that are known."""
-    text = resources.files("backsweep.bench").joinpath("published_samples.toml").read_text(encoding="utf-8")
+    text = resources.files("backsweep.bench").joinpath("published/samples.toml").read_text(encoding="utf-8")
     return tuple(Published(**entry) for entry in tomllib.loads(text)["figure"])
