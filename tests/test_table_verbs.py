@@ -58,7 +58,7 @@ def test_trees_are_not_mended_and_it_says_what_to_do(table_twins: Twins) -> None
         backsweep.repair(asked, data, report, device="cpu")
     assert rule in str(e.value) and "\n" not in str(e.value)
     with pytest.raises(BadInput, match="load the network itself"):
-        backsweep.repair(asked, data, device="cpu")
+        backsweep.repair(asked, data, None, device="cpu")
 
 
 def test_a_guard_of_what_only_answers(table_twins: Twins, training: tuple[Data, Data, torch.Tensor]) -> None:
