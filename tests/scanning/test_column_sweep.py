@@ -33,7 +33,8 @@ def test_it_tells_the_twins_apart(table_twins: Twins, tmp_path: Path) -> None:
     (finding, *_), planted = bad.findings, table_twins.trigger
     assert isinstance(finding.trigger, SetColumns) and isinstance(planted, SetColumns)
     assert finding.trigger.overlap(planted)[0] > 0  # type: ignore[index]
-    assert finding.p_value is None and "held-out rows" in finding.message
+    assert finding.p_value is not None and finding.p_value <= 0.05 and "held-out rows" in finding.message
+    assert "clean networks of" in str(finding.details["null"])
     again = Report.load(tmp_path)
     assert again.to_json() == bad.to_json()
 
