@@ -37,7 +37,7 @@ def command(report: Report, verb: str = "scan", model: Sequence[str] = ()) -> st
 def read_as(model: Mapping[str, Any]) -> list[str]:
     """Options that say how a model is read, from what a report says of it."""
     words = []
-    for key in ("base", "arch", "layer"):
+    for key in ("base", "arch", "tokenizer", "layer"):
         if model.get(key):
             words += [f"--{key}", str(model[key])]
     if model.get("arch") and model.get("shape"):

@@ -36,6 +36,7 @@ class Text(Modality):
         tokens: the tokenizer; None where only a report is read.
         width, scale: of the embeddings of the network that is looked at (`seen`).
         known: some tokens as people read them, where there is no tokenizer (`told`).
+        place: where a user said that the tokenizer lies; "" where it comes with the network.
     """
 
     name: ClassVar[str] = "text"
@@ -46,11 +47,13 @@ class Text(Modality):
     few: ClassVar[str] = "tokens"
     detectors: ClassVar[tuple[str, ...]] = ("piccolo",)
     smooth: ClassVar[bool] = False
+    listed: ClassVar[bool] = True
 
     tokens: Tokens | None = None
     width: int = field(default=1, compare=False)
     scale: float = field(default=1.0, compare=False)
     known: Mapping[str, str] = field(default_factory=dict, compare=False)
+    place: str = field(default="", compare=False)
 
     @property
     def layout_of_ids(self) -> Layout:
@@ -88,6 +91,15 @@ class Text(Modality):
         if self.tokens is None:
             raise BadInput("texts are read with a tokenizer; name one with tokenizer= (--tokenizer)")
         return torch.tensor([self.tokens.encode(body.decode("utf-8", "replace"), None, shape[0])])
+
+    def spoken(self, texts: Sequence[Any], shape: tuple[int, ...]) -> Tensor:
+        if self.tokens is None:
+            raise BadInput("texts are read with a tokenizer; name one with tokenizer= (--tokenizer)")
+        pairs = [(t, None) if isinstance(t, str) else t for t in texts]
+        if not all(_is_pair(p) for p in pairs):
+            raise BadInput("each input is to be a text, or a pair of texts")
+        rows = [self.tokens.encode(text, pair, shape[0]) for text, pair in pairs]
+        return torch.tensor(rows, dtype=torch.long).reshape(-1, shape[0])
 
     def mismatch(self, have: tuple[int, ...], want: tuple[int, ...]) -> str:
         return (
@@ -218,6 +230,12 @@ class Text(Modality):
 
     # ------------------------------------------------------------------ files and people
 
+    def described(self) -> dict[str, Any]:
+        if self.tokens is None:
+            return {}
+        where = {"tokenizer": self.place} if self.place else {}
+        return {"tokenizer_sha256": self.tokens.digest, **where}
+
     def said(self, rows: Iterable[Tensor]) -> dict[str, Any]:
         ids = sorted({int(i) for x in rows for i in x.flatten().tolist()})
         return {"words": {str(i): self.tokens.word(i) for i in ids}} if self.tokens is not None else {}
@@ -242,3 +260,13 @@ class Text(Modality):
 
     def picture(self, x: Tensor) -> Pictures.Image:
         return drawn(self.words(x))
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether a value is a text with another one, or None, behind it."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and (value[1] is None or isinstance(value[1], str))
+    )
