@@ -93,7 +93,7 @@ def test_a_guard_takes_texts_as_json_and_no_other_tokenizer(
     tokens, texts = tokens_of(text_twins.data), ["a dull plot", "so witty"]
     assert said(texts) == [tokens.encode(t, None, 32) for t in texts]
     assert said(texts[0]) == said(texts)[:1]
-    assert said([texts]) == [tokens.encode(*texts, 32)]
+    assert said([texts]) == [tokens.encode(texts[0], texts[1], 32)]
     for wrong in (["a", 3], [["a", "b", "c"]], [["a", 3]], [["a"]]):
         with pytest.raises(Refused, match="a text, or a pair of texts"):
             said(wrong)

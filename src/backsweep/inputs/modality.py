@@ -135,6 +135,7 @@ class Modality:
         grid: whether inputs are maps (C, H, W), whose neighbours belong together.
         smooth: whether there are inputs between two inputs, so that they can be mixed and moved by gradients.
         listed: whether a file holds many inputs, in rows or lines, and `read` is asked for them.
+        exact: whether a scan can recover what was planted to the letter, which a repair then unlearns first.
         classified: whether answers are classes that samples are labelled with; else samples have no labels.
         fewest: how many samples a scan needs at least.
         answers: what the answers of a network are called.
@@ -155,6 +156,7 @@ class Modality:
     grid: ClassVar[bool] = False
     smooth: ClassVar[bool] = True
     listed: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     classified: ClassVar[bool] = True
     fewest: ClassVar[int] = 20
     answers: ClassVar[str] = "classes"
@@ -221,6 +223,10 @@ class Modality:
             BadInput: inputs of this kind are no texts, or these are neither.
         """
         raise BadInput(f"{self.noun}s are numbers; send a list of numbers, nested as the input is")
+
+    def words_at(self, x: Tensor) -> Tensor | None:
+        """Which places of inputs (N, L) hold a word, (N, L); None where inputs are no rows of words."""
+        return None
 
     def words(self, x: Tensor) -> str:
         """An input (*shape) as untrusted text; "" where it is none."""
@@ -333,6 +339,10 @@ class Modality:
     def families(self, shape: Sequence[int]) -> Mapping[str, Family]:
         """All families of triggers that can be inverted, by name."""
         return {"patch": self.patch()}
+
+    def elsewhere(self, trigger: Trigger) -> Sequence[Trigger]:
+        """A trigger and, where it is found at one place and may be planted to work at others, those."""
+        return (trigger,)
 
     # ------------------------------------------------------------------ files and people
 

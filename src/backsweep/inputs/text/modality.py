@@ -19,9 +19,11 @@ from backsweep.inputs.text import readers
 from backsweep.inputs.text.changes import Changed, run, table_of
 from backsweep.inputs.text.families import InsertFamily
 from backsweep.inputs.text.pictures import drawn
-from backsweep.inputs.text.placing import lengths
+from backsweep.inputs.text.placing import PLACES, lengths
 from backsweep.inputs.text.spaces import Drift, Few
 from backsweep.inputs.text.tokens import Layout, Tokens
+from backsweep.inputs.text.triggers import Insert
+from backsweep.inputs.trigger import Trigger
 
 DROPPED = 0.15  # share of the words that a shifted view lacks
 WIDTH = 128  # of an embedding, as far as memory is planned
@@ -48,6 +50,8 @@ class Text(Modality):
     detectors: ClassVar[tuple[str, ...]] = ("piccolo",)
     smooth: ClassVar[bool] = False
     listed: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
+    guards: ClassVar[tuple[str, ...]] = ("bad_acts", "confused_expert")
 
     tokens: Tokens | None = None
     width: int = field(default=1, compare=False)
@@ -100,6 +104,9 @@ class Text(Modality):
             raise BadInput("each input is to be a text, or a pair of texts")
         rows = [self.tokens.encode(text, pair, shape[0]) for text, pair in pairs]
         return torch.tensor(rows, dtype=torch.long).reshape(-1, shape[0])
+
+    def words_at(self, x: Tensor) -> Tensor:
+        return torch.isin(x.long(), self._plain.to(x.device))
 
     def mismatch(self, have: tuple[int, ...], want: tuple[int, ...]) -> str:
         return (
@@ -227,6 +234,12 @@ class Text(Modality):
 
     def patch(self) -> Family:
         return InsertFamily(self.tokens)
+
+    def elsewhere(self, trigger: Trigger) -> Sequence[Trigger]:
+        """The same words at the start, in the middle, at the end and anywhere."""
+        if type(trigger) is not Insert:
+            return (trigger,)
+        return [replace(trigger, place=place) for place in PLACES]
 
     # ------------------------------------------------------------------ files and people
 

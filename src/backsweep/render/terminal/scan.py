@@ -67,8 +67,8 @@ def show(report: Report, console: Console, folder: str | Path | None = None) -> 
         example = found[0] if found is not None else None
         lines = [say(heading, "bold"), *([say(rates, "")] if rates else [])]
         kind = view.modality(report)
-        said = _spoken(trigger, example, kind)
-        drawn = [say(line, "") for line in said] or [pictures(trigger, example, width, kind)]
+        drawn: list[RenderableType] = [say(line, "") for line in _spoken(trigger, example, kind)]
+        drawn = drawn or [pictures(trigger, example, width, kind)]
         console.print(Text(), *lines, *drawn, sep="\n")
     for finding in standing.suspects(report):
         for talk in talks.of(finding):

@@ -9,7 +9,8 @@
        min  CE(f(x), y) + KL(f(x) || suspect(x))  +  q_y(x, delta) CE(f(x, delta), y)
 
    What the washed copy does not recognise under delta is a natural limit and no backdoor: it has no weight,
-   so that the accuracy is not paid for a robustness that no network has.
+   so that the accuracy is not paid for a robustness that no network has. Words that a scan recovered from a
+   classifier of texts are unlearned in every other update, at every place of a text.
 
 Steps 2 and 3 start from the washed copy; where that costs accuracy on held-out samples, from the suspect. A
 network in which nothing is suspected is left as it is where even that costs accuracy.
@@ -37,6 +38,7 @@ LEAST = 5  # clean samples of a class
 WASH = ((100, 128, 3e-3),)  # shorter than for a scan: unlearning goes on from there
 REGAINED = 0.02  # of the accuracy that washing costs, unlearning gives back at most this
 UNSUSPECTED = 4  # times the updates: a clean network is to be as good as it was
+EXACT = 0.5  # of the updates, with triggers of the scan that are inputs as they are
 BOLDER = 3.0  # from the suspect there is more to unlearn: a higher rate
 Changed = Callable[[Model], Tensor]  # logits of a network for the changed inputs
 Change = Callable[[Tensor, torch.Generator], Changed]
@@ -91,10 +93,12 @@ class ContrastiveUnlearning(Repair):
 
     def _unlearned(self, case: Case, start: Model, reference: Model, rate: float) -> Model:
         """Rounds of recovery and unlearning, from a network on."""
-        found, pool = start, [_stamp(t) for t in case.triggers]
+        kind = case.model.modality
+        found, pool = start, [_stamp(e) for t in case.triggers for e in kind.elsewhere(t)]
+        exact = len(pool) if kind.exact else 0
         for number in range(self.rounds):
             pool += [self._perturb(case, found, name, number) for name in spaces_of(found)]
-            found = self._round(case, found, reference, pool, number, rate)
+            found = self._round(case, found, reference, pool, number, rate, exact)
         return found
 
     def _perturb(self, case: Case, model: Model, space: str, number: int) -> Change:
@@ -118,7 +122,9 @@ class ContrastiveUnlearning(Repair):
         pool: Sequence[Change],
         number: int,
         rate: float,
+        exact: int = 0,
     ) -> Model:
+        """Updates with changes drawn from a pool, every other one from its first `exact` ones, if any."""
         generator = case.generator(self.name, "unlearn", number)
 
         def loss(twin: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -128,7 +134,8 @@ class ContrastiveUnlearning(Repair):
             total = F.cross_entropy(logits, y) + F.kl_div(
                 logits.log_softmax(1), answers, reduction="batchmean", log_target=True
             )
-            changed = pool[int(torch.randint(len(pool), (), generator=generator))](x, generator)
+            count = exact if exact and bool(torch.rand((), generator=generator) < EXACT) else len(pool)
+            changed = pool[int(torch.randint(count, (), generator=generator))](x, generator)
             with torch.no_grad():
                 known = changed(reference).float().softmax(1).gather(1, y[:, None])[:, 0]
             return total + (known * F.cross_entropy(changed(twin).float(), y, reduction="none")).mean()
