@@ -131,7 +131,7 @@ class Modality:
         faint, few: names of the two spaces that every modality has: a faint change of everything, and
             a change of few units.
         recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
-        detectors, repairs, guards: names of those that are run unless others are named; empty: the usual.
+        detectors, repairs, guards, audits: names of those that are run by default; empty: the usual.
         grid: whether inputs are maps (C, H, W), whose neighbours belong together.
         smooth: whether there are inputs between two inputs, so that they can be mixed and moved by gradients.
         listed: whether a file holds many inputs, in rows or lines, and `read` is asked for them.
@@ -153,6 +153,7 @@ class Modality:
     detectors: ClassVar[tuple[str, ...]] = ()
     repairs: ClassVar[tuple[str, ...]] = ()
     guards: ClassVar[tuple[str, ...]] = ()
+    audits: ClassVar[tuple[str, ...]] = ()
     grid: ClassVar[bool] = False
     smooth: ClassVar[bool] = True
     listed: ClassVar[bool] = False
@@ -226,6 +227,15 @@ class Modality:
 
     def words_at(self, x: Tensor) -> Tensor | None:
         """Which places of inputs (N, L) hold a word, (N, L); None where inputs are no rows of words."""
+        return None
+
+    def features(self, x: Tensor, most: int = 3, forms: bool = True) -> list[list[str]] | None:
+        """Names of what inputs x (N, *shape) hold, untrusted text; None where that cannot be named.
+
+        Args:
+            most: words that may stand together in one.
+            forms: whether to name how an input is built, too.
+        """
         return None
 
     def words(self, x: Tensor) -> str:

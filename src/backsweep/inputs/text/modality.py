@@ -18,6 +18,7 @@ from backsweep.inputs.modality import Found, Modality, Space, Wanted
 from backsweep.inputs.text import readers
 from backsweep.inputs.text.changes import Changed, run, table_of
 from backsweep.inputs.text.families import InsertFamily
+from backsweep.inputs.text.grams import grams
 from backsweep.inputs.text.pictures import drawn
 from backsweep.inputs.text.placing import PLACES, lengths
 from backsweep.inputs.text.spaces import Drift, Few
@@ -52,6 +53,7 @@ class Text(Modality):
     listed: ClassVar[bool] = True
     exact: ClassVar[bool] = True
     guards: ClassVar[tuple[str, ...]] = ("bad_acts", "confused_expert")
+    audits: ClassVar[tuple[str, ...]] = ("z_defence",)
 
     tokens: Tokens | None = None
     width: int = field(default=1, compare=False)
@@ -107,6 +109,13 @@ class Text(Modality):
 
     def words_at(self, x: Tensor) -> Tensor:
         return torch.isin(x.long(), self._plain.to(x.device))
+
+    def features(self, x: Tensor, most: int = 3, forms: bool = True) -> list[list[str]] | None:
+        if self.tokens is None:
+            return None
+        word, held = self.tokens.word, self.words_at(x)
+        rows = ([word(i) for i in r[h].tolist()] for r, h in zip(x.long(), held, strict=True))
+        return grams(rows, most, forms)
 
     def mismatch(self, have: tuple[int, ...], want: tuple[int, ...]) -> str:
         return (
