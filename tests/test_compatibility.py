@@ -18,6 +18,7 @@ import backsweep
 from backsweep.auditing import audit as auditing
 from backsweep.bench.records import read
 from backsweep.core.discovery import find, make
+from backsweep.core.documents import finite
 from backsweep.core.seeds import run_key
 from backsweep.guarding.guard import Guard
 from backsweep.inputs.samples import Data
@@ -26,7 +27,7 @@ from backsweep.inventory.store import Store
 from backsweep.models.model import Model
 from backsweep.render.boards import leaderboard
 from backsweep.reports.audit import Audit
-from backsweep.reports.report import Report, finite
+from backsweep.reports.report import Report
 from backsweep.scanning import calibration
 from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.detectors.mntd import MNTD

@@ -59,6 +59,17 @@ def test_after_a_finding_come_a_repair_and_a_guard_that_read_the_model_alike() -
     assert words(guard) == ["backsweep", "guard", "fit", *read, *rest, "guard"]
 
 
+def test_the_next_command_reads_the_samples_alike() -> None:
+    report = scanned(ERROR)
+    report.data = {**report.data, "told": {"resize": True, "split": "valid", "rate": 8000, "rm": "-rf"}}
+    for step in steps(report, "out"):
+        given = words(step)
+        assert given[given.index("--data") + 2 :][:5] == ["--rate", "8000", "--resize", "--split", "valid"]
+        assert "--rm" not in given, "a report that was changed by hand names no other option"
+    report.data["told"] = "--resize"
+    assert "--resize" not in words(steps(report, "out")[0])
+
+
 def test_nothing_that_cannot_be_done_is_named() -> None:
     assert steps(scanned(ERROR), None) == [], "nothing was kept that a repair could be told"
     (guard,) = steps(scanned(NOTE), "out")

@@ -29,7 +29,14 @@ from backsweep.guarding.detector import SampleDetector
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data
-from backsweep.models.checks import classifies, describe_model, doubtful_accuracy, fitted, pick_device
+from backsweep.models.checks import (
+    classifies,
+    describe_data,
+    describe_model,
+    doubtful_accuracy,
+    fitted,
+    pick_device,
+)
 from backsweep.models.model import Model
 from backsweep.reports.audit import MAP_ROWS, Audit, Examples
 from backsweep.reports.report import ERROR, Evidence, Finding, Note, worst_first
@@ -102,10 +109,8 @@ def audit(
     report = Audit(
         model=describe_model(model),
         data={
-            "source": data.source, "is_path": Path(data.source).exists(), "sha256": data.digest,
-            "samples": len(data), "classes_present": int(data.y.unique().numel()),
+            **describe_data(data), "classes_present": int(data.y.unique().numel()),
             "training_accuracy": accuracy, "clean": None if clean is None else clean.source,
-            **({"notes": list(data.notes)} if data.notes else {}),
         },
         settings={"alpha": alpha, "seed": seed, "device": str(work.device),
                   "detectors": {m.name: m.settings() for m in methods}, **provenance(methods)},

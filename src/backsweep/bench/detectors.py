@@ -18,6 +18,7 @@ from backsweep import __version__
 from backsweep.bench import repairs, samples
 from backsweep.bench.records import about, read
 from backsweep.core.discovery import make
+from backsweep.core.documents import finite
 from backsweep.core.errors import BacksweepError, BadInput
 from backsweep.core.files import writable_folder
 from backsweep.core.progress import OnEvent, counted
@@ -26,7 +27,7 @@ from backsweep.core.seeds import derive_seed, run_key
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
-from backsweep.reports.report import ERROR, Note, Report, finite
+from backsweep.reports.report import ERROR, Note, Report
 from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.scan import scan
 from backsweep.zoo import build

@@ -22,6 +22,7 @@ from backsweep.cli.inventory import AllVersions, Every, Models, StoreUrl, Watch,
 from backsweep.cli.options import (
     Alpha,
     Budget,
+    Confirm,
     Detectors,
     Effort,
     Model,
@@ -76,6 +77,7 @@ def scan(
     out: Out = None,
     effort: Effort = None,
     budget: Budget = None,
+    confirm: Confirm = False,
     reference: Annotated[
         str | None, typer.Option(help="A clean network for the same classes to compare with, a model file.")
     ] = None,
@@ -110,6 +112,8 @@ def scan(
 
         if data is None and "" in kinds_told(names):
             raise BadInput("many models are scanned with one set of clean samples; name it with --data")
+        if confirm:
+            raise BadInput("--confirm is for one model: confirm those that a scan of many has called")
         one = Scan(
             data or "", detectors or chosen(usual), alpha, seed, reading.device, reading.resize, reference,
             told, reading.split, reading.labels, others=not detectors,
@@ -127,7 +131,7 @@ def scan(
     with saying.progress() as on_event:
         report = scan.scan(
             loaded, clean, detectors, alpha=alpha, seed=seed, device=reading.device, on_event=on_event,
-            out=out, reference=there, engine=where.shared(), budget=budget,
+            out=out, reference=there, engine=where.shared(), budget=budget, confirm=confirm,
         )  # fmt: skip
     saying.report(report, out)
     raise typer.Exit(report.exit_status)

@@ -37,6 +37,9 @@ Budget = Annotated[
         help="Such as 10m: nothing is begun after that; the report says how far it came.",
     ),
 ]
+Confirm = Annotated[
+    bool, typer.Option("--confirm", help="Ask for a second opinion: call only what both scans call.")
+]
 Model = Annotated[
     str,
     typer.Argument(

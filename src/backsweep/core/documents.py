@@ -6,7 +6,7 @@ The schemas are files of the package, `reports/schemas/KIND.json` (docs/report.m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -88,6 +88,15 @@ def place(path: Iterable[str | int]) -> str:
         name = str(step) if len(str(step)) <= 60 else f"{str(step)[:59]}…"
         text += f"[{step}]" if isinstance(step, int) else f".{name}" if text else name
     return text or "it"
+
+
+def finite(value: Any) -> Any:
+    """Strict JSON has neither infinity nor NaN: null instead, and for what is too large to count with."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not abs(value) <= LARGEST else value
 
 
 # ---------------------------------------------------------------------- parsing

@@ -39,7 +39,7 @@ class Scorer:
         learned: what `of` was made from, the guard's file holds it.
     """
 
-    of: Score
+    of: Score = field(compare=False)
     device: torch.device
     clean: Tensor
     batch: int = BATCH

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from backsweep.core.discovery import drawn, make
+from backsweep.core.equality import Same
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder, write_bytes, write_json
 from backsweep.core.progress import Event, OnEvent
@@ -30,6 +31,7 @@ from backsweep.core.text import one_line
 from backsweep.core.versions import versions
 from backsweep.guarding.conformal import Drift, Surprise, compared
 from backsweep.guarding.detector import SampleDetector, Scorer, threshold
+from backsweep.guarding.guarded import Guarded
 from backsweep.guarding.record import KIND, RECORD, SCHEMA, TENSORS, read_record
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.kinds import modality_named
@@ -37,6 +39,7 @@ from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.checks import (
     answered,
+    describe_data,
     describe_model,
     doubtful_accuracy,
     fitted,
@@ -63,7 +66,7 @@ class Answers(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Guard:
+class Guard(Same):
     """Detectors fitted to one model, and the threshold of their joint score.
 
     The score of an input is the sum of the surprises of the detectors (Fisher's way to join p-values).
@@ -86,7 +89,7 @@ class Guard:
     skipped: list[Note] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     threshold: float = field(init=False)
-    _surprises: dict[str, Surprise] = field(init=False)
+    _surprises: dict[str, Surprise] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_surprises", {n: Surprise(s.clean) for n, s in self.scorers.items()})
@@ -98,6 +101,12 @@ class Guard:
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return drawn(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds what the scorers were made from; they themselves are functions."""
+        made_from = {name: (s.learned, s.clean) for name, s in self.scorers.items()}
+        rest = (self.calibration, self.fpr, self.skipped, self.about)
+        return _again, (self.model, self.detectors, made_from, *rest)
 
     @property
     def passes(self) -> float:
@@ -127,7 +136,7 @@ class Guard:
 
     def wrapped(self) -> Guarded:
         """A module that abstains from what is flagged."""
-        return Guarded(self)
+        return Guarded(self.model, self.inputs, self.flag)
 
     def drift(self, scores: Tensor) -> Drift:
         """Whether the inputs with these scores are still like the clean samples of the calibration."""
@@ -216,27 +225,12 @@ class Guard:
             raise BadInput(f"{path} is damaged ({reason}); fit the guard again") from e
 
 
-class Guarded(nn.Module):
-    """A classifier with one class more: it abstains from inputs that are flagged.
-
-    The rows of the other inputs are the model's logits and -inf for the last class; a flagged row is 0 there
-    and -inf elsewhere. So `argmax` is the number of classes where it abstains, and softmax stays right.
-    """
-
-    def __init__(self, guard: Guard) -> None:
-        super().__init__()
-        self.guard = guard
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """Log-scores (N, classes + 1) of inputs (N, *shape) in [0, 1], on the device of the inputs."""
-        model, given = self.guard.model, self.guard.inputs(x)
-        parts = [model.logits(b.to(model.device)).float().cpu() for b in given.split(256)]
-        logits = torch.cat(parts) if parts else torch.empty(0, model.classes)
-        out = torch.cat([logits, torch.full((len(given), 1), -math.inf)], 1)
-        abstain = torch.tensor([-math.inf] * model.classes + [0.0])
-        out[self.guard._score(given) > self.guard.threshold] = abstain
-        return out.to(x.device)
+def _again(
+    model: Model, detectors: Sequence[SampleDetector], made_from: Mapping[str, tuple[Any, Tensor]], *rest: Any
+) -> Guard:
+    """The guard that was pickled."""
+    scorers = {d.name: d.restored(model, *made_from[d.name]) for d in detectors}
+    return Guard(model, detectors, scorers, *rest)
 
 
 def guard(
@@ -305,9 +299,7 @@ def guard(
     about = {
         "model": _about(model),
         "data": {
-            "source": data.source, "is_path": Path(data.source).exists(), "sha256": data.digest,
-            "samples": len(data), "calibration_samples": len(calibration), "clean_accuracy": accuracy,
-            **({"notes": list(data.notes)} if data.notes else {}),
+            **describe_data(data), "calibration_samples": len(calibration), "clean_accuracy": accuracy,
         },
         "seed": seed, "versions": versions(),
     }  # fmt: skip

@@ -308,10 +308,6 @@ class Modality:
         """
         return max(1, round((layers - 1) / 3))
 
-    def layout(self, shape: Sequence[int]) -> torch.memory_format:
-        """The memory format in which networks run fastest."""
-        return torch.contiguous_format
-
     def shift(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A batch slightly changed, as a network that learns may see it: training's `augment="shift"`."""
         return x

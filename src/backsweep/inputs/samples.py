@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,10 +43,14 @@ class Data:
 
     Attributes:
         labelled: whether the labels are known, and not a model's answers.
+        told: how the model and the samples were asked to be read where they do not say it, by name of the
+            option; for the record, and for the next command.
 
     Raises:
         BadInput: wrong dimensions, values outside [0, 1] or not finite, negative labels.
     """
+
+    told: Mapping[str, str | int | bool] = MappingProxyType({})
 
     def __init__(
         self, x: Any, y: Any, names: Sequence[str] | None = None, source: str = "tensors",
@@ -112,7 +117,9 @@ class Data:
             notes = found.notes
             if found.y is None:
                 notes = (*notes, "no labels were read: the model's own answers take their place")
-            return cls(found.x, found.y, found.names, str(path), found.modality or modality, notes)
+            data = cls(found.x, found.y, found.names, str(path), found.modality or modality, notes)
+            data.told = as_told(resize=resize, split=split, labels=labels)
+            return data
         except BadInput as e:
             raise BadInput(one_line(f"{path}: {e}")) from e
 
@@ -219,3 +226,8 @@ def checked_labels(y: Tensor, count: int) -> Tensor:
     if int(y.min()) < 0:
         raise BadInput(f"label {int(y.min())} is negative; labels are class indices from 0")
     return y
+
+
+def as_told(**options: Any) -> dict[str, str | int | bool]:
+    """What was said of options, for `Data.told`."""
+    return {k: v if isinstance(v, bool | int) else str(v) for k, v in options.items() if v}

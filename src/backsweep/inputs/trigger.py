@@ -22,13 +22,14 @@ from torch import Tensor
 
 from backsweep.core import documents
 from backsweep.core.discovery import drawn
+from backsweep.core.equality import Same
 from backsweep.core.errors import BadInput
 from backsweep.core.files import write_bytes
 from backsweep.core.text import one_line
 
 
 @dataclass(frozen=True, eq=False)
-class Trigger:
+class Trigger(Same):
     """Base of all trigger families.
 
     A family is a frozen dataclass: its tensor fields are saved to safetensors, the rest to the
@@ -49,6 +50,9 @@ class Trigger:
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
         cls.__repr__ = Trigger.__repr__  # type: ignore[method-assign]  # a dataclass would print all tensors
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.target, self.source))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(target={self.target}, source={self.source}, size={self.size:.4g})"

@@ -298,3 +298,15 @@ def describe_model(model: Model) -> dict[str, Any]:
         **({"base": model.base} if model.base else {}),
         **({"notes": list(model.notes)} if model.notes else {}),
     }
+
+
+def describe_data(data: Data) -> dict[str, Any]:
+    """What a report says of samples."""
+    return {
+        "source": data.source,
+        "is_path": Path(data.source).exists(),
+        "sha256": data.digest,
+        "samples": len(data),
+        **({"told": dict(data.told)} if data.told else {}),
+        **({"notes": list(data.notes)} if data.notes else {}),
+    }

@@ -327,7 +327,7 @@ class Model:
         twin.net.requires_grad_(False)
         if device is not None:
             twin.net.to(device)
-        twin._lay_out(self.modality.layout(self.shape))
+        twin._lay_out(torch.channels_last)
         try:
             twin.predict(self.modality.blank(1, self.shape))
         except RuntimeError:  # the network reshapes feature maps with view(), which wants this one
@@ -355,7 +355,7 @@ class Model:
         x = x.to(self._dtype) if x.is_floating_point() else x
         if self.channels_last:
             return self.net(x.permute(0, 2, 3, 1).contiguous())
-        return self.net(x.contiguous(memory_format=self._format))
+        return self.net(x.contiguous(memory_format=self._format if x.ndim == 4 else torch.contiguous_format))
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
         self._format = memory_format

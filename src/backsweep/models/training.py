@@ -90,11 +90,11 @@ def fit(
     loss_of = loss_of or partial(data.modality.loss, label_smoothing=recipe.label_smoothing)
     device = next(net.parameters()).device
     augment: Augment | None = {"shift": data.modality.shift, None: None}[recipe.augment]
-    layout = data.modality.layout(data.x.shape[1:])
+    layout = torch.channels_last if data.x.ndim == 4 else torch.contiguous_format
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        set_mode(net.to(memory_format=layout), training=True)  # type: ignore[call-overload]
+        set_mode(net.to(memory_format=torch.channels_last), training=True)  # type: ignore[call-overload]
         for module in net.modules() if not recipe.statistics else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

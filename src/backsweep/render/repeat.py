@@ -10,6 +10,8 @@ from backsweep.inputs.samples import COME_ALONG
 from backsweep.render.view import clean
 from backsweep.reports.report import Report
 
+OPTIONS = ("tokenizer", "schema", "rate", "resize", "split", "labels")  # of `Data.told`
+
 
 def command(report: Report, verb: str = "scan", model: Sequence[str] = ()) -> str:
     """Command line that repeats a scan or an audit, quoted for a shell.
@@ -19,7 +21,7 @@ def command(report: Report, verb: str = "scan", model: Sequence[str] = ()) -> st
     """
     words = ["backsweep", verb, *(model or [arrived(report.model, "MODEL")])]
     if not str(report.data.get("source")).endswith(COME_ALONG):
-        words += ["--data", arrived(report.data, "DATA")]
+        words += ["--data", arrived(report.data, "DATA"), *read_with(report.data)]
     words += [] if model else read_as(report.model)
     if report.settings.get("reference"):
         words += ["--reference", "REFERENCE"]
@@ -37,7 +39,7 @@ def command(report: Report, verb: str = "scan", model: Sequence[str] = ()) -> st
 def read_as(model: Mapping[str, Any]) -> list[str]:
     """Options that say how a model is read, from what a report says of it."""
     words = []
-    for key in ("base", "arch", "tokenizer", "layer"):
+    for key in ("base", "arch", "layer"):
         if model.get(key):
             words += [f"--{key}", str(model[key])]
     if (model.get("arch") or model.get("modality") == "text") and model.get("shape"):
@@ -50,6 +52,16 @@ def read_as(model: Mapping[str, Any]) -> list[str]:
     for key in ("mean", "std"):
         if model.get(key):
             words += [f"--{key}", ",".join(str(v) for v in model[key])]
+    return words
+
+
+def read_with(data: Mapping[str, Any]) -> list[str]:
+    """Options that say how the model and samples are read, from what a report says of the samples."""
+    told, words = data.get("told"), list[str]()
+    known: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
+    for key in OPTIONS:
+        value = known.get(key)
+        words += [f"--{key}"] if value is True else [f"--{key}", str(value)] if value else []
     return words
 
 

@@ -270,24 +270,24 @@ def verdict(report: Report, name: Name | None = None) -> Verdict:
 
 def _backdoored(report: Report, name: Name) -> Verdict:
     errors = [f for f in worst_first(report.findings) if f.level == ERROR]
-    why = [*of_the_network(errors), _worth(report)]
+    why, classes = [*of_the_network(errors), _worth(report)], any(f.target is not None for f in errors)
     what = "This is the chance of a false alarm on a clean model, not the chance that this model is clean. It"
+    nature = ": a class can be unusually easy to reach by nature. What is shown below helps to judge."
+    unseen = ", and shows no trigger: look for one with the default detectors."
     why.append(
         f"{what if any(f.p_value is not None for f in errors) else 'The scan'} says nothing of who made the "
-        "model or why"
-        + (
-            ": a class can be unusually easy to reach by nature. What is shown below helps to judge."
-            if any(f.target is not None for f in errors)
-            else ", and shows no trigger: look for one with the default detectors."
-        )
+        f"model or why{nature if classes else unseen}"
     )
+    if report.second is not None:
+        why.append("A second opinion, a whole scan with another seed, calls it too; neither alone would do.")
     if report.errors:
         why.append("Part of the scan failed, so there may be more than was found; see below.")
-    again = "Scan again with another seed or other clean samples; a real backdoor shows the same class again."
-    what_next = [
-        again if any(f.target is not None for f in errors) else "Scan again with another detector.",
-        "Until the trigger is explained, keep the model away from inputs that strangers can shape.",
-    ]
+    again = "Scan again with --confirm or other clean samples; a real backdoor shows the same class again."
+    again = (
+        again if report.second is None else "Compare with the page of the second opinion, trigger by trigger."
+    )
+    away = "Until the trigger is explained, keep the model away from inputs that strangers can shape."
+    what_next = [again if classes else "Scan again with another detector.", away]
     return Verdict("Evidence found", evidence_of_a_backdoor(errors, name) + ".", why, what_next)
 
 

@@ -21,6 +21,7 @@ from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.inversion.recover import Way, works
 from backsweep.models.checks import (
+    describe_data,
     describe_model,
     doubtful_accuracy,
     fitted,
@@ -107,8 +108,7 @@ def repair(
         suspected=list(case.aims), skipped=skipped, timings=clock.timings,
         about={
             "model": describe_model(model) | ({"answers": named} if named else {}),
-            "data": {"source": data.source, "sha256": data.digest, "samples": len(data),
-                     "is_path": Path(data.source).exists(), "held_out": len(case.held_out)},
+            "data": {**describe_data(data), "held_out": len(case.held_out)},
             "repaired": {"sha256": mended.digest, "sha256_of": "weights"},
             "settings": {"seed": seed, "device": str(work.device), chosen.name: chosen.settings(),
                          **provenance([chosen])},

@@ -60,7 +60,7 @@ class Retrained:
     measured_on: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Audit(Report):
     """The result of an audit of a training set.
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backsweep.core.discovery import drawn, write_beside
+from backsweep.core.documents import finite
+from backsweep.core.equality import Same
 from backsweep.inputs.trigger import Trigger
-from backsweep.reports.report import SCHEMA, Note, Report, finite, trigger_file
+from backsweep.reports.report import SCHEMA, Note, Report, trigger_file
 
 if TYPE_CHECKING:
     from backsweep.models.model import Model
@@ -110,8 +112,8 @@ class Talk:
     triggered_after: str
 
 
-@dataclass
-class Repaired:
+@dataclass(eq=False)
+class Repaired(Same):
     """The result of a repair.
 
     Attributes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from backsweep.core import documents
 from backsweep.core.discovery import drawn, write_beside
+from backsweep.core.equality import Same
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
 
@@ -25,6 +26,7 @@ SCHEMA = 1
 CLEAN, BACKDOORED, INCONCLUSIVE = "clean", "backdoored", "inconclusive"
 EXIT_STATUS = {CLEAN: 0, BACKDOORED: 1, INCONCLUSIVE: 3}
 ERROR, WARNING, NOTE = "error", "warning", "note"
+SECOND = "second-opinion"  # folder of it, in that of a report
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class Note:
     reason: str
 
 
-@dataclass
-class Report:
+@dataclass(eq=False)
+class Report(Same):
     """The result of a scan.
 
     Attributes:
@@ -99,6 +101,7 @@ class Report:
         findings, skipped, errors, evidence: see the classes above.
         timings: wall and CPU seconds by stage.
         examples: a few clean inputs (N, C, H, W) for the pictures of the report, or None.
+        second: the report of a second opinion; the findings are those of both together.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -111,11 +114,14 @@ class Report:
     evidence: list[Evidence] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     examples: Any = None
+    second: Report | None = None
 
     def __repr__(self) -> str:
         p = "None" if self.p_value is None else f"{self.p_value:.3g}"
-        found = f"{self.verdict}, targets={self.targets}, p_value={p}"
-        return f"{type(self).__name__}({found}, {len(self.evidence)} records of evidence)"
+        found = (
+            f"{self.verdict}, targets={self.targets}, p_value={p}, {len(self.evidence)} records of evidence"
+        )
+        return f"{type(self).__name__}({found})"
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -171,7 +177,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as strict JSON (what is not finite becomes null); triggers are named by their files."""
-        plain: dict[str, Any] = finite({
+        plain: dict[str, Any] = documents.finite({
             "schema": SCHEMA,
             "verdict": self.verdict,
             "p_value": self.p_value,
@@ -201,6 +207,8 @@ class Report:
                 evidence.trigger.save(path)
         if self.examples is not None:
             save_tensor(folder / "examples.safetensors", modality_of(self.model).pack(self.examples))
+        if self.second is not None:
+            self.second.save(folder / SECOND)
         write_beside(self, folder)
         write_json(folder / "report.json", self.to_json())
         return folder
@@ -248,6 +256,8 @@ class Report:
                 examples=_examples(folder, parts["model"]),
             )
             _agrees(report, raw)
+            if folder is not None and parts["settings"].get("confirm") and folder.name != SECOND:
+                report.second = Report.load(folder / SECOND)
             return report
         except OSError as e:
             raise BadInput(f"cannot read {name}: {e.strerror or e}; give the folder of a scan (--out)") from e
@@ -329,7 +339,7 @@ def trigger_file(detector: str, unit: str) -> str:
 
 def evidence_json(evidence: Evidence) -> dict[str, Any]:
     """One record of evidence as strict JSON."""
-    plain: dict[str, Any] = finite(_plain(evidence))
+    plain: dict[str, Any] = documents.finite(_plain(evidence))
     return plain
 
 
@@ -348,15 +358,6 @@ def read_evidence(raw: dict[str, Any], folder: Path | None) -> Evidence:
         raise ValueError(f"trigger file {file!r}")
     trigger = Trigger.load(folder / file) if file and folder is not None else None
     return Evidence(**{**raw, "trigger": trigger})
-
-
-def finite(value: Any) -> Any:
-    """Strict JSON has neither infinity nor NaN: null instead, and for what is too large to count with."""
-    if isinstance(value, Mapping):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not abs(value) <= documents.LARGEST else value
 
 
 def _plain(record: Evidence | Finding) -> dict[str, Any]:
@@ -381,7 +382,7 @@ def checked_findings(detector: str, findings: Iterable[Finding]) -> list[Finding
         if not isinstance(f, Finding) or f.level not in (ERROR, WARNING, NOTE) or f.detector != detector:
             raise TypeError(f"it gave {f!r}"[:200] + ", which is no finding of its own with a level")
         try:
-            documents.check("report", finite(_plain(f)), "finding")
+            documents.check("report", documents.finite(_plain(f)), "finding")
         except documents.Misfit as e:
             raise TypeError(f"it gave a finding that no report can hold: {e}") from e
     return found

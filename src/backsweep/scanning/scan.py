@@ -31,10 +31,11 @@ from backsweep.formats.predicting import PREFIX
 from backsweep.formats.tables import kind_told
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.kinds import modalities, recognised
-from backsweep.inputs.samples import Data
+from backsweep.inputs.samples import Data, as_told
 from backsweep.models.checks import (
     answered,
     as_reference,
+    describe_data,
     describe_model,
     doubtful_accuracy,
     fitted,
@@ -45,6 +46,7 @@ from backsweep.models.checks import (
 from backsweep.models.model import Model
 from backsweep.models.washing import GIVEN
 from backsweep.reports.report import (
+    SECOND,
     Evidence,
     Finding,
     Note,
@@ -53,12 +55,13 @@ from backsweep.reports.report import (
     trigger_file,
     worst_first,
 )  # fmt: skip
-from backsweep.scanning import calibration
+from backsweep.scanning import calibration, opinions
 from backsweep.scanning.collect import OutOfTime, collect
 from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.planning import seconds, told
 
 DEFAULT_DETECTORS = ("cascade",)
+TOLD = ("tokenizer", "schema", "rate")  # settings of `load` that a report of the model does not hold
 BLACK_BOX_DETECTORS = ("black_box_path",)  # of a network that only answers
 EXAMPLES = 8
 OVER = "the budget of {:g} s ended: {}; of a part nothing is concluded, a scan with an output folder goes on"
@@ -77,6 +80,7 @@ def scan(
     reference: Model | nn.Module | None = None,
     effort: str | None = None,
     budget: float | None = None,
+    confirm: bool = False,
 ) -> Report:
     """Look for a backdoor in a model.
 
@@ -100,6 +104,8 @@ def scan(
         effort: "quick", "standard" or "thorough", for detectors that know it; None: as they are set.
         budget: seconds after which nothing is begun any more. What was not covered by then makes the report
             inconclusive; with `out` another scan goes on from there.
+        confirm: ask for a second opinion (`opinions.py`), with another seed and, where there are enough,
+            other samples; a class is called only where both call it.
 
     Raises:
         BadInput: model, data or settings cannot be used.
@@ -114,6 +120,7 @@ def scan(
     engine = Engine(threads=cores() if device.type == "cpu" else 1) if engine is None else Engine.of(engine)
     work = model.copy(device)
     data = answered(work, data)
+    data, others = opinions.parts(data, model.classes, seed) if confirm else (data, None)
     there = None if reference is None else as_reference(reference, model, data).copy(device)
     work.references = {} if there is None else {GIVEN: there}
     accuracy = work.accuracy(data.x, data.y) if data.labelled else None
@@ -121,16 +128,15 @@ def scan(
     report = Report(
         model=describe_model(model),
         data={
-            "source": data.source, "is_path": Path(data.source).exists(),
-            "sha256": data.digest, "samples": len(data),
+            **describe_data(data),
             "classes_present": int(data.y.unique().numel()), "clean_accuracy": accuracy,
             "example_labels": examples.y.tolist() if data.modality.classified else [],
-            **({"notes": list(data.notes)} if data.notes else {}),
         },
         settings={
             "alpha": alpha, "seed": seed, "device": str(device),
             "detectors": {m.name: m.settings() for m in methods},
             "reference": there.digest if there else None,
+            **({"confirm": True} if confirm else {}),
             **provenance(methods),
         },
         versions=versions(),
@@ -176,6 +182,13 @@ def scan(
     report.model |= model.modality.said([examples.x, *stamped.values()])
     report.data["example_answers"] = work.predict(examples.x).tolist()
     report.data["stamped_answers"] = {key: work.predict(x).tolist() for key, x in stamped.items()}
+    if others is not None:
+        report.second = scan(
+            model, others, methods, alpha, derive_seed(seed, opinions.SECOND), device, engine,
+            opinions.retold(on_event), folder / SECOND if folder else None, reference,
+            budget=None if budget is None else max(1e-3, until - time.monotonic()),
+        )  # fmt: skip
+        report.errors += opinions.failed(report)
     judge(report, detectors=methods)
     report.timings["total_seconds"] = round(time.perf_counter() - clock[0], 3)
     report.timings["total_cpu_seconds"] = round(time.process_time() - clock[1], 3)
@@ -217,6 +230,8 @@ def judge(
         findings: list[Finding] = []
         for method in methods:
             findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
+    if report.second is not None:
+        findings = opinions.joined(findings, judge(report.second, alpha, detectors).findings)
     report.findings = worst_first(findings)
     return report
 
@@ -314,6 +329,7 @@ def open_both(
         split, labels, whole: of `Data.open`.
         settings: of `load`.
     """
+    told_of_model = {key: settings.get(key) for key in TOLD}
     how: dict[str, Any] = {"split": split, "labels": labels, "whole": whole}
     said = shape is not None or settings.get("tokenizer") is not None or settings.get("rate") is not None
     told = said or resize or data is None
@@ -336,6 +352,7 @@ def open_both(
             data, shape=loaded.shape, names=loaded.labels, resize=resize or loaded.resize,
             modality=loaded.modality, **how,
         )  # fmt: skip
+    found.told = as_told(**told_of_model, resize=resize, split=split, labels=labels)
     return fitted(loaded, found, whole=whole)
 
 

@@ -117,9 +117,6 @@ class Image(Modality):
             count *= side
         return count
 
-    def layout(self, shape: Sequence[int]) -> torch.memory_format:
-        return torch.channels_last if len(shape) == 3 else torch.contiguous_format
-
     def shift(self, x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
         """Random translation by up to `most` pixels, one for a batch, edges repeated."""
         padded = F.pad(x, (most, most, most, most), mode="replicate")
