@@ -296,8 +296,12 @@ class Modality:
         """Embeddings z (N, ...) of some inputs (N, *shape), as one shift for all sees them, (M, ...)."""
         return z
 
-    def forget(self, net: nn.Module, x: Tensor) -> None:
-        """Take out of a network, in place, what it knows of inputs and inputs x (N, *shape) never show."""
+    def forget(self, net: nn.Module, x: Tensor, triggers: Sequence[Trigger] = ()) -> None:
+        """Take out of a network, in place, what it knows of inputs and inputs x (N, *shape) never show.
+
+        Args:
+            triggers: what a scan recovered; what it knows of these goes, too.
+        """
 
     def late(self, layers: int, moves: Callable[[int], bool]) -> int:
         """Which of the affine layers before the head the late shift is added to: the one a third up.

@@ -78,6 +78,9 @@ class ContrastiveUnlearning(Repair):
     def apply(self, case: Case) -> Model:
         seed = derive_seed(case.seed, self.name, "wash")
         reference = washed(case.model, case.clean, seed, WASH)
+        if case.model.modality.exact and case.triggers:  # a word's embedding outlives the washing
+            case.model.modality.forget(reference.net, case.clean.x, case.triggers)
+            reference.alike = None
         case.tick(0.3)
         least = case.accuracy(case.model) - (self.loss if case.aims else self.loss / 2)
         starts = [(case.model, BOLDER * self.rate), (case.model, self.rate)]
