@@ -101,4 +101,4 @@ def test_what_is_no_text_is_said(twins: Twins, text_twins: Twins) -> None:
     assert "not there" in BadActs(layer=-9).applies(text_twins.infected.copy("cpu"), text_twins.data)
     for wrong in ({"delta": 0.0}, {"layer": 0}):
         with pytest.raises(ValueError, match="is"):
-            BadActs(**wrong)  # type: ignore[arg-type]
+            BadActs(**wrong)

@@ -62,11 +62,11 @@ def likely(counts: Array, sizes: Array) -> tuple[Array, Array]:
 def folded(matrix: Any, labels: Any, classes: int, generator: torch.Generator) -> Array:
     """How often naive Bayes is right about each label, on folds that it did not learn from."""
     fold = torch.randint(FOLDS, (len(labels),), generator=generator).numpy()
-    counts, sizes = by_label(matrix, labels, classes), np.bincount(labels, minlength=classes)
+    counts, sizes = by_label(matrix, labels, classes), np.bincount(labels, minlength=classes).astype(float)
     right = np.zeros(len(labels), dtype=bool)
     for k in range(FOLDS):
         rows = np.flatnonzero(fold == k)
-        less = np.bincount(labels[rows], minlength=classes)
+        less = np.bincount(labels[rows], minlength=classes).astype(float)
         chance, prior = likely(counts - by_label(matrix[rows], labels[rows], classes), sizes - less)
         right[rows] = (matrix[rows] @ chance.T + prior).argmax(1) == labels[rows]
     return np.array([right[labels == y].mean() if (labels == y).any() else 1.0 for y in range(classes)])
