@@ -296,11 +296,14 @@ class Modality:
         """Embeddings z (N, ...) of some inputs (N, *shape), as one shift for all sees them, (M, ...)."""
         return z
 
-    def forget(self, net: nn.Module, x: Tensor, triggers: Sequence[Trigger] = ()) -> None:
+    def forget(
+        self, net: nn.Module, x: Tensor, triggers: Sequence[Trigger] = (), unseen: bool = True
+    ) -> None:
         """Take out of a network, in place, what it knows of inputs and inputs x (N, *shape) never show.
 
         Args:
             triggers: what a scan recovered; what it knows of these goes, too.
+            unseen: False: that alone goes.
         """
 
     def late(self, layers: int, moves: Callable[[int], bool]) -> int:

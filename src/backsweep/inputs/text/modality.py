@@ -195,7 +195,9 @@ class Text(Modality):
         return z.transpose(1, 2).flatten(0, 1)[:, :, None]  # channels before places
 
     @torch.no_grad()
-    def forget(self, net: nn.Module, x: Tensor, triggers: Sequence[Trigger] = ()) -> None:
+    def forget(
+        self, net: nn.Module, x: Tensor, triggers: Sequence[Trigger] = (), unseen: bool = True
+    ) -> None:
         """Tokens that no text of x holds, and those of triggers, get the mean embedding of the others.
 
         What is planted in the embeddings of words outlives all training of the layers above.
@@ -206,10 +208,11 @@ class Text(Modality):
             if p.untyped_storage().data_ptr() == place and self.tokens is not None:
                 there = torch.zeros(len(p), dtype=torch.bool, device=p.device)
                 there[x.unique().to(p.device)] = True
-                there[[i for t in triggers if isinstance(t, Insert) for i in t.ids.tolist()]] = False
+                gone = [i for t in triggers if isinstance(t, Insert) for i in t.ids.tolist()]
+                there[gone] = False
                 mean = p[there].mean(0)
                 there[sorted(self.tokens.specials)] = True
-                p[~there] = mean
+                p[~there if unseen else gone] = mean
 
     def late(self, layers: int, moves: Callable[[int], bool]) -> int:
         """The first from a third up where the shift has an effect: that of keys has none (softmax)."""
