@@ -12,9 +12,9 @@
    so that the accuracy is not paid for a robustness that no network has. Words that a scan recovered from a
    classifier of texts are unlearned in every other update, at every place of a text.
 
-Steps 2 and 3 start from the washed copy; where that costs accuracy on held-out samples, from the suspect. With
-recovered words they start from the suspect without what it knows of these (the mean embedding instead). A
-network in which nothing is suspected is left as it is where even that costs accuracy.
+Steps 2 and 3 start from the washed copy; where that costs accuracy on held-out samples, from the suspect.
+With recovered words they start from the suspect without what it knows of these: the mean embedding instead.
+A network in which nothing is suspected is left as it is where even that costs accuracy.
 """
 
 from __future__ import annotations
