@@ -40,7 +40,7 @@ results: $(VENV)/.dev   ## train the standard zoo, scan it, remake docs/results 
 	$(BIN)/backsweep bench table docs/results/standard.jsonl --out docs/results/standard.md
 	$(BIN)/backsweep zoo build plans/kinds.toml --workers 2
 	$(BIN)/backsweep bench run plans/kinds.toml --out docs/results/kinds.jsonl --workers 2
-	$(BIN)/backsweep bench population docs/results/kinds.jsonl --out src/backsweep/scanning/cascade/population.json
+	$(BIN)/backsweep bench population docs/results/kinds.jsonl --out src/backsweep/scanning/cascade/populations/images.json
 	$(BIN)/backsweep bench kinds docs/results/kinds.jsonl --out docs/results/kinds.md
 	$(BIN)/backsweep zoo build plans/neural-cleanse.toml --workers 2
 	$(BIN)/backsweep bench run plans/neural-cleanse.toml --out docs/results/neural-cleanse.jsonl

@@ -105,8 +105,10 @@ def test_a_second_look_is_taken_where_the_first_is_suspicious_and_decides() -> N
         return replace(n, measured=replace(n.measured, sizes=sizes))
 
     known = [looked(n) for n in zoo(6)]
-    first, both = kinds.populations(known)
-    assert (first.references, both.references) == (2, 4)
+    alone, first, both = kinds.populations(known)
+    assert (alone.references, first.references, both.references) == (1, 2, 4)
+    untaught = replace(known[0], measured=known[0].measured.upto(1))  # its pupil learned too little
+    assert kinds.judged(untaught, [alone, first, both]) == kinds.judged(untaught, [alone])
     suspicious = next(
         n for n in known if n.attack and kinds.judged(n, [first]).p_value <= 0.05 and n.measured.classes > 2
     )
@@ -158,7 +160,7 @@ def test_the_published_population_and_page_come_out_of_the_published_lines() -> 
     lines = read(results / "kinds.jsonl")
     known = kinds.networks(lines)
     fitted = kinds.populations(known, lines[0]["settings"])
-    assert [p.references for p in population.known()] == [p.references for p in fitted] == [2, 4]
+    assert [p.references for p in population.known()] == [p.references for p in fitted] == [1, 2, 4]
     for shipped, again in zip(population.known(), fitted, strict=True):
         assert shipped.settings == again.settings == Cascade(second=1.0).settings()
         assert shipped.words == again.words

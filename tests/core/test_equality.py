@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.poisoned import DIGITS, poisoned_digits
 
 import backsweep
 from backsweep.core.equality import same
 from backsweep.repairing.repair import repair
+from poisoned import DIGITS, poisoned_digits
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),

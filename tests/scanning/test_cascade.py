@@ -196,7 +196,7 @@ def test_two_classes_and_a_weak_reference_cannot_be_told() -> None:
     assert "--reference" in found.message
 
 
-def test_a_pupil_that_learned_too_little_says_nothing_and_no_population_stands_behind_an_alarm(
+def test_where_a_pupil_learned_too_little_the_washed_copy_alone_judges_beside_networks_compared_so(
     twins: Twins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(washing, "PUPIL", (1, 64, 1e-6))
@@ -209,8 +209,16 @@ def test_a_pupil_that_learned_too_little_says_nothing_and_no_population_stands_b
         if e.unit.startswith("pupil-") else e
         for e in records(10, {4: 1.5}, {})
     ]  # fmt: skip
-    assert Cascade().judge(records(10, {4: 1.5}, {}), 10, 0.05)[0].details.get("null")
-    assert not Cascade().judge(evidence, 10, 0.05)[0].details.get("null")
+    (usual,), (short,) = (Cascade().judge(e, 10, 0.05) for e in (records(10, {4: 1.5}, {}), evidence))
+    assert usual.target == short.target == 4
+    assert "washed copy alone" in short.message and "washed copy alone" not in usual.message
+    assert short.details["null"] != usual.details["null"], "more networks were compared with one reference"
+    assert short.p_value is not None and usual.p_value is not None and short.p_value > usual.p_value
+    first = [e for e in evidence if "2-" not in e.unit.partition("-")[0] + "-" and "trigger" not in e.unit]
+    following = Cascade().more(model, twins.data, first)
+    assert [u.key for u in following] == ["trigger-4"], "another pupil would not learn more: no second look"
+    unlike = [e for e in evidence if not e.unit.startswith("reference-")]
+    assert not Cascade().judge(unlike, 10, 0.05)[0].details.get("null")
 
 
 def looked(classes: int, small: dict[str, int]) -> list[Evidence]:

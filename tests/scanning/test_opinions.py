@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.poisoned import DIGITS, poisoned_digits
 from typer.testing import CliRunner
 
 from backsweep.cli.app import app
@@ -21,6 +20,7 @@ from backsweep.reports.report import ERROR, NOTE, WARNING, Finding, Report
 from backsweep.scanning import opinions
 from backsweep.scanning.opinions import joined, parts
 from backsweep.scanning.scan import judge, scan
+from poisoned import DIGITS, poisoned_digits
 
 
 def finding(level: str, target: int | None, p_value: float | None) -> Finding:

@@ -218,10 +218,13 @@ def fit(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> 
 
 
 def populations(known: Sequence[Network], settings: Mapping[str, Any] | None = None) -> list[Population]:
-    """One for each look: for networks beside the references of the first, and beside those of all."""
+    """One for each look, beside the references of the first, and beside those of all; and before them one
+    beside the first reference alone, for networks whose pupil learned too little."""
     most = max((n.measured.references for n in known), default=0)
-    counts = [c for c in np.cumsum([len(look) for look in LOOKS]) if c < most]
-    return [fit([replace(n, measured=n.measured.upto(c)) for n in known], settings) for c in [*counts, most]]
+    counts = dict.fromkeys(
+        c for c in (1, *np.cumsum([len(look) for look in LOOKS]).tolist(), most) if c <= most
+    )
+    return [fit([replace(n, measured=n.measured.upto(c)) for n in known], settings) for c in counts]
 
 
 def left_out(known: Sequence[Network]) -> list[Judged]:
@@ -237,6 +240,7 @@ def left_out(known: Sequence[Network]) -> list[Judged]:
 
 def judged(n: Network, looks: Sequence[Population]) -> Judged:
     """By the first look; where that is somewhat suspicious by the next, which sees all that it saw."""
+    looks = [p for p in looks if 1 < p.references <= n.measured.references] or looks[:1]
     for population in looks:
         measured = n.measured.upto(population.references)
         first = population.suspects(measured)[0]

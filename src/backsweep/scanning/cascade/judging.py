@@ -64,9 +64,27 @@ class Case:
         return Measured.of(self.evidence, self.classes, self.usual)
 
     @cached_property
+    def _judged(self) -> tuple[Population | None, Measured]:
+        """What is judged beside which clean networks.
+
+        A pupil may learn too little. What the references before it say is judged then, beside the same clean
+        networks with so many.
+        """
+        for count in dict.fromkeys((self.measured.references, len(LOOKS[0]), 1)):
+            seen = self.measured.upto(count)
+            if (known := self._beside(seen)) is not None:
+                return known, seen
+        return None, self.measured
+
+    @property
     def population(self) -> Population | None:
         """Clean networks of many kinds, where some were measured as this one was."""
-        return self._beside(self.measured)
+        return self._judged[0]
+
+    @property
+    def short(self) -> bool:
+        """Whether a pupil learned too little, so that fewer references judge than should."""
+        return self.population is not None and self._judged[1].references < len(LOOKS[0])
 
     def _beside(self, measured: Measured) -> Population | None:
         own = _as_measured(self.settings)
@@ -76,7 +94,7 @@ class Case:
     def first_look(self) -> Mapping[int, float]:
         """The p-values of the classes in a look that a second one followed; empty: there was one look."""
         seen = self.measured.upto(len(LOOKS[0]))
-        known = self._beside(seen) if seen.references < self.measured.references else None
+        known = self._beside(seen) if seen.references < self._judged[1].references else None
         return {s.target: s.p_value for s in known.suspects(seen)} if known else {}
 
     def tried(self, target: int) -> tuple[float, float] | None:
@@ -91,7 +109,7 @@ class Case:
     def suspects(self) -> list[Suspect]:
         """All classes, most suspicious first: beside a population, else beside the others of the network."""
         if (known := self.population) is not None:
-            return known.suspects(self.measured)
+            return known.suspects(self._judged[1])
         names = spaces_in(self.evidence)
         spaces = {n: self._contrast(n, f"class-{n}-", in_references(self.evidence, n)) for n in names}
         joint = [c for n, c in spaces.items() if n not in STYLES]

@@ -26,7 +26,7 @@ from backsweep.core.statistics import MAD_TO_SIGMA
 from backsweep.scanning.cascade.contrast import ALONE, Suspect, of_many
 from backsweep.scanning.cascade.measured import Measured
 
-FILE = Path(__file__).with_name("population.json")
+FOLDER = Path(__file__).with_name("populations")  # a file for each kind of input
 PAIRS = "pairs"
 PAIR_SHARE = 0.2  # of alpha, that pairs have; the rest is the classes'
 EFFICIENCY = 0.37  # of the median absolute deviation, for normal values
@@ -235,6 +235,8 @@ class Population:
 @lru_cache(maxsize=1)
 def known() -> tuple[Population, ...]:
     """The populations that come with the package."""
-    if not FILE.is_file():
-        return ()
-    return tuple(Population.read(p) for p in json.loads(FILE.read_text(encoding="utf-8")))
+    return tuple(
+        Population.read(document)
+        for path in sorted(FOLDER.glob("*.json"))
+        for document in json.loads(path.read_text(encoding="utf-8"))
+    )

@@ -36,6 +36,7 @@ from backsweep.scanning.detector import ModelDetector, Stage, Unit, units_in_a_p
 from backsweep.scanning.planning import stages
 
 DEFAULT = "dense+sparse+tone+early+late"
+SHORT = "; the samples taught a fresh network too little, so the washed copy alone was compared with"
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class Cascade(ModelDetector):
     def _doubtful(self, evidence: Sequence[Evidence], classes: int) -> bool:
         """Whether the first look is worth a second: it would be suspicious beside the population."""
         case, most = self._case(evidence, classes), self.schedule.second
+        if case.short:
+            return False  # another pupil would not learn more
         return most >= 1 or (case.population is not None and case.suspects()[0].p_value <= most)
 
     def _names(self, model: Model) -> list[str]:
@@ -217,7 +220,7 @@ class Cascade(ModelDetector):
         for s in flagged or suspects[:1]:
             own = trial if trial is not None and trial.target == s.target else None
             text = message(s, own, bool(flagged), case.tried(s.target))
-            text += looks(before.get(s.target), s.p_value, alpha)
+            text += SHORT if case.short else looks(before.get(s.target), s.p_value, alpha)
             first = {"first_look": before[s.target]} if s.target in before else {}
             findings.append(Finding(
                 self.code, self.name, WARNING if doubt else ERROR if flagged else NOTE,
