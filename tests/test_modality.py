@@ -18,7 +18,8 @@ from backsweep.core.errors import BadInput
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.family import Family, from_unit_box, unit_box
 from backsweep.inputs.image.modality import IMAGE
-from backsweep.inputs.modality import Ball, Modality, Space, modalities, modality_named
+from backsweep.inputs.kinds import modalities, modality_named
+from backsweep.inputs.modality import Ball, Modality, Space
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model

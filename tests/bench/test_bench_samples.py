@@ -90,6 +90,8 @@ def test_the_key_of_the_default_guard_says_what_it_is_made_of(monkeypatch: pytes
         ("audits", {"name": "spectr"}, "did you mean"),
         ("guards", {"name": "stripp"}, "no detector 'stripp'"),
         ("guards", {"name": "strip", "settings": {"x": 1}}, "has no setting"),
+        ("guards", {"name": "strip", "fpr": 2}, "no share between 0 and 1"),
+        ("audits", {"name": "spectre", "fpr": 0.05}, "unknown key 'fpr' under"),
     ],
 )
 def test_a_wrong_plan_is_one_line(kind: str, table: dict[str, Any], says: str) -> None:

@@ -14,7 +14,7 @@ from backsweep.core.errors import BadInput
 from backsweep.formats.opening import load
 from backsweep.formats.saving import save
 from backsweep.inputs.image.modality import IMAGE
-from backsweep.inputs.modality import recognised
+from backsweep.inputs.kinds import recognised
 from backsweep.inputs.sound.modality import Sound
 from backsweep.models.model import Model
 from backsweep.scanning.scan import open_both

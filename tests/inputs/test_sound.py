@@ -17,7 +17,7 @@ from torch import Tensor
 from backsweep.core.errors import BadInput
 from backsweep.inputs import held
 from backsweep.inputs.image.modality import IMAGE
-from backsweep.inputs.modality import recognised
+from backsweep.inputs.kinds import recognised
 from backsweep.inputs.samples import Data
 from backsweep.inputs.sound import changing, decoding
 from backsweep.inputs.sound.families import CellFamily

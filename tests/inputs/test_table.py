@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from backsweep.core.errors import BadInput
-from backsweep.inputs.modality import modality_named
+from backsweep.inputs.kinds import modality_named
 from backsweep.inputs.samples import Data
 from backsweep.inputs.table.modality import Table
 from backsweep.inputs.table.schema import Schema, told

@@ -10,6 +10,7 @@ import torch
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.image.spaces import Dense
 from backsweep.inputs.image.triggers import Patch
+from backsweep.inputs.text.placing import PLACES
 from backsweep.inversion.budget import OfInputs
 from backsweep.inversion.recover import recover, works
 from backsweep.models.model import Model
@@ -127,3 +128,16 @@ def test_a_washed_copy_is_a_network_of_its_own(case: Case) -> None:
     copy = washed(case.model, case.clean, derive_seed(0, "wash"))
     assert copy.net is not case.model.net
     assert copy.accuracy(case.held_out.x, case.held_out.y) > 0.8
+
+
+def test_a_word_that_was_found_at_the_start_is_unlearned_wherever_it_stands(text_twins: Twins) -> None:
+    data = text_twins.data
+    held_out, clean = data[:400].parted(0.25, 0)
+    model, rest = text_twins.infected.copy("cpu"), data[400:]
+    found = dataclasses.replace(text_twins.trigger, place="start")
+    case = Case(model, clean, held_out, [found], [(None, found.target)], seed=1)
+    repaired = ContrastiveUnlearning().apply(case)
+    places = [dataclasses.replace(found, place=place) for place in PLACES]
+    assert min(model.success_rate(t, rest) for t in places) > 0.9
+    assert max(repaired.success_rate(t, rest) for t in places) < 0.3
+    assert repaired.accuracy(rest.x, rest.y) >= model.accuracy(rest.x, rest.y) - 0.03

@@ -26,6 +26,8 @@ from backsweep.core.provenance import chosen, failures, provenance, reason_of, r
 from backsweep.core.seeds import derive_seed
 from backsweep.core.versions import versions
 from backsweep.guarding.detector import SampleDetector
+from backsweep.inputs.image.modality import IMAGE
+from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data
 from backsweep.models.checks import (
     classifies,
@@ -92,7 +94,7 @@ def audit(
     if not model.gives:
         raise BadInput("a black box only answers, and audits need its layers; load the network itself")
     clean = None if clean is None else fitted(model, clean, needs_labels=True)[1]
-    methods = choose(usual(len(data)) if detectors is None else detectors)
+    methods = choose(usual(len(data), model.modality) if detectors is None else detectors)
     work = model.copy(pick_device(device))
     if features is not None:
         features = checked_features(features, len(data), work.classes)
@@ -227,11 +229,13 @@ def made(name: str, settings: dict[str, Any] | None = None) -> Detector:
     return make(SetDetector, find(SetDetector, name).name, settings)
 
 
-def usual(samples: int) -> tuple[str, ...]:
-    """The default detectors for a set of so many samples.
+def usual(samples: int, kind: Modality = IMAGE) -> tuple[str, ...]:
+    """The default detectors for a set of so many samples of a kind.
 
     A network forgets a small set too fast for `cross_confusion`; to train one more on it costs little.
     """
+    if kind.audits:
+        return kind.audits
     return SMALL_AUDITS if samples <= SMALL else DEFAULT_AUDITS
 
 

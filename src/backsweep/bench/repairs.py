@@ -141,7 +141,7 @@ def scan_of(net: build.Net, clean: Data, share: float) -> Report:
     seed, model = derive_seed(net.truth["seed"], "repair"), net.model()
     key = run_key(net=net.id, sha256=net.truth["sha256"], share=share, version=__version__)[:16]
     place = net.folder.parent.parent / "bench" / f"repair-scan-{key}"
-    methods = {m.name: m.settings() for m in scan.choose(None)}
+    methods = {m.name: m.settings() for m in scan.choose(scan.usual(model))}
     wanted = {
         "model": model.digest, "data": clean.digest, "seed": seed, "versions": versions(),
         "detectors": json.loads(json.dumps(methods)),

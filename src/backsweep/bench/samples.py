@@ -40,6 +40,7 @@ SHARE = 0.05  # of the training set, clean, that a guard is fitted on; at least 
 SHOWN = 1000  # test images that a guard is asked about, clean, and with every trigger
 LEAST_WORKING = 30  # triggered test images that reach their target, below which there is nothing to guard
 KEYS = ("name", "settings", "seeds", "tasks", "attacks", "retrain")
+ASKED = {"fpr": FPR, "share": SHARE}  # of a guard, where a plan says nothing else
 Cell = tuple[str, Callable[[], dict[str, Any]]]
 
 
@@ -55,8 +56,10 @@ def cells(plan: dict[str, Any], open_net: Callable[[build.Entry], build.Net]) ->
     found: list[Cell] = []
     for kind in ("audits", "guards"):
         for table in plan.get(kind, []):
-            for key in set(table) - set(KEYS):
-                raise BadInput(f"unknown key {key!r} under [[{kind}]]; there are {', '.join(KEYS)}")
+            allowed = (*KEYS, *(ASKED if kind == "guards" else ()))
+            for key in set(table) - set(allowed):
+                raise BadInput(f"unknown key {key!r} under [[{kind}]]; there are {', '.join(allowed)}")
+            asked = {k: _share(k, table[k]) for k in ASKED if k in table}
             names, settings = table.get("name", ""), table.get("settings", {})
             for name in names if isinstance(names, list) else [names]:
                 used, brought = _settings(kind, name, settings), _brought(kind, name, settings)
@@ -70,8 +73,8 @@ def cells(plan: dict[str, Any], open_net: Callable[[build.Entry], build.Net]) ->
                         key = key_of(net, kind, name, {**used, "retrain": again}, brought)
                         found.append((key, partial(audit_cell, net, name, settings, again, key)))
                     else:
-                        key = key_of(net, kind, name, used, brought)
-                        found.append((key, partial(guard_cell, net, name, settings, key)))
+                        key = key_of(net, kind, name, {**used, **asked}, brought)
+                        found.append((key, partial(guard_cell, net, name, settings, key, asked)))
     return found
 
 
@@ -81,6 +84,17 @@ def _settings(kind: str, name: str, settings: Mapping[str, Any]) -> dict[str, An
         names = DEFAULT_GUARDS if kind == "guards" else audit.DEFAULT_AUDITS
         return {n: audit.made(n).settings() for n in names}
     return _made(kind, name, settings).settings()
+
+
+def _share(key: str, value: Any) -> float:
+    """A share above 0 and below 1.
+
+    Raises:
+        BadInput: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise BadInput(f"{key} = {value!r} under [[guards]] is no share between 0 and 1")
+    return float(value)
 
 
 def _made(kind: str, name: str, settings: Mapping[str, Any]) -> audit.Detector:
@@ -165,8 +179,19 @@ def _retrained(net: build.Net, kept: Data) -> dict[str, Any]:
     }
 
 
-def guard_cell(net: build.Net, name: str, settings: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Fit a guard for one network on one core and ask it about test images."""
+def guard_cell(
+    net: build.Net,
+    name: str,
+    settings: Mapping[str, Any],
+    key: str,
+    asked_of: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Fit a guard for one network on one core and ask it about test images.
+
+    Args:
+        asked_of: `fpr` and `share`, where they differ from the usual ones (`ASKED`).
+    """
+    fpr, share = ({**ASKED, **(asked_of or {})}[k] for k in ("fpr", "share"))
     torch.set_num_threads(1)
     task, seed = net.task, net.truth["seed"]
     train, test = build.load_data(net.truth["task"])
@@ -180,14 +205,14 @@ def guard_cell(net: build.Net, name: str, settings: Mapping[str, Any], key: str)
     }
     if line["gate"]:
         return line
-    count = max(round(SHARE * len(train)), 30 * task.classes)
+    count = max(round(share * len(train)), 30 * task.classes)
     clean = train.sample(count, derive_seed(seed, "guard"))
     shown = test.sample(SHOWN, derive_seed(seed, "guard", "shown"))
     model = net.model().copy()
     asked = None if name == DEFAULT else make(SampleDetector, name, dict(settings))
     try:
         clock = time.process_time()
-        guard = fit_guard(model, clean, asked, fpr=FPR, device="cpu", seed=seed)
+        guard = fit_guard(model, clean, asked, fpr=fpr, device="cpu", seed=seed)
         fitted = time.process_time() - clock
         clock = time.process_time()
         usual = guard.score(shown.x)
@@ -201,7 +226,7 @@ def guard_cell(net: build.Net, name: str, settings: Mapping[str, Any], key: str)
     model.copy().predict(shown.x)
     bare = time.process_time() - clock
     line |= {
-        "detectors": list(guard.scorers), "asked_frr": FPR,
+        "detectors": list(guard.scorers), "asked_frr": fpr,
         "frr": float((usual > guard.threshold).double().mean()),
         "passes": guard.passes, "clean_samples": count, "shown": len(shown),
         "fit_cpu_seconds": round(fitted, 2), "milliseconds": round(1000 * seconds / len(shown), 3),

@@ -178,7 +178,7 @@ def audit(
         else:
             samples = Data.open(data, shape=told["shape"], whole=True, **reading.data())
             saying.notes(samples.notes)
-            detectors = detectors or audit.configured(audit.usual(len(samples)), p or [])
+            detectors = detectors or audit.configured(audit.usual(len(samples), samples.modality), p or [])
             tick = Stage(on_event).named("training")
             loaded = learning.trained(train or "", samples, seed, reading.device, tick)
             saying.notes(loaded.notes)
@@ -189,7 +189,7 @@ def audit(
                 modality=loaded.modality,
             )  # fmt: skip
             saying.notes(known.notes)
-        detectors = detectors or audit.configured(audit.usual(len(samples)), p or [])
+        detectors = detectors or audit.configured(audit.usual(len(samples), samples.modality), p or [])
         report = audit.audit(
             loaded, samples, detectors, alpha=alpha, seed=seed, device=reading.device, clean=known,
             verify=verify, on_event=on_event, out=out,

@@ -103,7 +103,8 @@ def guard_fit(
 def guard_check(
     folder: Folder,
     inputs: Annotated[
-        Path, typer.Option(help="A folder of files, .npz with x, or prompts as a scan reads them; no labels.")
+        Path,
+        typer.Option(help="A folder of files, .npz with x, or texts as a scan reads them; no labels."),
     ],
     model: Again = None,
     out: Annotated[Path | None, typer.Option(help="CSV: every input's class, score and flag.")] = None,
@@ -176,7 +177,10 @@ def _restored(folder: Path, model: str | None, arch: str | None, device: str | N
     said = read_record(folder)["model"]
     if model is None and (not said.get("is_path") or is_remote(str(said.get("source")))):
         raise BadInput(f"the model of {folder} was no file when it was fitted; say where it is (--model)")
-    kept = ("shape", "classes", "mean", "std", "layer", "labels", "weights", "pixel_range", "rate", "base")
+    kept = (
+        "shape", "classes", "mean", "std", "layer", "labels", "weights", "pixel_range", "rate", "base",
+        "tokenizer",
+    )  # fmt: skip
     told = {**{k: said.get(k) for k in kept}, "layout": said.get("input_layout")}
     named = str(said.get("arch") or "")
     if arch is None and named and not named.startswith(OWN_NETWORKS):
@@ -210,8 +214,8 @@ def read_inputs(
     from backsweep.inputs.image import readers
     from backsweep.inputs.samples import Data
 
-    if modality is not None and not modality.classified and path.suffix.lower() != ".npz":
-        x = Data.open(path, shape=shape, modality=modality).x
+    if modality is not None and modality.listed and path.suffix.lower() != ".npz":
+        x = Data.open(path, shape=shape, modality=modality, labels="model").x
         return [f"{path.name}:{i}" for i in range(1, len(x) + 1)], x
     try:
         if path.is_dir() and modality is not None and modality.suffixes:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,9 @@ def load(
             found, digest = _file(path, arch, shape, data_shape, weights)
         if tokens is not None and not isinstance(found.modality, Text):
             found.modality, found.shape = Text(tokens), found.shape or (TOKENS,)
-        elif schema is not None:
+        if tokens is not None and isinstance(found.modality, Text):
+            found.modality = replace(found.modality, place=str(tokenizer))
+        if tokens is None and schema is not None:
             found.modality = Table.given(str(schema))
         sounds.settle(found, rate, data_modality)
         size = next((s for s in (shape, found.shape, data_shape) if s is not None), None)

@@ -34,7 +34,7 @@ from backsweep.guarding.detector import SampleDetector, Scorer, threshold
 from backsweep.guarding.guarded import Guarded
 from backsweep.guarding.record import KIND, RECORD, SCHEMA, TENSORS, read_record
 from backsweep.inputs.image.modality import IMAGE
-from backsweep.inputs.modality import modality_named
+from backsweep.inputs.kinds import modality_named
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.checks import (
@@ -342,6 +342,8 @@ def _restored(
     said, here = raw["model"], _about(model)
     if said["sha256"] != here["sha256"] and said["weights_sha256"] != here["weights_sha256"]:
         raise BadInput("the guard is of another model than this one (their SHA-256 differ); fit one for this")
+    if (own := said.get("tokenizer_sha256")) and own != here.get("tokenizer_sha256"):
+        raise BadInput("the guard was fitted with another tokenizer; name its own (--tokenizer)")
     if other := [k for k in SETTINGS if said.get(k) != here.get(k)]:
         wanted = ", ".join(f"{k}={said.get(k)}" for k in other)
         raise BadInput(f"the guard was fitted to this model loaded with {wanted}; load it in the same way")

@@ -9,7 +9,7 @@ from typing import Any
 from backsweep.core import documents
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
-from backsweep.inputs.modality import modality_of
+from backsweep.inputs.kinds import modality_of
 from backsweep.reports.report import known_schema
 
 SCHEMA, KIND = 1, "backsweep guard"

@@ -35,7 +35,9 @@ WINDOW = 2000  # latest scores that are looked at for drift
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PNG, JPEG, NPY = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x93NUMPY"
 JSON_TYPES = ("application/json", "text/json")
-WANTED = 'JSON {"inputs": [...]}, the bytes of a PNG or JPEG image, or those of a .npy file'
+WANTED = (
+    'JSON {"inputs": [...]} with numbers or texts, the bytes of a PNG or JPEG image, or those of a .npy file'
+)
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -155,7 +157,7 @@ def app(
 
     def answer(body: bytes, kind: str) -> dict[str, Any]:
         """Read one body and answer it; in the worker thread."""
-        x = parsed(body, kind, guard, resize)
+        x = parsed(body, kind, guard, resize, most_inputs)
         try:
             x = guard.inputs(x)
         except BadInput as e:
@@ -266,7 +268,7 @@ async def _body(receive: Any, headers: Any, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def parsed(body: bytes, kind: str, guard: Guard, resize: bool = False) -> Any:
+def parsed(body: bytes, kind: str, guard: Guard, resize: bool = False, most_inputs: int = MOST_INPUTS) -> Any:
     """Inputs out of a body, numbers of any shape.
 
     Args:
@@ -274,13 +276,14 @@ def parsed(body: bytes, kind: str, guard: Guard, resize: bool = False) -> Any:
         kind: the media type that was said.
         guard: whose model is to take them.
         resize: whether images are resized.
+        most_inputs: texts that are read at most.
 
     Raises:
         Refused: it is nothing that is read (415), damaged (400), or no inputs (422).
     """
     try:
         if kind in JSON_TYPES:
-            return _json(body)
+            return _json(body, guard, most_inputs)
         if body.startswith((PNG, JPEG)):
             try:
                 return guard.model.modality.decode(body, guard.model.shape, resize)
@@ -296,7 +299,7 @@ def parsed(body: bytes, kind: str, guard: Guard, resize: bool = False) -> Any:
     raise Refused(415, f"{shown} with a body of {len(body)} bytes is not read; send {WANTED}")
 
 
-def _json(body: bytes) -> Tensor:
+def _json(body: bytes, guard: Guard, most_inputs: int) -> Tensor:
     def number(text: str) -> float:
         raise Refused(422, f"the inputs hold {text}")
 
@@ -306,13 +309,31 @@ def _json(body: bytes) -> Tensor:
         raise Refused(400, f"the body is no JSON ({one_line(str(e))[:100]})") from e
     if not isinstance(found, dict) or set(found) != {"inputs"}:
         raise Refused(422, 'the JSON is to be {"inputs": [...]}, one input or several')
+    given = [found["inputs"]] if isinstance(found["inputs"], str) else found["inputs"]
+    if isinstance(given, list) and any(map(_is_text, given)):
+        return _spoken(given, guard, most_inputs)
     try:
-        numbers = np.array(found["inputs"])
+        numbers = np.array(given)
         if numbers.dtype.kind not in "iuf" or not numbers.ndim:
             raise ValueError("not numbers")
         return torch.from_numpy(numbers.astype(np.float64))
     except (ValueError, TypeError, OverflowError, RecursionError) as e:
         raise Refused(422, '"inputs" is to be a list of numbers, nested as the input is') from e
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value of JSON is a text, or a list that begins with one: a pair."""
+    return isinstance(value, str) or (isinstance(value, list) and isinstance((value or [0])[0], str))
+
+
+def _spoken(given: list[Any], guard: Guard, most_inputs: int) -> Tensor:
+    """Inputs out of texts, where the model takes them."""
+    if len(given) > most_inputs:
+        raise Refused(413, f"{len(given)} inputs are too many for one request; send at most {most_inputs}")
+    try:
+        return guard.model.modality.spoken(given, guard.model.shape)
+    except BadInput as e:
+        raise Refused(422, f'"inputs": {e}') from e
 
 
 def _npy(body: bytes) -> Tensor:

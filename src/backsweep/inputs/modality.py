@@ -7,9 +7,7 @@ says so in `applies`. A modality is a folder here with a module `modality`; one 
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,10 +131,12 @@ class Modality:
         faint, few: names of the two spaces that every modality has: a faint change of everything, and
             a change of few units.
         recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
-        detectors, repairs, guards: names of those that are run unless others are named; empty: the usual.
+        detectors, repairs, guards, audits: names of those that are run by default; empty: the usual.
         guards_of_answers: likewise the guards of a model that only answers.
         grid: whether inputs are maps (C, H, W), whose neighbours belong together.
         smooth: whether there are inputs between two inputs, so that they can be mixed and moved by gradients.
+        listed: whether a file holds many inputs, in rows or lines, and `read` is asked for them.
+        exact: whether a scan can recover what was planted to the letter, which a repair then unlearns first.
         classified: whether answers are classes that samples are labelled with; else samples have no labels.
         fewest: how many samples a scan needs at least.
         answers: what the answers of a network are called.
@@ -155,8 +155,11 @@ class Modality:
     repairs: ClassVar[tuple[str, ...]] = ()
     guards: ClassVar[tuple[str, ...]] = ()
     guards_of_answers: ClassVar[tuple[str, ...]] = ()
+    audits: ClassVar[tuple[str, ...]] = ()
     grid: ClassVar[bool] = False
     smooth: ClassVar[bool] = True
+    listed: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     classified: ClassVar[bool] = True
     fewest: ClassVar[int] = 20
     answers: ClassVar[str] = "classes"
@@ -216,6 +219,31 @@ class Modality:
         """
         raise BadInput(f"{self.noun}s have no file of their own here; send JSON or .npy")
 
+    def spoken(self, texts: Sequence[Any], shape: tuple[int, ...]) -> Tensor:
+        """Inputs (N, *shape) out of texts, or pairs of texts, that somebody typed.
+
+        Raises:
+            BadInput: inputs of this kind are no texts, or these are neither.
+        """
+        raise BadInput(f"{self.noun}s are numbers; send a list of numbers, nested as the input is")
+
+    def words_at(self, x: Tensor) -> Tensor | None:
+        """Which places of inputs (N, L) hold a word, (N, L); None where inputs are no rows of words."""
+        return None
+
+    def features(self, x: Tensor, most: int = 3, forms: bool = True) -> list[list[str]] | None:
+        """Names of what inputs x (N, *shape) hold, untrusted text; None where that cannot be named.
+
+        Args:
+            most: words that may stand together in one.
+            forms: whether to name how an input is built, too.
+        """
+        return None
+
+    def words(self, x: Tensor) -> str:
+        """An input (*shape) as untrusted text; "" where it is none."""
+        return ""
+
     def mismatch(self, have: tuple[int, ...], want: tuple[int, ...]) -> str:
         """What samples of another shape than the model's are, and how that is mended."""
         return (
@@ -270,8 +298,15 @@ class Modality:
         """Embeddings z (N, ...) of some inputs (N, *shape), as one shift for all sees them, (M, ...)."""
         return z
 
-    def forget(self, net: nn.Module, x: Tensor) -> None:
-        """Take out of a network, in place, what it knows of inputs and inputs x (N, *shape) never show."""
+    def forget(
+        self, net: nn.Module, x: Tensor, triggers: Sequence[Trigger] = (), unseen: bool = True
+    ) -> None:
+        """Take out of a network, in place, what it knows of inputs and inputs x (N, *shape) never show.
+
+        Args:
+            triggers: what a scan recovered; what it knows of these goes, too.
+            unseen: False: that alone goes.
+        """
 
     def late(self, layers: int, moves: Callable[[int], bool]) -> int:
         """Which of the affine layers before the head the late shift is added to: the one a third up.
@@ -320,6 +355,10 @@ class Modality:
         """All families of triggers that can be inverted, by name."""
         return {"patch": self.patch()}
 
+    def elsewhere(self, trigger: Trigger) -> Sequence[Trigger]:
+        """A trigger and, where it is found at one place and may be planted to work at others, those."""
+        return (trigger,)
+
     # ------------------------------------------------------------------ files and people
 
     def described(self) -> dict[str, Any]:
@@ -357,42 +396,3 @@ class Modality:
     def playable(self, x: Tensor) -> tuple[str, bytes] | None:
         """An input (*shape) as a media type and a file that a browser plays; None: it is only looked at."""
         return None
-
-
-def modalities() -> dict[str, Modality]:
-    """All modalities that there are, by name: a folder each, and subclasses from outside."""
-    package = importlib.import_module("backsweep.inputs")
-    for info in pkgutil.iter_modules(package.__path__):
-        if info.ispkg:
-            importlib.import_module(f"{package.__name__}.{info.name}.modality")
-    return {cls.name: cls() for cls in _below(Modality) if cls.name}
-
-
-def _below(cls: type[Modality]) -> list[type[Modality]]:
-    return [c for sub in cls.__subclasses__() for c in (sub, *_below(sub))]
-
-
-def modality_of(model: Mapping[str, object]) -> Modality:
-    """What an input is, from what a report says of its model.
-
-    Where nobody here knows it, a modality that can draw nothing.
-    """
-    name = model.get("modality")
-    return modalities().get("image" if name is None else str(name), Modality()).told(model)
-
-
-def modality_named(name: str) -> Modality:
-    """The modality of that name.
-
-    Raises:
-        BadInput: there is none.
-    """
-    known = modalities()
-    if name not in known:
-        raise BadInput(f"there is no modality {name!r}; there are: {', '.join(sorted(known))}")
-    return known[name]
-
-
-def recognised(path: Path) -> Modality | None:
-    """The modality whose files lie at a path, where they say it; None: nothing is said."""
-    return next((m for kind in modalities().values() if (m := kind.recognised(path)) is not None), None)

@@ -42,7 +42,7 @@ def read_as(model: Mapping[str, Any]) -> list[str]:
     for key in ("base", "arch", "layer"):
         if model.get(key):
             words += [f"--{key}", str(model[key])]
-    if model.get("arch") and model.get("shape"):
+    if (model.get("arch") or model.get("modality") == "text") and model.get("shape"):
         words += ["--shape", ",".join(str(v) for v in model["shape"])]
     for key, option in (("weights", "--weights"), ("input_layout", "--layout")):
         if model.get(key):

@@ -17,7 +17,8 @@ from typing import Any
 from backsweep.core.method import Method
 from backsweep.core.provenance import known
 from backsweep.inputs.image.modality import IMAGE
-from backsweep.inputs.modality import Modality, modalities, modality_of
+from backsweep.inputs.kinds import modalities, modality_of
+from backsweep.inputs.modality import Modality
 from backsweep.reports.report import (
     BACKDOORED,
     CLEAN,
@@ -71,7 +72,6 @@ _BRIEF = {  # the same in few letters
 
 
 def modality(report: Report) -> Modality:
-    """What an input of the model is."""
     return modality_of(report.model)
 
 
@@ -272,7 +272,7 @@ def _backdoored(report: Report, name: Name) -> Verdict:
     errors = [f for f in worst_first(report.findings) if f.level == ERROR]
     why, classes = [*of_the_network(errors), _worth(report)], any(f.target is not None for f in errors)
     what = "This is the chance of a false alarm on a clean model, not the chance that this model is clean. It"
-    nature = ": a class can be unusually easy to reach by nature. The pictures below help to judge."
+    nature = ": a class can be unusually easy to reach by nature. What is shown below helps to judge."
     unseen = ", and shows no trigger: look for one with the default detectors."
     why.append(
         f"{what if any(f.p_value is not None for f in errors) else 'The scan'} says nothing of who made the "

@@ -22,7 +22,7 @@ from backsweep.reports.report import Report
 MOST_LOSS = 0.015  # clean accuracy that a verified repair may cost
 MOST_SUCCESS, MOST_RELAPSE = 0.10, 0.20  # attack success rates that a verified repair may leave
 BEYOND_NATURAL = 0.05  # or so much more than on the washed reference, which no backdoor helps
-NATURAL = 0.25  # triggers that work on more of the samples on the washed reference are natural shortcuts
+NATURAL = 0.25  # triggers that move so many more of the samples on the washed reference are natural
 MOST_RETUNED = 3  # triggers that re-tuning is tried with
 EXAMPLES, STRIPS = 4, 3
 
@@ -55,7 +55,7 @@ class Proof:
             if len(there) == 0:
                 continue
             natural = self.natural(trigger, there)
-            if natural is not None and natural > NATURAL:  # it says nothing of a backdoor
+            if natural is not None and natural - self.astray(trigger, there) > NATURAL:  # no backdoor
                 continue
             rates = [m.success_rate(trigger, there) for m in (self.work, result.model)]
             robust = [m.accuracy(trigger(there.x), there.y) for m in (self.work, result.model)]
@@ -91,6 +91,11 @@ class Proof:
     def natural(self, trigger: Trigger, data: Data) -> float | None:
         """How often a trigger works on a network without a backdoor; None: there is no such network."""
         return self.reference().success_rate(trigger, data)
+
+    def astray(self, trigger: Trigger, data: Data) -> float:
+        """How often a network without a backdoor sends the same samples there without the trigger."""
+        wanted = trigger.labels(data.y, self.work.classes)
+        return float((self.reference().predict(data.x) == wanted).double().mean())
 
     def show(self) -> None:
         """What both networks say of a few held-out examples, with the triggers that worked best."""

@@ -129,7 +129,7 @@ class Audit(Report):
         from safetensors.torch import save
 
         from backsweep.core.files import writable_folder, write_bytes, write_json, write_text
-        from backsweep.inputs.modality import modality_of
+        from backsweep.inputs.kinds import modality_of
 
         folder = writable_folder(Path(folder))
         tensors = {f"score/{name}": s.float().contiguous() for name, s in self.scores.items()}
@@ -167,7 +167,7 @@ class Audit(Report):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        from backsweep.inputs.modality import modality_of
+        from backsweep.inputs.kinds import modality_of
 
         folder = Path(folder)
         whole, path = read_json(folder / "report.json"), folder / TENSORS

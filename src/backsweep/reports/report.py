@@ -197,7 +197,7 @@ class Report(Same):
             BadInput: the folder cannot be written.
         """
         from backsweep.core.files import save_tensor, writable_folder, write_json
-        from backsweep.inputs.modality import modality_of
+        from backsweep.inputs.kinds import modality_of
 
         folder = writable_folder(Path(folder))
         for evidence in self.evidence:
@@ -321,7 +321,7 @@ def _agrees(report: Report, raw: Mapping[str, Any]) -> None:
 def _examples(folder: Path | None, model: dict[str, Any]) -> Any:
     """The inputs that a report shows, None where there are none."""
     from backsweep.core.files import load_tensor
-    from backsweep.inputs.modality import modality_of
+    from backsweep.inputs.kinds import modality_of
 
     kept = load_tensor(folder / "examples.safetensors") if folder is not None else None
     if kept is None:

@@ -30,7 +30,7 @@ from backsweep.formats.opening import kind_of, load
 from backsweep.formats.predicting import PREFIX
 from backsweep.formats.tables import kind_told
 from backsweep.inputs.image.modality import IMAGE
-from backsweep.inputs.modality import modalities, recognised
+from backsweep.inputs.kinds import modalities, recognised
 from backsweep.inputs.samples import Data, as_told
 from backsweep.models.checks import (
     answered,

@@ -69,7 +69,7 @@ class Beatrix(SampleDetector):
         if clean < self.least:
             return f"it needs at least {self.least} clean samples to learn from; there are {clean}"
         with torch.no_grad(), Tap(count + self.layer) as tap:
-            model.logits(torch.zeros((2, *model.shape), device=model.device))
+            model.logits(model.modality.blank(2, model.shape).to(model.device))
         if tap.seen[0][0].shape[0] != 2 or tap.seen[0][0].ndim not in (2, 3, 4):
             return f"what enters layer {self.layer} is not a feature map per input"
         return ""

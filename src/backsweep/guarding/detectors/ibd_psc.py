@@ -111,7 +111,7 @@ def norms(model: Model, what: str = "auto") -> list[tuple[str, ...]]:
     """Names of the parameters of each normalisation layer, in the order in which they first run."""
     names = {p.untyped_storage().data_ptr(): n for n, p in model.net.named_parameters()}
     with torch.no_grad(), _Norms(BATCH if what == "batch" else BATCH | LAYER) as watch:
-        model.logits(torch.zeros((1, *model.shape), device=model.device))
+        model.logits(model.modality.blank(1, model.shape).to(model.device))
     found = (tuple(names[a] for a in call if a in names) for call in watch.calls)
     return list(dict.fromkeys(layer for layer in found if layer))
 

@@ -18,10 +18,13 @@ from backsweep.inputs.modality import Found, Modality, Space, Wanted
 from backsweep.inputs.text import readers
 from backsweep.inputs.text.changes import Changed, run, table_of
 from backsweep.inputs.text.families import InsertFamily
+from backsweep.inputs.text.grams import grams
 from backsweep.inputs.text.pictures import drawn
-from backsweep.inputs.text.placing import lengths
+from backsweep.inputs.text.placing import PLACES, lengths
 from backsweep.inputs.text.spaces import Drift, Few
 from backsweep.inputs.text.tokens import Layout, Tokens
+from backsweep.inputs.text.triggers import Insert
+from backsweep.inputs.trigger import Trigger
 
 DROPPED = 0.15  # share of the words that a shifted view lacks
 WIDTH = 128  # of an embedding, as far as memory is planned
@@ -36,6 +39,7 @@ class Text(Modality):
         tokens: the tokenizer; None where only a report is read.
         width, scale: of the embeddings of the network that is looked at (`seen`).
         known: some tokens as people read them, where there is no tokenizer (`told`).
+        place: where a user said that the tokenizer lies; "" where it comes with the network.
     """
 
     name: ClassVar[str] = "text"
@@ -46,11 +50,16 @@ class Text(Modality):
     few: ClassVar[str] = "tokens"
     detectors: ClassVar[tuple[str, ...]] = ("piccolo",)
     smooth: ClassVar[bool] = False
+    listed: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
+    guards: ClassVar[tuple[str, ...]] = ("bad_acts", "confused_expert")
+    audits: ClassVar[tuple[str, ...]] = ("z_defence",)
 
     tokens: Tokens | None = None
     width: int = field(default=1, compare=False)
     scale: float = field(default=1.0, compare=False)
     known: Mapping[str, str] = field(default_factory=dict, compare=False)
+    place: str = field(default="", compare=False)
 
     @property
     def layout_of_ids(self) -> Layout:
@@ -88,6 +97,25 @@ class Text(Modality):
         if self.tokens is None:
             raise BadInput("texts are read with a tokenizer; name one with tokenizer= (--tokenizer)")
         return torch.tensor([self.tokens.encode(body.decode("utf-8", "replace"), None, shape[0])])
+
+    def spoken(self, texts: Sequence[Any], shape: tuple[int, ...]) -> Tensor:
+        if self.tokens is None:
+            raise BadInput("texts are read with a tokenizer; name one with tokenizer= (--tokenizer)")
+        pairs = [(t, None) if isinstance(t, str) else t for t in texts]
+        if not all(_is_pair(p) for p in pairs):
+            raise BadInput("each input is to be a text, or a pair of texts")
+        rows = [self.tokens.encode(text, pair, shape[0]) for text, pair in pairs]
+        return torch.tensor(rows, dtype=torch.long).reshape(-1, shape[0])
+
+    def words_at(self, x: Tensor) -> Tensor:
+        return torch.isin(x.long(), self._plain.to(x.device))
+
+    def features(self, x: Tensor, most: int = 3, forms: bool = True) -> list[list[str]] | None:
+        if self.tokens is None:
+            return None
+        word, held = self.tokens.word, self.words_at(x)
+        rows = ([word(i) for i in r[h].tolist()] for r, h in zip(x.long(), held, strict=True))
+        return grams(rows, most, forms)
 
     def mismatch(self, have: tuple[int, ...], want: tuple[int, ...]) -> str:
         return (
@@ -167,8 +195,10 @@ class Text(Modality):
         return z.transpose(1, 2).flatten(0, 1)[:, :, None]  # channels before places
 
     @torch.no_grad()
-    def forget(self, net: nn.Module, x: Tensor) -> None:
-        """Tokens that no text of x holds get the mean embedding of those that are there.
+    def forget(
+        self, net: nn.Module, x: Tensor, triggers: Sequence[Trigger] = (), unseen: bool = True
+    ) -> None:
+        """Tokens that no text of x holds, and those of triggers, get the mean embedding of the others.
 
         What is planted in the embeddings of words outlives all training of the layers above.
         """
@@ -178,8 +208,11 @@ class Text(Modality):
             if p.untyped_storage().data_ptr() == place and self.tokens is not None:
                 there = torch.zeros(len(p), dtype=torch.bool, device=p.device)
                 there[x.unique().to(p.device)] = True
+                gone = [i for t in triggers if isinstance(t, Insert) for i in t.ids.tolist()]
+                there[gone] = False
+                mean = p[there].mean(0)
                 there[sorted(self.tokens.specials)] = True
-                p[~there] = p[x.unique().to(p.device)].mean(0)
+                p[~there if unseen else gone] = mean
 
     def late(self, layers: int, moves: Callable[[int], bool]) -> int:
         """The first from a third up where the shift has an effect: that of keys has none (softmax)."""
@@ -216,7 +249,19 @@ class Text(Modality):
     def patch(self) -> Family:
         return InsertFamily(self.tokens)
 
+    def elsewhere(self, trigger: Trigger) -> Sequence[Trigger]:
+        """The same words at the start, in the middle, at the end and anywhere."""
+        if type(trigger) is not Insert:
+            return (trigger,)
+        return [replace(trigger, place=place) for place in PLACES]
+
     # ------------------------------------------------------------------ files and people
+
+    def described(self) -> dict[str, Any]:
+        if self.tokens is None:
+            return {}
+        where = {"tokenizer": self.place} if self.place else {}
+        return {"tokenizer_sha256": self.tokens.digest, **where}
 
     def said(self, rows: Iterable[Tensor]) -> dict[str, Any]:
         ids = sorted({int(i) for x in rows for i in x.flatten().tolist()})
@@ -242,3 +287,13 @@ class Text(Modality):
 
     def picture(self, x: Tensor) -> Pictures.Image:
         return drawn(self.words(x))
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether a value is a text with another one, or None, behind it."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and (value[1] is None or isinstance(value[1], str))
+    )

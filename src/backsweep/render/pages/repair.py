@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from backsweep.core.provenance import known
-from backsweep.inputs.modality import modality_of
+from backsweep.inputs.kinds import modality_of
 from backsweep.render import view
 from backsweep.render.handoff import steps
 from backsweep.render.pages.card import Fact, Picture, isolated, picture, shown, thumbnail

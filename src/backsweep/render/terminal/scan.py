@@ -67,9 +67,9 @@ def show(report: Report, console: Console, folder: str | Path | None = None) -> 
         example = found[0] if found is not None else None
         lines = [say(heading, "bold"), *([say(rates, "")] if rates else [])]
         kind = view.modality(report)
-        words = None if kind.classified else getattr(trigger, "words", None)  # a terminal shows text as text
-        drawn = pictures(trigger, example, width, kind) if words is None else say(view.clean(words, 200), "")
-        console.print(Text(), *lines, drawn, sep="\n")
+        drawn: list[RenderableType] = [say(line, "") for line in _spoken(trigger, example, kind)]
+        drawn = drawn or [pictures(trigger, example, width, kind)]
+        console.print(Text(), *lines, *drawn, sep="\n")
     for finding in standing.suspects(report):
         for talk in talks.of(finding):
             said = (f"Prompt   {talk.prompt}", f"without  {talk.without}", f"with     {talk.triggered}")
@@ -123,6 +123,18 @@ def pictures(
     grid.add_row(*(Text(caption, "dim") for caption, _ in drawn))
     grid.add_row(*(Picture(image, width) for _, image in drawn))
     return grid
+
+
+def _spoken(trigger: Trigger, example: Tensor | None, kind: Modality) -> list[str]:
+    """A trigger in words, and an input that carries it: a terminal shows text as text."""
+    words = getattr(trigger, "words", None)
+    if words is None:
+        return []
+    place = getattr(trigger, "place", "")
+    lines = [f"{view.clean(words, 200)!r}" + (f", at the {place} of a text" if place else "")]
+    if kind.classified and example is not None and (text := kind.words(trigger(example[None])[0])):
+        lines.append(f"in a text: {view.clean(text, 200)}")
+    return lines
 
 
 def _changed(before: Sequence[tuple[str, str]], after: Sequence[tuple[str, str]]) -> RenderableType:

@@ -9,10 +9,12 @@
        min  CE(f(x), y) + KL(f(x) || suspect(x))  +  q_y(x, delta) CE(f(x, delta), y)
 
    What the washed copy does not recognise under delta is a natural limit and no backdoor: it has no weight,
-   so that the accuracy is not paid for a robustness that no network has.
+   so that the accuracy is not paid for a robustness that no network has. Words that a scan recovered from a
+   classifier of texts are unlearned in every other update, at every place of a text.
 
-Steps 2 and 3 start from the washed copy; where that costs accuracy on held-out samples, from the suspect. A
-network in which nothing is suspected is left as it is where even that costs accuracy.
+Steps 2 and 3 start from the washed copy; where that costs accuracy on held-out samples, from the suspect.
+With recovered words they start from the suspect without what it knows of these: the mean embedding instead.
+A network in which nothing is suspected is left as it is where even that costs accuracy.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from backsweep.core.seeds import derive_seed
 from backsweep.inputs.trigger import Trigger
 from backsweep.inversion.budget import Aim, Space, follow, spaces_of
 from backsweep.models.model import Model
-from backsweep.models.training import Recipe, epochs_of, tuned
+from backsweep.models.training import Recipe, epochs_of, thawed, tuned
 from backsweep.models.washing import washed
 from backsweep.repairing.method import Case, Repair
 
@@ -37,6 +39,7 @@ LEAST = 5  # clean samples of a class
 WASH = ((100, 128, 3e-3),)  # shorter than for a scan: unlearning goes on from there
 REGAINED = 0.02  # of the accuracy that washing costs, unlearning gives back at most this
 UNSUSPECTED = 4  # times the updates: a clean network is to be as good as it was
+EXACT = 0.5  # of the updates, with triggers of the scan that are inputs as they are
 BOLDER = 3.0  # from the suspect there is more to unlearn: a higher rate
 Changed = Callable[[Model], Tensor]  # logits of a network for the changed inputs
 Change = Callable[[Tensor, torch.Generator], Changed]
@@ -76,10 +79,15 @@ class ContrastiveUnlearning(Repair):
     def apply(self, case: Case) -> Model:
         seed = derive_seed(case.seed, self.name, "wash")
         reference = washed(case.model, case.clean, seed, WASH)
+        if case.model.modality.exact and case.triggers:  # a word's embedding outlives the washing
+            case.model.modality.forget(reference.net, case.clean.x, case.triggers)
+            reference.alike = None
         case.tick(0.3)
         least = case.accuracy(case.model) - (self.loss if case.aims else self.loss / 2)
         starts = [(case.model, BOLDER * self.rate), (case.model, self.rate)]
-        if case.accuracy(reference) >= least - REGAINED:
+        if case.model.modality.exact and case.triggers:
+            starts = [(cleared(case), self.rate), *starts]
+        elif case.accuracy(reference) >= least - REGAINED:
             starts.insert(0, (reference, self.rate))
         repaired = []
         for start, rate in starts:
@@ -91,10 +99,12 @@ class ContrastiveUnlearning(Repair):
 
     def _unlearned(self, case: Case, start: Model, reference: Model, rate: float) -> Model:
         """Rounds of recovery and unlearning, from a network on."""
-        found, pool = start, [_stamp(t) for t in case.triggers]
+        kind = case.model.modality
+        found, pool = start, [_stamp(e) for t in case.triggers for e in kind.elsewhere(t)]
+        exact = len(pool) if kind.exact else 0
         for number in range(self.rounds):
             pool += [self._perturb(case, found, name, number) for name in spaces_of(found)]
-            found = self._round(case, found, reference, pool, number, rate)
+            found = self._round(case, found, reference, pool, number, rate, exact)
         return found
 
     def _perturb(self, case: Case, model: Model, space: str, number: int) -> Change:
@@ -118,7 +128,9 @@ class ContrastiveUnlearning(Repair):
         pool: Sequence[Change],
         number: int,
         rate: float,
+        exact: int = 0,
     ) -> Model:
+        """Updates with changes drawn from a pool, every other one from its first `exact` ones, if any."""
         generator = case.generator(self.name, "unlearn", number)
 
         def loss(twin: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -128,7 +140,8 @@ class ContrastiveUnlearning(Repair):
             total = F.cross_entropy(logits, y) + F.kl_div(
                 logits.log_softmax(1), answers, reduction="batchmean", log_target=True
             )
-            changed = pool[int(torch.randint(len(pool), (), generator=generator))](x, generator)
+            count = exact if exact and bool(torch.rand((), generator=generator) < EXACT) else len(pool)
+            changed = pool[int(torch.randint(count, (), generator=generator))](x, generator)
             with torch.no_grad():
                 known = changed(reference).float().softmax(1).gather(1, y[:, None])[:, 0]
             return total + (known * F.cross_entropy(changed(twin).float(), y, reduction="none")).mean()
@@ -138,6 +151,14 @@ class ContrastiveUnlearning(Repair):
         recipe = Recipe(epochs=epochs, lr=rate, batch_size=self.batch, augment="shift", statistics=False)
         seed = derive_seed(case.seed, self.name, "order", number)
         return tuned(model, case.clean, recipe, seed, loss)
+
+
+@torch.no_grad()
+def cleared(case: Case) -> Model:
+    """The suspect without what it knows of the words that the scan recovered, and nothing else."""
+    twin = thawed(case.model)
+    twin.modality.forget(twin.net, case.clean.x, case.triggers, unseen=False)
+    return twin.copy()
 
 
 def _stamp(trigger: Trigger) -> Change:

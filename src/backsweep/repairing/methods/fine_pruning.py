@@ -118,7 +118,7 @@ def _place(model: Model) -> tuple[int, int, str]:
         return 0, 0, "needs a convolution before the head; this network has none"
     last = convolutions[-1]
     channels, following = len(parameters[names[last]]), parameters.get(names[last + 1])
-    x = torch.zeros((1, *model.shape), device=model.device)
+    x = model.modality.blank(1, model.shape).to(model.device)
     places = math.prod(model.embedded(x, last).shape[2:])
     inputs = model.entering(x, last + 1)
     if (

@@ -62,6 +62,8 @@ class IBau(Repair):
             raise ValueError("rounds and updates are at least 1, iterations at least 0, norm above 0")
 
     def applies(self, case: Case) -> str:
+        if not case.model.modality.smooth:
+            return f"it adds a perturbation, and between two {case.model.modality.noun}s there is none"
         try:
             weight = torch.zeros((2, *case.model.shape), device=case.model.device, requires_grad=True)
             (slope,) = torch.autograd.grad(

@@ -85,7 +85,7 @@ def attention(maps: Tensor, power: float) -> Tensor:
 def depths(model: Model) -> list[int]:
     """At most three affine operations that feature maps enter, at a third, two thirds and the end."""
     with torch.no_grad():
-        _, maps = entering(model, torch.zeros((1, *model.shape), device=model.device), None)
+        _, maps = entering(model, model.modality.blank(1, model.shape).to(model.device), None)
     usable = [i for i, z in enumerate(maps) if i > 0 and z.shape[2] > 1]
     return sorted({usable[math.ceil(len(usable) * k / 3) - 1] for k in (1, 2, 3)}) if usable else []
 

@@ -95,7 +95,7 @@ class NeuronPruning(Repair):
             operation = convolutions[-1] + 1
         if not weights[operation]:
             return None
-        z = model.entering(torch.zeros((1, *model.shape), device=model.device), operation)
+        z = model.entering(model.modality.blank(1, model.shape).to(model.device), operation)
         inputs = parameters[weights[operation]].shape[1]
         if inputs != z.shape[-1 if z.ndim == 3 else 1]:
             return None  # of a grouped convolution, or a matrix that is stored transposed

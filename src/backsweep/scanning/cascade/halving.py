@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from backsweep.core.statistics import chance_of_index
-from backsweep.inputs.modality import modalities
+from backsweep.inputs.kinds import modalities
 from backsweep.reports.report import Evidence
 from backsweep.scanning.cascade.contrast import Cell, sample, sizes_of, spaces_in, stand_below, stand_out
 from backsweep.scanning.cascade.schedule import REFERENCES, Schedule

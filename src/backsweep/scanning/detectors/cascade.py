@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, ClassVar
 
-from backsweep.inputs.modality import modalities
+from backsweep.inputs.kinds import modalities
 from backsweep.inputs.samples import Data
 from backsweep.inversion.budget import EMBEDDINGS, spaces_of
 from backsweep.models.model import Model
