@@ -71,7 +71,7 @@ def test_kinds_that_were_not_seen_are_judged_at_the_level_that_is_said() -> None
     assert attacked.value >= 0.8
     right = [j.right for j in judged if j.network.attack is not None and j.p_value <= 0.05]
     assert np.mean(right) > 0.95
-    two = [j for j in judged if j.network.measured.classes == 2 and j.network.attack is not None]
+    two = [j for j in judged if j.network.classes == 2 and j.network.attack is not None]
     assert kinds.called(two, 0.05).value > 0.5
     auroc = kinds.interval(judged, kinds.auroc)
     assert auroc is not None
