@@ -42,6 +42,8 @@ OTHER_LINES = (
     "zoo",
     "neural-cleanse-repair",
     "kinds",
+    "kinds-sound",
+    "text",
     "tables",
     "sound",
     "language-models",

@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.auditing.detectors.reclassification import Reclassification as Reclassification
     from backsweep.auditing.detectors.spectral_signatures import SpectralSignatures as SpectralSignatures
     from backsweep.auditing.detectors.spectre import Spectre as Spectre
+    from backsweep.auditing.detectors.z_defence import ZDefence as ZDefence
     from backsweep.guarding.detectors.activation_filter import ActivationFilter as ActivationFilter
+    from backsweep.guarding.detectors.bad_acts import BadActs as BadActs
     from backsweep.guarding.detectors.beatrix import Beatrix as Beatrix
     from backsweep.guarding.detectors.cognitive_distillation import (
         CognitiveDistillation as CognitiveDistillation,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.guarding.detectors.confused_expert import ConfusedExpert as ConfusedExpert
     from backsweep.guarding.detectors.frequency import Frequency as Frequency
     from backsweep.guarding.detectors.ibd_psc import IbdPsc as IbdPsc
+    from backsweep.guarding.detectors.onion import Onion as Onion
     from backsweep.guarding.detectors.prompt_perplexity import PromptPerplexity as PromptPerplexity
     from backsweep.guarding.detectors.scale_up import ScaleUp as ScaleUp
     from backsweep.guarding.detectors.sequence_lock import SequenceLock as SequenceLock
