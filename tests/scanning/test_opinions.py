@@ -16,6 +16,7 @@ from backsweep.core.errors import BadInput
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.models.training import fit
+from backsweep.render.repeat import command
 from backsweep.reports.report import ERROR, NOTE, WARNING, Finding, Report
 from backsweep.scanning import opinions
 from backsweep.scanning.opinions import joined, parts
@@ -69,6 +70,7 @@ def test_what_a_second_opinion_says_is_kept_and_judged_again(opened: tuple[Repor
     again = Report.load(folder)
     assert again.second is not None and again.second.findings == report.second.findings
     assert [(f.level, f.message) for f in again.findings] == [(f.level, f.message) for f in report.findings]
+    assert "--confirm" in command(again).split() and "--confirm" not in command(again.second).split()
     before = [(f.level, f.target, f.p_value) for f in report.findings]
     assert [(f.level, f.target, f.p_value) for f in judge(again).findings] == before
 

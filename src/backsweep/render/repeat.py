@@ -25,6 +25,7 @@ def command(report: Report, verb: str = "scan", model: Sequence[str] = ()) -> st
     words += [] if model else read_as(report.model)
     if report.settings.get("reference"):
         words += ["--reference", "REFERENCE"]
+    words += ["--confirm"] if report.settings.get("confirm") else []
     for name, settings in report.settings.get("detectors", {}).items():
         words += ["--detector", name]
         for key, value in settings.items():
