@@ -128,8 +128,7 @@ class Left:
 
 def adjusted(p: Sequence[float], tests: int) -> list[float]:
     """p-values adjusted for the share of false discoveries among all tests (Benjamini, Hochberg 1995)."""
-    found, least = [0.0] * len(p), 1.0
-    for rank, i in sorted(enumerate(np.argsort(p), 1), reverse=True):
-        least = min(least, p[i] * tests / rank)
-        found[int(i)] = least
-    return found
+    from scipy.stats import false_discovery_control
+
+    every = np.concatenate([p, np.ones(tests - len(p))])  # those that are not among p say nothing
+    return [float(v) for v in false_discovery_control(every)[: len(p)]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backsweep.render.repeat import arrived, read_as, read_with
+from backsweep.render.repeat import arrived, read_as, samples
 from backsweep.render.view import clean, join, modality, names
 from backsweep.reports.audit import FRESH, KEPT, SCAN, Audit
 from backsweep.reports.repair import Repaired
@@ -71,8 +71,7 @@ def _audited(report: Audit, folder: Path) -> list[Step]:
     arch = report.model.get("arch")
     if report.retrained is None:
         model = training(report) or [arrived(report.model, "MODEL"), *read_as(report.model)]
-        with_data = ["--data", arrived(report.data, "DATA"), *read_with(report.data)]
-        again = ["audit", *model, *with_data, "--verify", "--out", str(folder)]
+        again = ["audit", *model, *samples(report.data), "--verify", "--out", str(folder)]
         return [_step("train a network on the kept samples and scan it", again)]
     if not arch or report.rescan is None or not report.rescan.get("data"):
         return []
@@ -101,7 +100,7 @@ def _repaired(repaired: Repaired, out: str | Path | None) -> list[Step]:
         words = [str(out), *read_as(model)]
     except (TypeError, ValueError):  # a record that was changed by hand
         return []
-    with_data = ["--data", arrived(data, "DATA"), *read_with(data)]
+    with_data = samples(data)
     found = [
         _step(
             "see at run time what the repair may have left, with a guard",
@@ -115,7 +114,7 @@ def _repaired(repaired: Repaired, out: str | Path | None) -> list[Step]:
 
 def _given(model: dict[str, Any], data: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The model with how it is read, and the samples."""
-    return [arrived(model, "MODEL"), *read_as(model)], ["--data", arrived(data, "DATA"), *read_with(data)]
+    return [arrived(model, "MODEL"), *read_as(model)], samples(data)
 
 
 def _step(what: str, words: Sequence[str]) -> Step:

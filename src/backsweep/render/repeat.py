@@ -10,7 +10,7 @@ from backsweep.inputs.samples import COME_ALONG
 from backsweep.render.view import clean
 from backsweep.reports.report import Report
 
-OPTIONS = ("tokenizer", "schema", "rate", "resize", "split", "labels")  # of `Data.told`
+OPTIONS = ("schema", "rate", "resize", "split", "labels")  # of `Data.told`
 
 
 def command(report: Report, verb: str = "scan", model: Sequence[str] = ()) -> str:
@@ -21,7 +21,7 @@ def command(report: Report, verb: str = "scan", model: Sequence[str] = ()) -> st
     """
     words = ["backsweep", verb, *(model or [arrived(report.model, "MODEL")])]
     if not str(report.data.get("source")).endswith(COME_ALONG):
-        words += ["--data", arrived(report.data, "DATA"), *read_with(report.data)]
+        words += samples(report.data)
     words += [] if model else read_as(report.model)
     if report.settings.get("reference"):
         words += ["--reference", "REFERENCE"]
@@ -40,7 +40,7 @@ def command(report: Report, verb: str = "scan", model: Sequence[str] = ()) -> st
 def read_as(model: Mapping[str, Any]) -> list[str]:
     """Options that say how a model is read, from what a report says of it."""
     words = []
-    for key in ("base", "arch", "layer"):
+    for key in ("base", "arch", "layer", "tokenizer"):
         if model.get(key):
             words += [f"--{key}", str(model[key])]
     if (model.get("arch") or model.get("modality") == "text") and model.get("shape"):
@@ -56,9 +56,10 @@ def read_as(model: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def read_with(data: Mapping[str, Any]) -> list[str]:
-    """Options that say how the model and samples are read, from what a report says of the samples."""
-    told, words = data.get("told"), list[str]()
+def samples(data: Mapping[str, Any]) -> list[str]:
+    """--data, and options that say how the model and samples are read, from what a report says of the
+    samples."""
+    told, words = data.get("told"), ["--data", arrived(data, "DATA")]
     known: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
     for key in OPTIONS:
         value = known.get(key)

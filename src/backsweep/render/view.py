@@ -72,6 +72,7 @@ _BRIEF = {  # the same in few letters
 
 
 def modality(report: Report) -> Modality:
+    """What an input of the model is."""
     return modality_of(report.model)
 
 
@@ -278,14 +279,12 @@ def _backdoored(report: Report, name: Name) -> Verdict:
         f"{what if any(f.p_value is not None for f in errors) else 'The scan'} says nothing of who made the "
         f"model or why{nature if classes else unseen}"
     )
+    again = "Scan again with --confirm or other clean samples; a real backdoor shows the same class again."
     if report.second is not None:
         why.append("A second opinion, a whole scan with another seed, calls it too; neither alone would do.")
+        again = "Compare with the page of the second opinion, trigger by trigger."
     if report.errors:
         why.append("Part of the scan failed, so there may be more than was found; see below.")
-    again = "Scan again with --confirm or other clean samples; a real backdoor shows the same class again."
-    again = (
-        again if report.second is None else "Compare with the page of the second opinion, trigger by trigger."
-    )
     away = "Until the trigger is explained, keep the model away from inputs that strangers can shape."
     what_next = [again if classes else "Scan again with another detector.", away]
     return Verdict("Evidence found", evidence_of_a_backdoor(errors, name) + ".", why, what_next)

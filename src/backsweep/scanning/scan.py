@@ -61,7 +61,7 @@ from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.planning import seconds, told
 
 DEFAULT_DETECTORS = ("cascade",)
-TOLD = ("tokenizer", "schema", "rate")  # settings of `load` that a report of the model does not hold
+TOLD = ("schema", "rate")  # settings of `load` that a report of the model does not hold
 BLACK_BOX_DETECTORS = ("black_box_path",)  # of a network that only answers
 EXAMPLES = 8
 OVER = "the budget of {:g} s ended: {}; of a part nothing is concluded, a scan with an output folder goes on"

@@ -66,6 +66,16 @@ class Text(Modality):
         """Which ids stand around a text."""
         return self.tokens.layout if self.tokens is not None else Layout()
 
+    def _tokens(self) -> Tokens:
+        """The tokenizer that texts are read with.
+
+        Raises:
+            BadInput: there is none.
+        """
+        if self.tokens is None:
+            raise BadInput("texts are read with a tokenizer; name one with tokenizer= (--tokenizer)")
+        return self.tokens
+
     @cached_property
     def _plain(self) -> Tensor:
         """The ids that a text may hold."""
@@ -88,23 +98,18 @@ class Text(Modality):
         return x
 
     def read(self, path: Path, wanted: Wanted) -> Found:
-        if self.tokens is None:
-            raise BadInput("texts are read with a tokenizer; name one with tokenizer= (--tokenizer)")
-        return readers.read(path, wanted, self.tokens)
+        return readers.read(path, wanted, self._tokens())
 
     def decode(self, body: bytes, shape: tuple[int, ...], resize: bool) -> Tensor:
         """A text in UTF-8."""
-        if self.tokens is None:
-            raise BadInput("texts are read with a tokenizer; name one with tokenizer= (--tokenizer)")
-        return torch.tensor([self.tokens.encode(body.decode("utf-8", "replace"), None, shape[0])])
+        return self.spoken([body.decode("utf-8", "replace")], shape)
 
     def spoken(self, texts: Sequence[Any], shape: tuple[int, ...]) -> Tensor:
-        if self.tokens is None:
-            raise BadInput("texts are read with a tokenizer; name one with tokenizer= (--tokenizer)")
+        tokens = self._tokens()
         pairs = [(t, None) if isinstance(t, str) else t for t in texts]
         if not all(_is_pair(p) for p in pairs):
             raise BadInput("each input is to be a text, or a pair of texts")
-        rows = [self.tokens.encode(text, pair, shape[0]) for text, pair in pairs]
+        rows = [tokens.encode(text, pair, shape[0]) for text, pair in pairs]
         return torch.tensor(rows, dtype=torch.long).reshape(-1, shape[0])
 
     def words_at(self, x: Tensor) -> Tensor:
