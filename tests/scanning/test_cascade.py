@@ -360,3 +360,10 @@ def test_other_kinds_of_trigger_on_digits(
     assert (first.target, first.source) == (net.triggers()[0].target, net.triggers()[0].source)
     assert (first.score or 0) > (unattacked.findings[0].score or 0)
     assert unattacked.verdict == "clean"
+
+
+def test_nothing_is_called_clean_that_has_more_classes_than_any_clean_network_that_was_measured() -> None:
+    (few, *_) = Cascade().judge(first_look(records(12, {}, {})), 12, 0.05)
+    (many, *_) = Cascade().judge(first_look(records(12, {}, {})), 1000, 0.05)
+    assert few.level == NOTE
+    assert many.level == WARNING and many.message.startswith("cannot tell: of 1000 classes")

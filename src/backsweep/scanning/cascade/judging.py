@@ -15,6 +15,7 @@ from backsweep.scanning.cascade.contrast import (
     Contrast,
     Suspect,
     contrast,
+    doubt_of,
     in_references,
     mean_of,
     sizes_of,
@@ -96,6 +97,16 @@ class Case:
         seen = self.measured.upto(len(LOOKS[0]))
         known = self._beside(seen) if seen.references < self._judged[1].references else None
         return {s.target: s.p_value for s in known.suspects(seen)} if known else {}
+
+    def doubt(self, trial: Evidence | None) -> str:
+        """Why this cannot be told either way, "" when it can; `trial` as for `doubt_of`."""
+        most = max(p.classes[1] for p in population.known())
+        if self.population is None and self.classes > most:
+            return (
+                f"cannot tell: of {self.classes} classes this one stands out most, and of clean networks "
+                f"with more than {most} classes it is not known how far one does"
+            )
+        return doubt_of(trial, self.classes, self.population is not None)
 
     def tried(self, target: int) -> tuple[float, float] | None:
         """Of the smallest changes that send inputs to a class, the one that tells most: for which share of

@@ -27,7 +27,7 @@ from backsweep.inputs.samples import Data
 from backsweep.inversion.budget import EMBEDDINGS, spaces_of
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
-from backsweep.scanning.cascade.contrast import doubt_of, looks, message, of_many, stand_out
+from backsweep.scanning.cascade.contrast import looks, message, of_many, stand_out
 from backsweep.scanning.cascade.halving import cells_of, chosen, kind_of, shortcuts, standing_cells
 from backsweep.scanning.cascade.judging import Case
 from backsweep.scanning.cascade.schedule import AGAIN, EFFORTS, LOOKS, REFERENCES, Schedule
@@ -219,7 +219,7 @@ class Cascade(ModelDetector):
         case = self._case(evidence, classes)
         suspects, known = case.suspects(), case.population
         trial = next((e for e in evidence if e.unit.startswith("trigger-")), None)
-        doubt = doubt_of(trial, classes, known is not None)
+        doubt = case.doubt(trial)
         level = of_many(alpha, 1 / classes) if known is None else alpha
         null = {"null": known.words} if known else {}
         before = case.first_look

@@ -17,7 +17,7 @@ TREES, DEPTH, RATE = 80, 5, 0.2
 FOREST, LEAF = 40, 3  # trees of a forest, and rows in a leaf at least
 
 
-class Boosted(Learner):
+class LibraryModel(Learner):
     """Trees, or a linear model, behind a function. The bytes of the trained model are its only tensor.
 
     Attributes:
@@ -98,27 +98,27 @@ class Boosted(Learner):
             self.raw, self._trees = found.clone(), None
         super()._load_from_state_dict(state, prefix, *rest)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Boosted:
-        twin = Boosted(self.kind, self.classes, self.counts, self.linear)
+    def __deepcopy__(self, memo: dict[int, Any]) -> LibraryModel:
+        twin = LibraryModel(self.kind, self.classes, self.counts, self.linear)
         twin.raw, twin._trees = self.raw.clone(), self._trees
         return twin
 
 
-def xgboost_trees(classes: int = 2, *counts: int) -> Boosted:
+def xgboost_trees(classes: int = 2, *counts: int) -> LibraryModel:
     """80 trees of XGBoost, of depth 5."""
-    return Boosted(trees.XGBOOST, classes, counts)
+    return LibraryModel(trees.XGBOOST, classes, counts)
 
 
-def lightgbm_trees(classes: int = 2, *counts: int) -> Boosted:
+def lightgbm_trees(classes: int = 2, *counts: int) -> LibraryModel:
     """80 trees of LightGBM, of up to 31 leaves."""
-    return Boosted(trees.LIGHTGBM, classes, counts)
+    return LibraryModel(trees.LIGHTGBM, classes, counts)
 
 
-def random_forest(classes: int = 2, *counts: int) -> Boosted:
+def random_forest(classes: int = 2, *counts: int) -> LibraryModel:
     """40 trees of scikit-learn, of depth 15 at most; categories are numbers to them."""
-    return Boosted(trees.SKOPS, classes, counts)
+    return LibraryModel(trees.SKOPS, classes, counts)
 
 
-def logistic_regression(classes: int = 2, *counts: int) -> Boosted:
+def logistic_regression(classes: int = 2, *counts: int) -> LibraryModel:
     """Scaled columns and a linear map, of scikit-learn; categories are numbers to it."""
-    return Boosted(trees.SKOPS, classes, counts, linear=True)
+    return LibraryModel(trees.SKOPS, classes, counts, linear=True)
