@@ -28,7 +28,7 @@ def sarif(report: Report) -> dict[str, Any]:
     of_set = isinstance(report, Audit)
     rules = {_id(f): _set_rule(report, f) if of_set else _rule(report, f) for f in report.findings}
     index = {code: i for i, code in enumerate(rules)}
-    location = _uri(str(_looked_at(report).get("source") or ("training set" if of_set else "model")))
+    location = uri(str(_looked_at(report).get("source") or ("training set" if of_set else "model")))
     version = view.clean(report.versions.get("backsweep", ""))
     driver = {"name": "Backsweep", "rules": list(rules.values()), **({"version": version} if version else {})}
     return {
@@ -162,7 +162,7 @@ def _artifact(report: Report, location: str) -> dict[str, Any]:
     return artifact
 
 
-def _uri(source: str) -> str:
+def uri(source: str) -> str:
     """A path as a URI reference: absolute with the scheme "file", relative as it is."""
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", source):
         return quote(source, safe="/:?#@!$&'()*+,;=%~", errors="replace")
