@@ -149,7 +149,7 @@ def test_what_another_signs_with_the_key_is_no_verdict(place: Path, shell: Shell
          attestation.MEDIA),
     ):  # fmt: skip
         made = Envelope(payload, kind, {})
-        made.sign(CryptoSigner(key))  # type: ignore[arg-type]
+        made.sign(CryptoSigner(key))
         envelope.write_text(json.dumps(made.to_dict()))
         status, _, text = verify(place, shell)
         assert status == 2 and "is signed, but holds no" in text and len(text.splitlines()) == 1, text
