@@ -6,7 +6,7 @@ ZOO := $(or $(BACKSWEEP_HOME),$(HOME)/.cache/backsweep)/zoo
 export BACKSWEEP_DATA ?= $(abspath ../shared/data)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint fuzz results small-sets mntd docs release clean
+.PHONY: demo test lint fuzz results small-sets mntd docs release version clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
@@ -114,8 +114,12 @@ release: $(VENV)/.dev docs   ## wheel and sdist in dist/, checked; the demo from
 	$(BIN)/python -m build -q
 	$(BIN)/python -m twine check --strict dist/*
 	@for version in 3.10 3.11 3.12 3.13; do \
-	  command -v python$$version >/dev/null || { echo "python$$version is not here"; continue; }; \
+	  python$$version --version >/dev/null 2>&1 || { echo "python$$version is not here"; continue; }; \
 	  place=$$(mktemp -d) && python$$version -m venv $$place/venv && \
-	  $$place/venv/bin/pip install -q dist/*.whl && (cd $$place && venv/bin/backsweep demo --out demo >/dev/null) && \
+	  $$place/venv/bin/pip install -q dist/*.whl && (cd $$place && venv/bin/backsweep demo --out demo >demo.txt 2>&1 || { cat demo.txt; exit 1; }) && \
 	  echo "python$$version: installed, demo passed" && rm -rf $$place || exit 1; \
 	done
+
+version: $(VENV)/.dev   ## VERSION=0.2.0: the version and the heading of the changelog, in one step
+	$(BIN)/hatchling version --force "$(VERSION)"
+	sed -i.old "s/^## \[.*\] – unreleased$$/## [$(VERSION)] – $$(date +%F)/" CHANGELOG.md && rm CHANGELOG.md.old

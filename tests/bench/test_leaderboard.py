@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from backsweep.bench.figures import board, published, ranking
-from backsweep.bench.records import Scan, read, scan_of
+from backsweep.bench.records import Scan, read, read_all, scan_of
 from backsweep.core.errors import BadInput
 from backsweep.render.boards.leaderboard import page, table
 from backsweep.zoo.build import JUDGING_SEEDS, split_of
@@ -293,3 +293,21 @@ def test_the_command_writes_what_the_ending_says(tmp_path: Path, name: str, star
     command = [sys.executable, "-m", "backsweep", "bench", "table", str(lines), "--split", "choosing"]
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
     assert out.read_text(encoding="utf-8").lstrip().startswith(starts)
+
+
+def test_several_files_and_different_networks(tmp_path: Path) -> None:
+    one = [make_line("mnist", None, s, cell=f"a{s}") for s in (10, 11)]
+    two = [make_line("mnist", None, s, detector="mm_bd", cell=f"b{s}") for s in (10, 11)]
+    apart = [make_line("mnist", None, 12, detector="mm_bd", cell="b12")]
+    files = []
+    for name, lines in (("one", one), ("two", [*two, *one]), ("apart", apart)):
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(read_all(files[:2])) == 4, "what stands in two files counts once"
+    assert "Not all were measured" not in table(read_all(files[:2]))
+    said = "Not all were measured on the same networks: mm_bd on 3 and neural_cleanse on 2; 2 in common."
+    assert said in table(read_all(files)).replace("\\_", "_") and said in page(read_all(files))
+    out = tmp_path / "board.md"
+    words = [sys.executable, "-m", "backsweep", "bench", "table", *map(str, files), "--out", str(out)]
+    subprocess.run(words, check=True)
+    assert said in out.read_text().replace("\\_", "_")

@@ -559,7 +559,12 @@ def test_fit_and_check(shell: Shell, files: Path, tmp_path: Path) -> None:
     assert "21 forward passes" in stderr
     table = tmp_path / "scores.csv"
     status, stdout, stderr = shell("check", tmp_path / "g", "--inputs", files / "triggered", "--out", table)
-    assert (status, stdout) == (1, ""), stderr
+    assert status == 1 and stdout.startswith("12 of 12 flagged, more than clean inputs explain"), stderr
+    assert stdout.endswith(f"; exit status 1; {table}\n") and "TRIGGERS LIKELY" in stderr
+    words = ("check", tmp_path / "g", "--inputs", files / "triggered")
+    assert shell(*words, "--quiet")[2] == ""
+    said = json.loads(shell(*words, "--json")[1])
+    assert said["alarm"] and [i["flagged"] for i in said["inputs"]] == [True] * 12
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 12
     assert sum(int(r["flagged"]) for r in rows) > 6

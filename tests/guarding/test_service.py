@@ -13,8 +13,10 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -405,3 +407,47 @@ def test_a_grey_picture_is_what_the_folder_reader_makes_of_it(fitted: Guard) -> 
     content = io.BytesIO()
     Image.new("1", (8, 8), 1).save(content, "PNG")
     assert bool((service.parsed(content.getvalue(), "", fitted) == 255).all())
+
+
+# ---------------------------------------------------------------------- what people see of it
+
+
+def test_openapi_says_what_is_sent_and_answered(client: Client) -> None:
+    status, said = client("/openapi.json")
+    asked = said["paths"]["/predict"]["post"]
+    assert status == 200 and asked["requestBody"]["required"]
+    content = asked["requestBody"]["content"]
+    assert {"application/json", "image/png", "image/jpeg", "application/octet-stream"} == set(content)
+    check = jsonschema.Draft202012Validator(content["application/json"]["schema"])
+    assert all(check.is_valid({"inputs": x}) for x in (torch.zeros(2, 1, 8, 8).tolist(), ["text"]))
+    assert not check.is_valid({"inputs": torch.zeros(1, 8, 8).tolist()})
+    assert not check.is_valid({"images": []})
+    answered = asked["responses"]["200"]["content"]["application/json"]["schema"]
+    jsonschema.validate(client.predict(torch.zeros(2, 1, 8, 8))[1], answered)
+    assert {"400", "413", "415", "422", "503"} <= set(asked["responses"])
+
+
+@pytest.mark.browser
+def test_an_input_is_tried_on_the_page(client: Client, browser: Any, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "digit.png")
+    context = browser.new_context()
+    page = context.new_page()
+    seen: list[str] = []
+    page.on("console", lambda m: seen.append(m.text))
+    page.on("pageerror", lambda e: seen.append(str(e)))
+    page.goto(f"http://127.0.0.1:{client.port}/")
+    page.get_by_text("Inputs of 1 × 8 × 8, 10 classes").wait_for()  # noqa: RUF001
+    page.get_by_role("button", name="Ask").click()
+    assert "Choose a file" in page.get_by_role("status").inner_text()
+    page.get_by_label("A file").set_input_files(tmp_path / "digit.png")
+    page.get_by_role("button", name="Ask").click()
+    page.get_by_role("cell", name="digit ", exact=False).wait_for()
+    assert page.get_by_role("cell", name="flagged").count() == 1
+    assert page.get_by_alt_text("The chosen image").is_visible()
+    page.get_by_label("A file").set_input_files([])
+    page.get_by_label("Or texts").fill("<img src=x onerror=window.pwned=1>")
+    page.get_by_role("button", name="Ask").click()
+    page.get_by_text("takes no texts").or_(page.locator("p.flagged")).first.wait_for()
+    assert page.evaluate("window.pwned") is None
+    assert [s for s in seen if "422" not in s] == []
+    context.close()

@@ -18,6 +18,11 @@ from conftest import Twins
 from reporting import GTSRB, make_report
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "examples" / "notebooks").glob("*.ipynb"))
+SHOWN = {
+    "find-and-repair": "Evidence of a backdoor",
+    "audit-a-training-set": "Poison found",
+    "guard-a-served-model": "Flags 5.0% of clean inputs",
+}
 HOSTILE = "<script>alert(1)</script>\u202e"
 
 
@@ -80,5 +85,5 @@ def test_the_example_notebooks_run(path: Path, capsys: pytest.CaptureFixture[str
     boxes = [shown._repr_html_() for shown in run(cells) if shown is not None]
     for box in boxes:
         harmless(box)
-    assert len(boxes) >= 3 and "Evidence of a backdoor" in "".join(boxes)
+    assert len(boxes) >= 2 and SHOWN[path.stem] in "".join(boxes)
     assert "accuracy" in capsys.readouterr().out

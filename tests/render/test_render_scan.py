@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
@@ -704,6 +705,22 @@ def test_script_is_shown_as_text() -> None:
 # ---------------------------------------------------------------------- SARIF
 
 
+def test_sarif_says_where_to_read_on_and_names_paths_as_the_checkout_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from backsweep.render.exchange import sarif as module
+
+    report = make_report(4, bad=(1,))
+    report.model["source"] = str(tmp_path / "models" / "a b.pt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "_home", lambda: "https://example.org/docs")
+    log = sarif(report)
+    driver = log["runs"][0]["tool"]["driver"]
+    assert driver["informationUri"] == driver["rules"][0]["helpUri"] == "https://example.org/docs"
+    assert log["runs"][0]["artifacts"][0]["location"]["uri"] == "models/a%20b.pt"
+    check_sarif(log)
+
+
 def check_sarif(log: Any) -> None:
     """What the schema of SARIF 2.1.0 asks of the parts that are used here."""
     levels, kinds = {"none", "note", "warning", "error"}, {"fail", "pass", "open", "review", "informational"}
@@ -720,10 +737,14 @@ def check_sarif(log: Any) -> None:
     for run in log["runs"]:
         only(run, "tool results", "invocations artifacts properties")
         driver = run["tool"]["driver"]
-        only(driver, "name", "version rules")
+        only(driver, "name", "version rules informationUri")
         assert len({r["id"] for r in driver["rules"]}) == len(driver["rules"])
         for rule in driver["rules"]:
-            only(rule, "id", "name shortDescription fullDescription help defaultConfiguration properties")
+            only(
+                rule,
+                "id",
+                "name shortDescription fullDescription help helpUri defaultConfiguration properties",
+            )
             assert set(rule["help"]) == {"text", "markdown"} and "backsweep explain" in rule["help"]["text"]
             message(rule["shortDescription"])
             message(rule["fullDescription"])

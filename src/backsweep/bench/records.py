@@ -48,6 +48,19 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def read_all(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The lines of several bench files; a cell that stands in two of them counts once, as the later has it.
+
+    Raises:
+        BadInput: a file cannot be read.
+    """
+    found: dict[object, dict[str, Any]] = {}
+    for line in (line for path in paths for line in read(path)):
+        cell = line.get("cell")
+        found[cell if isinstance(cell, str) else len(found)] = line
+    return list(found.values())
+
+
 def about(net: Net) -> dict[str, Any]:
     """What every line says of its network, the truth with it."""
     truth = net.truth

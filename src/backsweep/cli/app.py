@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from backsweep import __version__
-from backsweep.cli import about
+from backsweep.cli import about, signing
 from backsweep.cli.bench import bench_app, zoo_app
 from backsweep.cli.guard import guard_app
 from backsweep.cli.inventory import AllVersions, Every, Models, StoreUrl, Watch, history, is_many, scan_many
@@ -301,6 +301,8 @@ def show(
 
 app.command()(history)
 app.command()(ui)
+app.command()(signing.sign)
+app.command()(signing.verify)
 app.command()(about.explain)
 app.command()(about.doctor)
 

@@ -112,16 +112,16 @@ def bench_run(
 
 @bench_app.command("table")
 def bench_table(
-    lines: Annotated[Path, typer.Argument(help="What `bench run` wrote.")],
+    lines: Annotated[list[Path], typer.Argument(help="What `bench run` wrote; one file or several.")],
     out: Annotated[Path | None, typer.Option(help="File, .md or .html; else Markdown, printed.")] = None,
     split: Annotated[str, typer.Option(help="Networks for judging, or for choosing constants.")] = "judging",
 ) -> None:
     """Make the leaderboard from the JSON lines."""
-    from backsweep.bench.records import read
+    from backsweep.bench.records import read_all
     from backsweep.render.boards import leaderboard
 
     as_html = _is_html(out)
-    _put((leaderboard.page if as_html else leaderboard.table)(read(lines), split), out)
+    _put((leaderboard.page if as_html else leaderboard.table)(read_all(lines), split), out)
 
 
 def _is_html(out: Path | None) -> bool:

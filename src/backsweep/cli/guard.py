@@ -25,10 +25,12 @@ from backsweep.cli.options import (
     grouped,
     tell,
 )
+from backsweep.cli.saying import Saying
 from backsweep.cli.terminal import Progress, console
 from backsweep.core.errors import BadInput
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import Tensor
 
     from backsweep.guarding.conformal import Drift
@@ -100,12 +102,14 @@ def guard_fit(
 
 
 @guard_app.command("check")
+@grouped
 def guard_check(
     folder: Folder,
     inputs: Annotated[
         Path,
         typer.Option(help="A folder of files, .npz with x, or texts as a scan reads them; no labels."),
     ],
+    saying: Saying,
     model: Again = None,
     out: Annotated[Path | None, typer.Option(help="CSV: every input's class, score and flag.")] = None,
     alpha: Alpha = 0.01,
@@ -122,6 +126,7 @@ def guard_check(
 
     from backsweep.core.files import writable_folder, write_text
     from backsweep.guarding.guard import Answers
+    from backsweep.render.view import clean
 
     if not 0 < alpha <= 1:
         raise BadInput(f"alpha {alpha} is no share of clean batches: give a number above 0 and at most 1")
@@ -130,15 +135,17 @@ def guard_check(
     names, x = read_inputs(inputs, guard.model.shape, fits, guard.model.modality)
     if out is not None:
         writable_folder(out.parent)
-    with Progress() as on_event:
+    with saying.progress() as on_event:
         parts = [guard.predict(part) for part in _told(guard.inputs(x).split(BATCH), on_event)]
     found = Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
     if out is not None:
         write_text(out, _csv(guard, names, found))
     drift = guard.drift(found.scores)
     alarm = bool(found.flagged.any()) and drift.flagged_p_value <= alpha
-    _show(guard, names, found, out, drift, alarm)
-    raise typer.Exit(1 if alarm else 0)
+    said = _show(guard, names, found, out, drift, alarm, saying.console())
+    file = clean(out, 400) if out is not None else "no file"
+    saying.result(said, int(alarm), file, lambda: _document(guard, names, found, drift, alarm))
+    raise typer.Exit(int(alarm))
 
 
 @guard_app.command("serve")
@@ -305,8 +312,16 @@ def _harmless(text: str) -> str:
 
 
 def _show(
-    guard: Guard, names: list[str], found: Answers, out: Path | None, drift: Drift, alarm: bool
-) -> None:
+    guard: Guard,
+    names: list[str],
+    found: Answers,
+    out: Path | None,
+    drift: Drift,
+    alarm: bool,
+    screen: Console,
+) -> str:
+    """For people; the verdict on all inputs together, in words."""
+    from rich.panel import Panel
     from rich.table import Table
 
     from backsweep.render.view import clean, probability
@@ -315,7 +330,12 @@ def _show(
     table = Table("inputs", "flagged", "share", "expected of clean inputs", "threshold")
     cells = str(count), str(flagged), f"{flagged / count:.1%}", f"{guard.fpr:.1%}", f"{guard.threshold:.4g}"
     table.add_row(*cells)
-    screen = console()
+    said = "more than clean inputs explain" if alarm else "no more than clean inputs explain"
+    chance = f" (as many or more with probability {probability(drift.flagged_p_value)})" if flagged else ""
+    colour, word = ("red", "TRIGGERS LIKELY") if alarm else ("green", "NOTHING UNUSUAL")
+    text = f"{flagged} of {count} inputs are flagged, {said}{chance}."
+    title = f"[bold {colour}]{word}[/]"
+    screen.print(Panel(text, title=title, title_align="left", border_style=colour, padding=(0, 2)))
     screen.print(table)
     worst = found.scores.argsort(descending=True)[: min(5, flagged)].tolist()
     classes = guard.model.modality.classified
@@ -328,7 +348,17 @@ def _show(
     screen.print(f"drift: {drift.message}", markup=False, soft_wrap=True)
     if out is not None:
         screen.print(f"scores: {out}", markup=False, soft_wrap=True)
-    said = "more than clean inputs explain" if alarm else "no more than clean inputs explain"
-    chance = f" (as many or more with probability {probability(drift.flagged_p_value)})" if flagged else ""
-    line = f"{flagged} of {count} flagged, {said}{chance}; exit status {int(alarm)}"
-    screen.print(line, markup=False, soft_wrap=True, style="bold")
+    return f"{flagged} of {count} flagged, {said}{chance}"
+
+
+def _document(guard: Guard, names: list[str], found: Answers, drift: Drift, alarm: bool) -> dict[str, object]:
+    """The same for programs."""
+    rows = zip(names, *(column.tolist() for column in found), strict=True)
+    return {
+        "alarm": alarm, "fpr": guard.fpr, "threshold": guard.threshold, "drifted": drift.drifted,
+        "flagged_p_value": drift.flagged_p_value,
+        "inputs": [
+            {"input": name, "label": y, "name": guard.model.label(y), "score": score, "flagged": flagged}
+            for name, y, score, flagged in rows
+        ],
+    }  # fmt: skip

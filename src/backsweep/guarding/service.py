@@ -1,4 +1,4 @@
-"""A guarded model as an HTTP service: /predict, /health and /metrics.
+"""A guarded model as an HTTP service: /predict, /health, /metrics, and a page at / to try it.
 
 Nothing that a client sends may run code, grow memory without bound, or end the service: a body is cut off
 at a limit while it is read, one worker thread reads and answers one request after another, and whatever
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
+from backsweep.guarding import front
 from backsweep.guarding.guard import Guard
 
 LIMIT_MB, MOST_INPUTS, MOST_WAITING = 16.0, 256, 32
@@ -143,7 +144,7 @@ def app(
     try:
         from fastapi import FastAPI, Request
         from fastapi.exceptions import HTTPException
-        from fastapi.responses import JSONResponse, PlainTextResponse
+        from fastapi.responses import JSONResponse, PlainTextResponse, Response
     except ImportError as e:
         raise BadInput(f"the service needs {e.name}; pip install 'backsweep[serve]'") from e
     if not 0 < limit_mb < math.inf or most_inputs < 1:
@@ -179,7 +180,13 @@ def app(
             for label, score, flagged in rows
         ]}  # fmt: skip
 
-    @service.post("/predict")
+    @service.get("/", include_in_schema=False)
+    async def front_page() -> Response:
+        return Response(front.PAGE, media_type="text/html; charset=utf-8", headers=front.HEADERS)
+
+    said = front.described(list(guard.model.shape), most_inputs)
+
+    @service.post("/predict", openapi_extra=said, summary="Answers to inputs, and which are flagged")
     async def predict(request: Request) -> JSONResponse:
         nonlocal waiting
         if waiting >= MOST_WAITING:
@@ -224,7 +231,7 @@ def app(
 class _Counted:
     """Counts every request by the status of its answer, whatever becomes of it."""
 
-    PATHS = ("/predict", "/health", "/metrics")
+    PATHS = ("/", "/predict", "/health", "/metrics")
 
     def __init__(self, app: Any, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics

@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import parse_qs
 
 from backsweep.core.errors import BadInput
@@ -193,8 +193,11 @@ def application(
         return page("compare", **comparison.compared(*both))
 
     @app.get("/sweeps")
-    def running() -> HTMLResponse:
-        return page("sweeps", **lists.running(sweeps(store)))
+    def running(live: bool = False) -> HTMLResponse:
+        made = page("sweeps", live=live, **lists.running(found := sweeps(store)))
+        if live and any(s.alive for s in found):  # whoever reads slowly must not lose the place unasked
+            made.headers["Refresh"] = "5"
+        return cast(HTMLResponse, made)
 
     def kept(verdict: int) -> Record:
         record = overview.one(store, verdict) if 0 < verdict < 2**31 else None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from pathlib import PurePosixPath, PureWindowsPath
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import quote
 
@@ -28,9 +31,15 @@ def sarif(report: Report) -> dict[str, Any]:
     of_set = isinstance(report, Audit)
     rules = {_id(f): _set_rule(report, f) if of_set else _rule(report, f) for f in report.findings}
     index = {code: i for i, code in enumerate(rules)}
-    location = _uri(str(_looked_at(report).get("source") or ("training set" if of_set else "model")))
+    location = uri(str(_looked_at(report).get("source") or ("training set" if of_set else "model")))
     version = view.clean(report.versions.get("backsweep", ""))
-    driver = {"name": "Backsweep", "rules": list(rules.values()), **({"version": version} if version else {})}
+    home = _home()
+    rules = {k: {**r, **({"helpUri": home} if home else {})} for k, r in rules.items()}
+    driver = {
+        "name": "Backsweep", "rules": list(rules.values()),
+        **({"version": version} if version else {}),
+        **({"informationUri": home} if home else {}),
+    }  # fmt: skip
     return {
         "$schema": SCHEMA,
         "version": "2.1.0",
@@ -47,6 +56,17 @@ def sarif(report: Report) -> dict[str, Any]:
             }
         ],
     }
+
+
+@cache
+def _home() -> str:
+    """Where the installed package says that its documentation is, "" where it says nothing."""
+    try:
+        said = metadata.metadata("backsweep").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    found = dict(line.split(", ", 1) for line in said if ", " in line)
+    return next((found[k] for k in ("Documentation", "Homepage", "Repository") if k in found), "")
 
 
 def _looked_at(report: Report) -> dict[str, Any]:
@@ -162,13 +182,15 @@ def _artifact(report: Report, location: str) -> dict[str, Any]:
     return artifact
 
 
-def _uri(source: str) -> str:
-    """A path as a URI reference: absolute with the scheme "file", relative as it is."""
+def uri(source: str) -> str:
+    """A path as a URI reference: relative below the current folder, elsewhere with the scheme "file"."""
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", source):
         return quote(source, safe="/:?#@!$&'()*+,;=%~", errors="replace")
     windows = PureWindowsPath(source)
     if windows.is_absolute():
         return "file:///" + quote(windows.as_posix(), safe="/:", errors="replace").lstrip("/")
+    with suppress(ValueError, OSError):  # code hosts show what lies below the checkout, and nothing else
+        source = str(PurePosixPath(source).relative_to(Path.cwd()))
     path = quote(str(PurePosixPath(source)), errors="replace")
     return "file://" + path if path.startswith("/") else path
 
