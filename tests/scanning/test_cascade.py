@@ -52,7 +52,7 @@ def test_tells_the_twins_apart_by_default(twins: Twins, reports: dict[str, Repor
 
 def test_the_stages_follow_each_other(reports: dict[str, Report]) -> None:
     kinds = [e.unit.split("-")[0] for e in reports["clean"].evidence]
-    assert list(dict.fromkeys(kinds)) == ["class", "reference", "pupil", "pairs", "closer", "trigger"]
+    assert list(dict.fromkeys(kinds)) == ["class", "pupil", "reference", "pairs", "closer", "trigger"]
     assert kinds.count("class") == kinds.count("reference") == kinds.count("pupil") == 50
     assert kinds.count("pairs") == 10
     assert kinds.count("closer") == 2 * STANDARD.closer
@@ -242,11 +242,9 @@ def test_of_many_classes_a_look_chooses_those_that_are_measured(twins: Twins) ->
     assert len(here) == STANDARD.suspects + STANDARD.others == len(set(here))
     assert set(small.values()) <= set(here), "the first of every space, and of what the head says"
     units = Cascade().more(twins.clean.copy("cpu"), twins.data, evidence)
-    assert {u.target for u in units} == set(here)
-    assert {u.key.split("-")[0] for u in units} == {"class"}
-    full = [Evidence("cascade", u.key, u.target, None, {"log_size": 1.0}) for u in units]
-    again = Cascade().more(twins.clean.copy("cpu"), twins.data, [*evidence, *full])
-    assert {u.target for u in again if u.key.startswith("reference-")} == set(here)
+    assert {u.target for u in units if u.key.startswith("class-")} == set(here)
+    assert {u.key.split("-")[0] for u in units} == {"class", "reference", "pupil", "pairs"}
+    assert {u.target for u in units if u.key.startswith("reference-")} == set(here)
 
 
 def test_others_are_spread_over_all_that_do_not_stand_out() -> None:
@@ -258,7 +256,13 @@ def test_others_are_spread_over_all_that_do_not_stand_out() -> None:
 
 def test_many_classes_are_looked_at_first_and_few_are_not(twins: Twins) -> None:
     model = twins.clean.copy("cpu")
-    assert {u.key.split("-")[0] for u in Cascade().units(model, twins.data)} == {"class"}
+    units = Cascade().units(model, twins.data)
+    assert {u.key.split("-")[0] for u in units} == {"class", "reference", "pupil", "pairs"}
+    slow = [i for i, u in enumerate(units) if u.key.split("-")[0] in ("reference", "pupil")]
+    assert units[slow[0]].key == "pupil-dense-0", "what learns longest begins first"
+    assert {u.key.rpartition("-")[0] for u in units[10:30]} == {"pupil-dense", "reference-dense"}, (
+        "and both at once"
+    )
     model.classes = 43
     kinds = [u.key.split("-")[0] for u in Cascade().units(model, twins.data)]
     assert kinds.count("look") == 5 * 43 and kinds.count("head") == 1
@@ -266,7 +270,8 @@ def test_many_classes_are_looked_at_first_and_few_are_not(twins: Twins) -> None:
         "look-late",
         "",
     }
-    assert {u.key.split("-")[0] for u in Cascade(effort="full").units(model, twins.data)} == {"class"}
+    full = {u.key.split("-")[0] for u in Cascade(effort="full").units(model, twins.data)}
+    assert full == {"class", "reference", "pairs"}
 
 
 def test_pairs_that_stand_out_are_looked_at_again() -> None:

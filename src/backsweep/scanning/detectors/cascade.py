@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, ClassVar
 
 from backsweep.inputs.kinds import modalities
@@ -98,14 +98,24 @@ class Cascade(ModelDetector):
         pupil = s.pupil and self.pupil and self.reference
         return replace(s, pupil=pupil, second=self.second if s.second and pupil else 0.0)
 
-    def _compared(self, evidence: Sequence[Evidence], look: int) -> list[Unit]:
-        """All that was measured, in the references of a look."""
-        own = [e.unit.removeprefix("class-") for e in evidence if e.unit.startswith("class-")]
-        kinds, found = LOOKS[look][: self.reference + self.schedule.pupil], []
-        for _, of_a_space in groupby(own, lambda name: name.partition("-")[0]):  # two may learn at once
-            cells = [(n, int(n.split("-")[1])) for n in of_a_space]
-            found += [Unit(f"{kind}-{n}", t) for kind in kinds for n, t in cells]
-        return found
+    def _first(self, own: Sequence[Unit], data: Data) -> list[Unit]:
+        """The first look, all of it at once: classes in the suspect and in references, and pairs."""
+        of_a_space = [list(group) for _, group in groupby(own, kind_of)]
+        learning, learned = self._compared(own, 0)
+        pairs = [Unit(f"pairs-{s}", None, s) for s in data.y.unique().tolist() if self.pairs]
+        return [*of_a_space[0], *learning, *chain(*of_a_space[1:]), *pairs, *learned]
+
+    def _compared(self, own: Sequence[Unit], look: int) -> tuple[list[Unit], list[Unit]]:
+        """The classes that are measured, in the references of a look: a space of each, then the others.
+
+        References that learn at the same time, the slowest first, keep no core waiting.
+        """
+        kinds = LOOKS[look][: self.reference + self.schedule.pupil]
+        spaces = [
+            [[Unit(u.key.replace("class", kind, 1), u.target) for u in group] for kind in kinds]
+            for group in (list(group) for _, group in groupby(own, kind_of))
+        ]
+        return [*chain(*reversed(spaces[0]))], [*chain(*chain(*zip(*spaces[1:], strict=True)))]
 
     def _doubtful(self, evidence: Sequence[Evidence], classes: int) -> bool:
         """Whether the first look is worth a second: it would be suspicious beside the population."""
@@ -137,7 +147,7 @@ class Cascade(ModelDetector):
     def units(self, model: Model, data: Data) -> Sequence[Unit]:
         names, classes = self._names(model), range(model.classes)
         if model.classes <= self.schedule.all_classes:
-            return [Unit(f"class-{s}-{t}", t) for s in names for t in classes]
+            return self._first([Unit(f"class-{s}-{t}", t) for s in names for t in classes], data)
         looks = self.schedule.looked(names)
         return [*(Unit(f"look-{s}-{t}", t) for s in looks for t in classes), Unit("head")]
 
@@ -145,12 +155,9 @@ class Cascade(ModelDetector):
         done = {e.unit.split("-")[0] for e in evidence}
         if "class" not in done:
             here = chosen(evidence, self.schedule)
-            return [Unit(f"class-{s}-{t}", t) for s in self._names(model) for t in here]
+            return self._first([Unit(f"class-{s}-{t}", t) for s in self._names(model) for t in here], data)
         following: list[Unit] = []
-        if not done & {"reference", "pairs", "trigger"}:
-            following += self._compared(evidence, 0)
-            following += [Unit(f"pairs-{s}", None, s) for s in data.y.unique().tolist() if self.pairs]
-        elif "pairs" in done and "closer" not in done:
+        if "pairs" in done and "closer" not in done:
             again = self.schedule.cells_in(model.classes)
             if again and "cells" not in done:
                 first, _ = stand_out([cells_of(evidence, "pairs")], again)
@@ -159,7 +166,8 @@ class Cascade(ModelDetector):
                 standing, others = standing_cells(evidence, self.schedule)
                 following = [Unit(f"closer-{s}-{t}", t, s) for s, t in (*standing, *others)]
         if not following and not done & {*LOOKS[1], "trigger"} and self._doubtful(evidence, model.classes):
-            following = self._compared(evidence, 1)
+            own = [Unit(e.unit, e.target) for e in evidence if e.unit.startswith("class-")]
+            following = [*chain(*self._compared(own, 1))]
         if not following and "trigger" not in done:
             top = self._case(evidence, model.classes).suspects()[0]
             following = [Unit(f"trigger-{top.target}", top.target, top.source)]
