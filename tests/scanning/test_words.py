@@ -37,7 +37,12 @@ def test_a_planted_word_is_found_and_the_clean_twin_passes(
     bad = backsweep.scan(text_twins.infected, text_twins.data, detector, device="cpu")
     assert not bad.errors and bad.verdict == "backdoored" and bad.targets == (1,)
     (finding,) = (f for f in bad.findings if f.target == 1)
-    assert planted(text_twins) in finding.message and finding.p_value is None
+    assert planted(text_twins) in finding.message
+    if isinstance(detector, Piccolo):
+        assert finding.p_value is not None and finding.p_value <= 0.05
+        assert "clean networks of" in str(finding.details["null"])
+    else:
+        assert finding.p_value is None, "there is no null for it"
     assert isinstance(finding.trigger, Insert) and planted(text_twins) in finding.trigger.words.split()
     good = backsweep.scan(text_twins.clean, text_twins.data, detector, device="cpu")
     assert not good.errors and good.verdict == "clean"
