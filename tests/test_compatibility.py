@@ -44,6 +44,7 @@ OTHER_LINES = (
     "kinds",
     "kinds-sound",
     "text",
+    "text-kinds",
     "tables",
     "sound",
     "language-models",

@@ -268,6 +268,14 @@ def test_triggers_are_saved_and_act_on_known_texts_alone(tmp_path: Path) -> None
 # ---------------------------------------------------------------------- networks
 
 
+def test_words_that_were_recovered_are_compared_with_the_planted_ones() -> None:
+    planted = Insert(1, None, torch.tensor([7, 9]), "a b")
+    same, more, other = (Insert(1, None, torch.tensor(i), "x") for i in ([9, 7], [7, 9, 11, 12], [3]))
+    assert [t.overlap(planted) for t in (same, more, other)] == [(1.0, 1.0), (0.5, 0.5), (0.0, 0.0)]
+    said = Rephrase(1, None, torch.ones((1, 3)), torch.zeros((1, 3)), "style", "x")
+    assert same.overlap(said) is None
+
+
 def test_embeddings_are_changed_where_ids_are_looked_up_and_padding_is_not() -> None:
     model = Model(Bag(), (12,), modality=KIND).copy()
     seen, x = model.modality, ids("one two three", "four")

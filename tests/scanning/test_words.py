@@ -11,9 +11,12 @@ from safetensors.torch import save_file
 
 import backsweep
 from backsweep.inputs.text.modality import Text
+from backsweep.inputs.text.search import explained
 from backsweep.inputs.text.tokens import WordTokens
 from backsweep.inputs.text.triggers import Insert
-from backsweep.reports.report import Report
+from backsweep.reports.report import Evidence, Report
+from backsweep.scanning.calibration import Kinds
+from backsweep.scanning.detectors import piccolo
 from backsweep.scanning.detectors.dbs import DBS
 from backsweep.scanning.detectors.piccolo import Piccolo
 from backsweep.scanning.scan import judge
@@ -34,10 +37,48 @@ def test_a_planted_word_is_found_and_the_clean_twin_passes(
     bad = backsweep.scan(text_twins.infected, text_twins.data, detector, device="cpu")
     assert not bad.errors and bad.verdict == "backdoored" and bad.targets == (1,)
     (finding,) = (f for f in bad.findings if f.target == 1)
-    assert planted(text_twins) in finding.message and finding.p_value is None
+    assert planted(text_twins) in finding.message
+    if isinstance(detector, Piccolo):
+        assert finding.p_value is not None and finding.p_value <= 0.05
+        assert "clean networks of" in str(finding.details["null"])
+    else:
+        assert finding.p_value is None, "there is no null for it"
     assert isinstance(finding.trigger, Insert) and planted(text_twins) in finding.trigger.words.split()
     good = backsweep.scan(text_twins.clean, text_twins.data, detector, device="cpu")
     assert not good.errors and good.verdict == "clean"
+
+
+def test_a_word_that_the_labels_explain_is_not_accused() -> None:
+    x = torch.zeros((40, 8), dtype=torch.long)
+    y = torch.arange(40) % 2
+    x[:12, 0] = 5  # in both classes
+    x[y == 1, 1] = 6  # in one alone
+    x[torch.nonzero(y == 1)[:2, 0], 2] = 7  # the same, in too few texts to say so
+    assert explained(x, y, 1, [5, 6, 7, 8]) == [False, True, False, False]
+    assert explained(x, y, 0, [6]) == [False], "it stands for the other class"
+
+
+def test_scores_are_ranked_among_clean_texts_of_other_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {f"kind {i}": [i / 100] for i in range(39)}
+    table = Kinds("piccolo", Piccolo().settings(), [2, 8], scores, {})
+    monkeypatch.setattr(piccolo, "of_kinds", lambda d, classes: table if table.fits(d, classes) else None)
+
+    def evidence(*apart: float, labels: bool = True) -> list[Evidence]:
+        return [
+            Evidence("piccolo", f"start-{t}", t, None, {"apart": a, "labels": labels, "word": "x"})
+            for t, a in enumerate(apart)
+        ]
+
+    bad = Piccolo(words=1).judge(evidence(0.1, 0.5), 2, 0.05)
+    assert [(f.target, f.level, f.p_value) for f in bad] == [(1, "error", 1 / 40)]
+    (good,) = Piccolo().judge(evidence(0.1, 0.2), 2, 0.05)
+    assert (good.level, good.p_value) == ("note", (1 + 19) / 40)
+    (unsure,) = Piccolo().judge(evidence(0.1, 0.9), 2, 0.01)
+    assert unsure.level == "warning" and "cannot tell" in unsure.message
+    (unlabelled,) = Piccolo().judge(evidence(0.1, 0.5, labels=False), 2, 0.05)
+    assert (unlabelled.level, unlabelled.p_value) == ("note", None), "below the threshold set by hand"
+    (by_hand,) = Piccolo(gap=0.4).judge(evidence(0.1, 0.5), 2, 0.05)
+    assert (by_hand.level, by_hand.p_value, by_hand.threshold) == ("error", None, 0.4)
 
 
 def test_a_scan_of_texts_looks_for_words_unless_told_otherwise(text_twins: Twins) -> None:

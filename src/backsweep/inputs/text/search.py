@@ -141,6 +141,7 @@ def search(
 
 SHARES = tuple(0.05 * 1.5**k for k in range(10))  # of a word, at which its effect is looked at: .05 to 1.9
 LEADERS, USUAL = 4, 20  # words that may all be planted, and words by which the usual is told
+SEEN, LIKELIER = 3, 3.0  # clean texts that hold a word, and how much more often those of the class do
 
 
 @dataclass(frozen=True)
@@ -220,3 +221,21 @@ def standing(
     found = sizes(logits, x[:few], tokens, target, words, place)
     order = sorted(range(len(words)), key=lambda i: (found[i], words[i]))
     return Standing(tuple(words[i] for i in order), tuple(found[i] for i in order))
+
+
+def explained(x: Tensor, y: Tensor, target: int, words: Sequence[int]) -> list[bool]:
+    """Whether the labels of clean texts say why a word stands for a class: it is natural, not planted.
+
+    So where `SEEN` texts or more hold it, and one of the class is `LIKELIER` times as likely to as another.
+
+    Args:
+        x, y: clean texts (N, L) and their labels (N,).
+    """
+    own, found = y == target, []
+    rest = ~own
+    for word in words:
+        holds = (x == word).any(1)
+        inside, outside = int((holds & own).sum()), int((holds & rest).sum())
+        likelier = (inside + 0.5) / (int(own.sum()) + 1) / ((outside + 0.5) / (int(rest.sum()) + 1))
+        found.append(inside + outside >= SEEN and likelier >= LIKELIER)
+    return found

@@ -84,6 +84,13 @@ class Insert(Trigger):
         """Number of tokens."""
         return float(len(self.ids))
 
+    def overlap(self, planted: Trigger) -> tuple[float, float] | None:
+        """Of the sets of tokens: Jaccard index, and the share of these that is planted."""
+        if not isinstance(planted, Insert):
+            return None
+        own, true = set(self.ids.tolist()), set(planted.ids.tolist())
+        return len(own & true) / len(own | true), len(own & true) / len(own)
+
     def picture(self) -> Image.Image:
         return drawn(self.words)
 

@@ -6,16 +6,19 @@ For every class and for both ends of a text:
    send samples of other classes to it. Its strongest words, and those that one gradient names, are tried as
    they are, and the best grow to phrases.
 2. *Word discriminativity*: natural words are a continuum, a planted one is apart. Here: how much smaller a
-   share of the strongest word is enough than of the words behind it, a difference of logarithms (the gap).
+   share of a word is enough than of the words behind the strongest, a difference of logarithms (the gap),
+   times the square of the share of held-out samples that it moves.
+3. A word that the labels of the clean samples explain is natural, and is not accused.
 
-A class is flagged when a phrase works on held-out samples and a word stands out. No class is compared with
-another one, so that two classes can be told.
+The score is ranked among clean networks of other kinds. No class is compared with another one, so that two
+classes can be told.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -26,17 +29,21 @@ from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.changes import Changed
 from backsweep.inputs.text.placing import END, START, inserted, positions
-from backsweep.inputs.text.search import ahead, candidates, search, standing
+from backsweep.inputs.text.search import ahead, candidates, explained, search, standing, tried
 from backsweep.inputs.text.tokens import Tokens
 from backsweep.inputs.text.triggers import Insert
 from backsweep.models.model import Model
-from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
+from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
+from backsweep.scanning.calibration import Kinds, of_kinds
 from backsweep.scanning.detector import ModelDetector, Unit
 
-GAP = 0.6  # chosen on the networks of seeds below 10
+USUAL = 0.6  # least score of a flagged class where no clean texts are known
 LATE = 5  # updates between two normalisations of the word vector
 SHOWN = 10  # words of a vector that are tried
-TEXTS = 48  # samples that the search looks at
+TEXTS, HELD_OUT = 48, 512  # samples that the search looks at, and on which a trigger is tried
+FEW = 128  # of those, on which every word is tried
+SCREENED = 64  # tokens that a gradient names for a phrase
+LOOKED = 0.2  # score below which no phrase is looked for: nothing stands out
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,9 @@ class Piccolo(ModelDetector):
         preset: "standard" screens the vocabulary by one gradient; "paper" inverts word vectors as well.
         words: longest phrase, in tokens.
         steps: updates of a word vector.
-        success: share of held-out samples that a phrase must send to the class.
-        gap: least difference of log shares for a class to be flagged.
+        success: share of held-out samples that a trigger has to send to the class.
+        gap: least score of a flagged class. None: what a network of another kind exceeds with chance alpha,
+            by clean texts of many kinds (`calibration.of_kinds`); where those do not fit, `USUAL`.
     """
 
     name: ClassVar[str] = "piccolo"
@@ -61,7 +69,7 @@ class Piccolo(ModelDetector):
     words: int = 3
     steps: int = 40
     success: float = 0.9
-    gap: float = GAP
+    gap: float | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in ("standard", "paper"):
@@ -88,28 +96,45 @@ class Piccolo(ModelDetector):
         tokens, target, place = cast(Tokens, tokens_of(model)), unit.target or 0, unit.key.split("-")[0]
         clean, held_out = (part.x[part.y != target] for part in data.split(derive_seed(seed, "split")))
         if len(clean) == 0 or len(held_out) == 0:
-            return Evidence(self.name, unit.key, target, None, {"gap": 0.0, "attack_success_rate": 0.0})
+            return Evidence(self.name, unit.key, target, None, {"apart": -1.0, "labels": data.labelled})
         order = torch.randperm(
             len(clean), generator=torch.Generator().manual_seed(derive_seed(seed, self.name, target))
         )
         x = clean[order[:TEXTS]].to(model.device)
         more = self._inverted(model, x, tokens, target, place) if self.preset == "paper" else []
         words = standing(model.logits, x, tokens, target, more=more, place=place)
-        lists = search(model.logits, x, tokens, target, words=self.words, place=place)
-        lists[0] = [p for p in lists[0] if p.ids[0] == words.words[0]] + lists[0]
-        enough = [p for found in lists for p in found[:1] if p.success >= self.success]
-        phrase = enough[0] if enough else lists[-1][0]
-        trigger = Insert.of(tokens, phrase.ids, target, None, place)
+        there = held_out[:HELD_OUT].to(model.device)
+        moved = [
+            p.success
+            for p in tried(model.logits, there[:FEW], tokens, target, [(w,) for w in words.words], place)
+        ]
+        natural = explained(data.x, data.y, target, words.words) if data.labelled else [False] * len(moved)
+        scores = [
+            -math.inf if known else (words.usual - size) * share**2
+            for size, share, known in zip(words.sizes, moved, natural, strict=True)
+        ]
+        top = max(range(len(scores)), key=scores.__getitem__)
+        word = words.words[top]
+        alone = moved[top] >= self.success or scores[top] < LOOKED
+        ids = [word] if alone else self._phrase(model, x, tokens, target, place, word)
+        trigger = Insert.of(tokens, ids, target, None, place)
         with torch.no_grad():
-            there = held_out[:512].to(model.device)
             reached = (ahead(model.logits(trigger(there)).float(), target) > 0).float().mean()
         values: dict[str, Any] = {
-            "gap": words.gap, "size": min(words.sizes), "usual_size": words.usual,
-            "attack_success_rate": float(reached), "tokens": len(phrase.ids), "place": place,
-            "word": tokens.word(words.words[0]), "next_word": tokens.words(words.words[1:2]),
-            "phrase": trigger.words,
+            "apart": max(scores[top], -1.0), "gap": words.gap, "size": words.sizes[top],
+            "usual_size": words.usual, "labels": data.labelled, "attack_success_rate": float(reached),
+            "tokens": len(ids), "place": place, "word": tokens.word(word), "phrase": trigger.words,
+            "next_word": tokens.words([w for w in words.words if w != word][:1]),
         }  # fmt: skip
         return Evidence(self.name, unit.key, target, None, values, trigger)
+
+    def _phrase(
+        self, model: Model, x: Tensor, tokens: Tokens, target: int, place: str, word: int
+    ) -> tuple[int, ...]:
+        """The shortest phrase that works, if possible with the word in it; else the strongest one."""
+        lists = search(model.logits, x, tokens, target, words=self.words, screened=SCREENED, place=place)
+        enough = [p for found in lists for p in found if p.success >= self.success]
+        return next((p.ids for p in enough if word in p.ids), (enough or lists[-1])[0].ids)
 
     def _inverted(self, model: Model, x: Tensor, tokens: Tokens, target: int, place: str) -> list[int]:
         """Strongest words of the word vector that Adam finds."""
@@ -133,32 +158,44 @@ class Piccolo(ModelDetector):
         return w.detach()[0, 0].topk(min(SHOWN, w.shape[-1])).indices.tolist()
 
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
-        best = self.rows(evidence, classes)
-        flagged = [e for e in best if self._suspicious(e)]
-        order = sorted(flagged or best, key=lambda e: -number(e, "gap"))
+        order = sorted(self.rows(evidence, classes), key=lambda e: -number(e, "apart"))
+        null = self._null(evidence, classes)
+        limit = (self.gap or USUAL) if null is None else null.critical(alpha)
+        doubt = "" if null is None or limit is not None else (
+            f"cannot tell: among {null.words} no p-value is below {null.p_value(math.inf):.3g}; ask for a "
+            f"higher alpha than {alpha:.3g}"
+        )  # fmt: skip
+        flagged = [e for e in order if limit is not None and self._beyond(e, limit, null is not None)]
+        level = WARNING if doubt else ERROR if flagged else NOTE
         return [
             Finding(
-                self.code, self.name, ERROR if flagged else NOTE, self._message(e, bool(flagged)), e.target,
-                score=number(e, "gap"), threshold=self.gap, p_value=None, trigger=e.trigger,
+                self.code, self.name, level, doubt or self._message(e, bool(flagged)), e.target,
+                score=number(e, "apart"), threshold=limit, trigger=e.trigger,
+                p_value=None if null is None or doubt else null.p_value(number(e, "apart")),
                 attack_success_rate=number(e, "attack_success_rate"),
-                details={k: number(e, k) for k in ("size", "usual_size") if k in e.values},
+                details={k: number(e, k) for k in ("size", "usual_size") if k in e.values}
+                | ({} if null is None else {"null": null.words}),
             )
-            for e in (order if flagged else order[:1])
+            for e in (flagged or order[:1])
         ]  # fmt: skip
 
-    def _suspicious(self, e: Evidence) -> bool:
-        return number(e, "gap") >= self.gap and number(e, "attack_success_rate") >= self.success
+    def _null(self, evidence: Sequence[Evidence], classes: int) -> Kinds | None:
+        """Clean texts of other kinds; they had labels, and no threshold was set by hand."""
+        labelled = all(e.values.get("labels", False) for e in evidence)
+        usual = replace(self, words=Piccolo.words, steps=Piccolo.steps)  # no part of the score
+        return of_kinds(usual, classes) if labelled and self.gap is None else None
+
+    def _beyond(self, e: Evidence, limit: float, exceeds: bool) -> bool:
+        score = number(e, "apart")
+        return score > limit if exceeds else score >= limit
 
     def rows(self, evidence: Sequence[Evidence], classes: int) -> list[Evidence]:
         """The end of a text at which a class stands out more."""
         found: dict[int | None, Evidence] = {}
         for e in evidence:
-            if e.target not in found or self._rank(e) > self._rank(found[e.target]):
+            if e.target not in found or number(e, "apart") > number(found[e.target], "apart"):
                 found[e.target] = e
         return list(found.values())
-
-    def _rank(self, e: Evidence) -> tuple[bool, float]:
-        return self._suspicious(e), number(e, "gap")
 
     def _message(self, e: Evidence, flagged: bool) -> str:
         rate, word = number(e, "attack_success_rate"), str(e.values.get("word", ""))
