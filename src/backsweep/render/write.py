@@ -6,6 +6,7 @@ from functools import singledispatch
 from pathlib import Path
 
 from backsweep.core.files import write_json, write_text
+from backsweep.render.exchange.model_card import model_card
 from backsweep.render.exchange.sarif import sarif
 from backsweep.render.pages import audit, repair, scan
 from backsweep.reports.audit import Audit
@@ -22,6 +23,7 @@ def write(record: object, folder: Path) -> None:
 @write.register
 def _(record: Report, folder: Path) -> None:
     write_text(folder / "report.html", scan.html(record, folder=folder))
+    write_text(folder / "model-card.md", model_card(record))
     write_json(folder / "report.sarif", sarif(record))
 
 
