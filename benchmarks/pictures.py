@@ -28,9 +28,16 @@ NOTEBOOKS = Path(__file__).parents[1] / "examples" / "notebooks"
 WIDTH = 112  # characters of the terminal
 
 
+class Screen(Console):
+    """A terminal that folds what is too long, as one does that people look at."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **{**options, "soft_wrap": False})
+
+
 def recording(folder: Path, out: Path) -> None:
     """The demo's terminal as an SVG, with what every cell repeats said once."""
-    screen = Console(
+    screen = Screen(
         record=True, width=WIDTH, force_terminal=True, color_system="truecolor", file=io.StringIO()
     )
     screen.print("[bold]$ backsweep demo --out demo[/bold]", highlight=False)
