@@ -285,7 +285,7 @@ def test_bodies_without_a_length_are_cut_off_too(client: Client) -> None:
 
 
 def test_other_paths_and_methods_are_refused(client: Client) -> None:
-    assert client("/")[0] == 404
+    assert client("/nothing")[0] == 404
     assert client("/predict")[0] == 405
     assert client("/docs")[0] == 404
     assert client("/health", b"x", method="DELETE")[0] == 405
