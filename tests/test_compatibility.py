@@ -48,6 +48,7 @@ OTHER_LINES = (
     "tables",
     "sound",
     "language-models",
+    "language-repairs",
     "adapters",
     "small-sets",
 )  # networks that were built, and what a script of its own made
