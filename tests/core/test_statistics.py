@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backsweep.core.statistics import anomaly_index, chance_of_index, index_at, wilson
@@ -74,6 +74,7 @@ def test_index_has_no_unit(values: list[float], factor: float) -> None:
 
 
 @given(st.integers(0, 50), st.integers(1, 50))
+@example(0, 3)
 def test_wilson_holds_the_share(hits: int, more: int) -> None:
     low, high = wilson(hits, hits + more)
     assert 0 <= low <= hits / (hits + more) <= high <= 1
