@@ -56,12 +56,11 @@ def recording(folder: Path, out: Path) -> None:
     out.write_text(re.sub(r">\s+<", "><", text), encoding="utf-8")
 
 
-def shot(browser: Browser, page_file: Path, out: Path, width: int, height: int, select: str = "") -> None:
-    """The top of a page, or a part of it, as a small PNG."""
+def shot(browser: Browser, page_file: Path, out: Path, width: int, height: int) -> None:
+    """The top of a page as a small PNG."""
     page: Any = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=1)
     page.goto(page_file.as_uri())
-    found = page.locator(select).first if select else page
-    image = Image.open(io.BytesIO(found.screenshot())).convert("RGB")
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     image.quantize(128).save(out, optimize=True)
     page.close()
 

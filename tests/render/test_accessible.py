@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from test_browser import REPORTS, board_lines
 from test_dashboard import records
-from test_dashboard_browser import serve
+from test_dashboard_browser import serve, stored
 from test_render_repair import make_repaired
 
 from backsweep.guarding.front import PAGE
-from backsweep.inventory.running import Logbook
-from backsweep.inventory.store import Store
 from backsweep.render.boards import leaderboard
 from backsweep.render.dashboard import lists
 from backsweep.render.pages import audit, repair, scan
@@ -76,38 +74,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with Store(str(tmp_path_factory.mktemp("dashboard") / "store.db")) as store:
-        for record in records():
-            store.put(record)
-        book = Logbook(store, {}, 9)
-        book.tell(4, 1, ["nets/a.pt"], ["nets/b.pt"], soon=True)
+    for store in stored(tmp_path_factory.mktemp("dashboard")):
         yield from serve(store)
-        book.end(4, 1)
+
+
+def found(browser: Browser, view: str, pages: Iterable[str]) -> dict[str, list[str]]:
+    """What axe finds on pages, with all that is folded open; those without are left out."""
+    seen = {}
+    with browser.new_context(**VIEWS[view], bypass_csp=True) as context:
+        page = context.new_page()
+        for address in pages:
+            page.goto(address)
+            for fold in page.locator("summary").all():
+                fold.click()
+            seen[address] = troubles(page)
+    return {address: t for address, t in seen.items() if t}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("view", SCREENS)
 def test_axe_finds_nothing_on_a_page(browser: Browser, folder: Path, view: str) -> None:
-    found = {}
-    with browser.new_context(**VIEWS[view], bypass_csp=True) as context:
-        page = context.new_page()
-        for name in PAGES:
-            page.goto((folder / f"{name}.html").as_uri())
-            for fold in page.locator("summary").all():
-                fold.click()
-            found[name] = troubles(page)
-    assert {name: t for name, t in found.items() if t} == {}
+    assert found(browser, view, [(folder / f"{name}.html").as_uri() for name in PAGES]) == {}
 
 
 @pytest.mark.parametrize("view", SCREENS)
 def test_axe_finds_nothing_in_the_dashboard(browser: Browser, address: str, view: str) -> None:
-    found = {}
-    with browser.new_context(**VIEWS[view], bypass_csp=True) as context:
-        page = context.new_page()
-        for path in DASHBOARD:
-            page.goto(address + path)
-            found[path] = troubles(page)
-    assert {path: t for path, t in found.items() if t} == {}
+    assert found(browser, view, [address + path for path in DASHBOARD]) == {}
 
 
 def test_axe_sees_what_is_wrong(browser: Browser) -> None:

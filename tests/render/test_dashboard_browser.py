@@ -29,15 +29,20 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with Store(str(tmp_path_factory.mktemp("dashboard") / "store.db")) as found:
+def stored(folder: Path) -> Iterator[Store]:
+    """A store with verdicts, and a sweep that runs."""
+    with Store(str(folder / "store.db")) as found:
         for record in records():
             found.put(record)
         book = Logbook(found, {}, 9)
         book.tell(4, 1, ["nets/a.pt"], ["<b>nets</b>/b.pt"], soon=True)
         yield found
         book.end(4, 1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    yield from stored(tmp_path_factory.mktemp("dashboard"))
 
 
 def serve(store: Store, token: str | None = None) -> Iterator[str]:

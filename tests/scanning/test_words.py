@@ -15,8 +15,8 @@ from backsweep.inputs.text.search import explained
 from backsweep.inputs.text.tokens import WordTokens
 from backsweep.inputs.text.triggers import Insert
 from backsweep.reports.report import Evidence, Report
+from backsweep.scanning import calibration
 from backsweep.scanning.calibration import Kinds
-from backsweep.scanning.detectors import piccolo
 from backsweep.scanning.detectors.dbs import DBS
 from backsweep.scanning.detectors.piccolo import Piccolo
 from backsweep.scanning.scan import judge
@@ -61,7 +61,7 @@ def test_a_word_that_the_labels_explain_is_not_accused() -> None:
 def test_scores_are_ranked_among_clean_texts_of_other_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = {f"kind {i}": [i / 100] for i in range(39)}
     table = Kinds("piccolo", Piccolo().settings(), [2, 8], scores, {})
-    monkeypatch.setattr(piccolo, "of_kinds", lambda d, classes: table if table.fits(d, classes) else None)
+    monkeypatch.setattr(calibration, "tables_of_kinds", lambda: (table,))
 
     def evidence(*apart: float, labels: bool = True) -> list[Evidence]:
         return [

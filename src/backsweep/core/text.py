@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+# Marks of Markdown, "_" at the edge of a word, and what makes a link of a bare address
+_MARKDOWN = re.compile(r"[\\`*|\[\]~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def one_line(text: str) -> str:
     """A message as one printable line; what a file calls things may hold anything."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def in_markdown(text: str) -> str:
+    """One line that Markdown shows as it is, within a line of its own."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(lambda m: "\\" + m.group(), text)
 
 
 def some(names: Iterable[object], most: int = 3) -> str:

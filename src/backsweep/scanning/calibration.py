@@ -7,7 +7,7 @@ this alone; with it
 
 holds whatever the distribution, for a network of the same kind as those of the table. Where no table
 fits, the detector's own p-value stays, from a null within the model, and is marked uncalibrated. A detector
-whose scores may be compared across kinds asks `Kinds` itself (`of_kinds`).
+whose scores may be compared across kinds asks `Kinds` itself (`threshold_of`).
 """
 
 from __future__ import annotations
@@ -179,6 +179,65 @@ def of_kinds(detector: Judging, classes: int) -> Kinds | None:
     return next((t for t in tables_of_kinds() if t.fits(detector, classes)), None)
 
 
+@dataclass(frozen=True)
+class Threshold:
+    """What scores of a detector are held against: clean networks of other kinds, or a number.
+
+    Attributes:
+        null: those networks, None where they do not fit.
+        at: a score that has to be exceeded beside them, and reached without; None: none is enough.
+        doubt: why nothing can be told then, "" where something can.
+    """
+
+    null: Kinds | None
+    at: float | None
+    doubt: str = ""
+
+    def passed(self, score: float) -> bool:
+        return self.at is not None and (score >= self.at if self.null is None else score > self.at)
+
+    def p_value(self, score: float) -> float | None:
+        """Of a finding; None where there is none."""
+        return None if self.null is None or self.doubt else self.null.p_value(score)
+
+    @property
+    def details(self) -> dict[str, float | str | None]:
+        """What the p-value of a finding rests on, for it to say so."""
+        return {} if self.null is None else {"null": self.null.words}
+
+
+def threshold_of(
+    detector: Judging,
+    evidence: Sequence[Evidence],
+    classes: int,
+    alpha: float,
+    by_hand: float | None,
+    usual: float,
+) -> Threshold:
+    """Clean networks of other kinds; they had labels, so where the evidence is without, a number.
+
+    Args:
+        evidence: says in `labels` whether the clean samples had some.
+        by_hand: a threshold that was set, None: the networks, and `usual` where they do not fit.
+    """
+    labelled = all(e.values.get("labels", False) for e in evidence)
+    null = of_kinds(detector, classes) if labelled and by_hand is None else None
+    if null is None:
+        return Threshold(None, usual if by_hand is None else by_hand)
+    if (at := null.critical(alpha)) is not None:
+        return Threshold(null, at)
+    return Threshold(null, None, _out_of_reach(null, alpha))
+
+
+def _out_of_reach(null: Standard, alpha: float) -> str:
+    """That no score is called at alpha."""
+    least = null.p_value(math.inf)
+    return (
+        f"cannot tell: among {null.words} no p-value is below {least:.3g}; ask for a higher alpha than "
+        f"{alpha:.3g}"
+    )
+
+
 def judge(
     detector: Judging,
     evidence: Sequence[Evidence],
@@ -206,11 +265,7 @@ def judge(
             for f in findings
         ]
     if null.critical(alpha) is None:
-        least = null.p_value(math.inf)
-        doubt = (
-            f"cannot tell: among {null.words} no p-value is below {least:.3g}; ask for a higher alpha than "
-            f"{alpha:.3g}, or make a larger table (backsweep bench null)"
-        )
+        doubt = f"{_out_of_reach(null, alpha)}, or make a larger table (backsweep bench null)"
         return [_told(replace(f, level=WARNING, message=doubt, p_value=null.p_value(f.score)), null.words)
                 for f in every[:1]]  # fmt: skip
     # the detector's own level at which it flags what the table flags, and nothing else

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -18,6 +17,7 @@ from backsweep.bench.figures import Board, Published, Row
 from backsweep.bench.records import Fix, Scan
 from backsweep.bench.splits import Chosen
 from backsweep.core.statistics import Estimate, Share
+from backsweep.core.text import in_markdown
 from backsweep.render import view
 from backsweep.render.boards.strip_plot import Plot, plot
 from backsweep.render.pages.page import template
@@ -89,14 +89,14 @@ def joined(pages: Sequence[Page]) -> Page:
 
 def markdown(page: Page) -> str:
     """The leaderboard as a Markdown file."""
-    parts = [f"# {_escape(page.title)}", *(_escape(line) for line in page.intro)]
+    parts = [f"# {in_markdown(page.title)}", *(in_markdown(line) for line in page.intro)]
     for section in page.sections:
-        parts += [f"## {_escape(section.title)}", *(_escape(line) for line in section.text)]
+        parts += [f"## {in_markdown(section.title)}", *(in_markdown(line) for line in section.text)]
         for caption, table in section.tables:
-            parts += [f"### {_escape(caption)}"] if caption else []
+            parts += [f"### {in_markdown(caption)}"] if caption else []
             parts.append(_markdown_table(table))
         if section.items:
-            parts.append("\n".join(f"- {_escape(item)}" for item in section.items))
+            parts.append("\n".join(f"- {in_markdown(item)}" for item in section.items))
     return "\n\n".join(parts) + "\n"
 
 
@@ -115,21 +115,12 @@ def _markdown_table(table: Table) -> str:
         return "| " + " | ".join(cells) + " |"
 
     def text(cell: Cell) -> str:
-        main = f"**{_escape(cell.main)}**" if cell.strong else _escape(cell.main)
-        return main + (_escape(f" ({cell.note})") if cell.note else "")
+        main = f"**{in_markdown(cell.main)}**" if cell.strong else in_markdown(cell.main)
+        return main + (in_markdown(f" ({cell.note})") if cell.note else "")
 
     rule = line(["---"] * len(table.head))
     rows = [line([text(c) for c in row]) for row in table.rows]
-    return "\n".join([line([_escape(h) for h in table.head]), rule, *rows])
-
-
-_SPECIAL = re.compile(r"[\\`*|\[\]~$]|(?<![^\W_])_|_(?![^\W_])")
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _SPECIAL.sub(lambda m: "\\" + m.group(), text)
+    return "\n".join([line([in_markdown(h) for h in table.head]), rule, *rows])
 
 
 # ---------------------------------------------------------------------- words

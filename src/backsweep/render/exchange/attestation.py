@@ -145,7 +145,7 @@ def verify(place: Path, key: Path, digest: str | None = None) -> Signed:
     found = _opened(_read(file, "the signed verdict", MOST_BYTES), file, key)
     if place.is_dir():
         blob = _read(place / "report.json", "the report", None)
-        if hashlib.sha256(blob).hexdigest() != found.report:
+        if _sha256(blob)["sha256"] != found.report:
             raise BadInput(f"{place / 'report.json'} is not the report that was signed: it was changed since")
     if digest is not None and digest != found.digest:
         raise BadInput(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
+from backsweep.core.text import in_markdown
 from backsweep.render import view
 from backsweep.reports.report import ERROR, Report
-
-_MARKUP = re.compile(r"([\\`*_{}\[\]()<>#|~&$@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 
 
 def model_card(report: Report) -> str:
@@ -38,14 +37,13 @@ def model_card(report: Report) -> str:
     if triggers:
         rows.append(("Triggers recovered", _text(f"{triggers}, shown in report.html")))
     table = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)]
-    why = [_text(view.clean(line, 600)) for line in said.why]
+    why = map(_text, said.why)
     return "\n\n".join(["## Backdoor scan", _text(said.headline), "\n".join(table), *why]) + "\n"
 
 
 def _text(text: object) -> str:
     """Untrusted text as one line of plain words in Markdown, which starts no list or heading."""
-    line = _MARKUP.sub(r"\\\1", view.clean(text, 600))
-    return re.sub(r"^(\d*)([-+.])(?=[-\s]|$)", r"\1\\\2", line)
+    return re.sub(r"^(\d*)([-+.#=])(?=[-#=\s]|$)", r"\1\\\2", in_markdown(view.clean(text, 600)))
 
 
 def _digest(text: object) -> str:

@@ -98,24 +98,23 @@ class Cascade(ModelDetector):
         pupil = s.pupil and self.pupil and self.reference
         return replace(s, pupil=pupil, second=self.second if s.second and pupil else 0.0)
 
-    def _first(self, own: Sequence[Unit], data: Data) -> list[Unit]:
+    def _first(self, model: Model, data: Data, classes: Sequence[int]) -> list[Unit]:
         """The first look, all of it at once: classes in the suspect and in references, and pairs."""
-        of_a_space = [list(group) for _, group in groupby(own, kind_of)]
-        learning, learned = self._compared(own, 0)
+        space, *others = [[Unit(f"class-{s}-{t}", t) for t in classes] for s in self._names(model)]
+        learning, learned = self._compared([space, *others], 0)
         pairs = [Unit(f"pairs-{s}", None, s) for s in data.y.unique().tolist() if self.pairs]
-        return [*of_a_space[0], *learning, *chain(*of_a_space[1:]), *pairs, *learned]
+        return [*space, *learning, *chain(*others), *pairs, *learned]
 
-    def _compared(self, own: Sequence[Unit], look: int) -> tuple[list[Unit], list[Unit]]:
-        """The classes that are measured, in the references of a look: a space of each, then the others.
-
-        References that learn at the same time, the slowest first, keep no core waiting.
-        """
+    def _compared(self, spaces: Sequence[Sequence[Unit]], look: int) -> tuple[list[Unit], list[Unit]]:
+        """The classes, by space, in the references of a look: the first space, whose references learn at the
+        same time, the slowest first, so that no core waits; and the others."""
         kinds = LOOKS[look][: self.reference + self.schedule.pupil]
-        spaces = [
-            [[Unit(u.key.replace("class", kind, 1), u.target) for u in group] for kind in kinds]
-            for group in (list(group) for _, group in groupby(own, kind_of))
-        ]
-        return [*chain(*reversed(spaces[0]))], [*chain(*chain(*zip(*spaces[1:], strict=True)))]
+
+        def there(kind: str, units: Sequence[Unit]) -> list[Unit]:
+            return [Unit(u.key.replace("class", kind, 1), u.target) for u in units]
+
+        learning = [u for kind in reversed(kinds) for u in there(kind, spaces[0])]
+        return learning, [u for kind in kinds for space in spaces[1:] for u in there(kind, space)]
 
     def _doubtful(self, evidence: Sequence[Evidence], classes: int) -> bool:
         """Whether the first look is worth a second: it would be suspicious beside the population."""
@@ -145,17 +144,16 @@ class Cascade(ModelDetector):
         return found
 
     def units(self, model: Model, data: Data) -> Sequence[Unit]:
-        names, classes = self._names(model), range(model.classes)
+        classes = range(model.classes)
         if model.classes <= self.schedule.all_classes:
-            return self._first([Unit(f"class-{s}-{t}", t) for s in names for t in classes], data)
-        looks = self.schedule.looked(names)
+            return self._first(model, data, classes)
+        looks = self.schedule.looked(self._names(model))
         return [*(Unit(f"look-{s}-{t}", t) for s in looks for t in classes), Unit("head")]
 
     def more(self, model: Model, data: Data, evidence: Sequence[Evidence]) -> Sequence[Unit]:
         done = {e.unit.split("-")[0] for e in evidence}
         if "class" not in done:
-            here = chosen(evidence, self.schedule)
-            return self._first([Unit(f"class-{s}-{t}", t) for s in self._names(model) for t in here], data)
+            return self._first(model, data, chosen(evidence, self.schedule))
         following: list[Unit] = []
         if "pairs" in done and "closer" not in done:
             again = self.schedule.cells_in(model.classes)
@@ -166,8 +164,9 @@ class Cascade(ModelDetector):
                 standing, others = standing_cells(evidence, self.schedule)
                 following = [Unit(f"closer-{s}-{t}", t, s) for s, t in (*standing, *others)]
         if not following and not done & {*LOOKS[1], "trigger"} and self._doubtful(evidence, model.classes):
-            own = [Unit(e.unit, e.target) for e in evidence if e.unit.startswith("class-")]
-            following = [*chain(*self._compared(own, 1))]
+            own = (Unit(e.unit, e.target) for e in evidence if e.unit.startswith("class-"))
+            spaces = [list(group) for _, group in groupby(own, kind_of)]
+            following = [*chain(*self._compared(spaces, 1))]
         if not following and "trigger" not in done:
             top = self._case(evidence, model.classes).suspects()[0]
             following = [Unit(f"trigger-{top.target}", top.target, top.source)]

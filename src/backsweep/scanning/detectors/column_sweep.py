@@ -10,7 +10,6 @@ suspect above the largest on a reference is what counts, as a rank among clean t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -25,7 +24,7 @@ from backsweep.inputs.table.triggers import SetColumns
 from backsweep.models.model import Model
 from backsweep.models.washing import GIVEN
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
-from backsweep.scanning.calibration import Kinds, of_kinds
+from backsweep.scanning.calibration import Threshold, threshold_of
 from backsweep.scanning.detector import ModelDetector, Stage, Unit
 from backsweep.scanning.surrogates import Beside, alike, answers_of, surrogates
 
@@ -57,7 +56,7 @@ class ColumnSweep(ModelDetector):
         columns: the largest set that is looked for: one and two exactly, more by growing the best.
         success: share of held-out rows that a set must move for an alarm.
         excess: the least score of a flagged class. None: what a network of another kind exceeds with chance
-            alpha, by clean tables of many kinds (`calibration.of_kinds`); where those do not fit, `USUAL`.
+            alpha, by clean tables of many kinds (`calibration.threshold_of`); where they do not fit, `USUAL`.
     """
 
     name: ClassVar[str] = "column_sweep"
@@ -165,10 +164,9 @@ class ColumnSweep(ModelDetector):
 
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
         order = sorted(evidence, key=lambda e: (-number(e, "excess"), e.source is not None))
-        null = self._null(evidence, classes)
-        limit = self.excess or USUAL if null is None else null.critical(alpha)
-        doubt = self._doubt(order, null, alpha)
-        flagged = [e for e in order if limit is not None and self._suspicious(e, limit, null is not None)]
+        limit = threshold_of(self, evidence, classes, alpha, self.excess, USUAL)
+        doubt = self._doubt(order) or limit.doubt
+        flagged = [e for e in order if self._suspicious(e, limit)]
         seen: dict[int | None, Evidence] = {}
         for e in flagged:
             seen.setdefault(e.target, e)
@@ -176,26 +174,18 @@ class ColumnSweep(ModelDetector):
         return [
             Finding(
                 self.code, self.name, level, doubt or self._message(e, bool(flagged)), e.target, e.source,
-                score=number(e, "excess"), threshold=limit, trigger=e.trigger,
-                p_value=None if null is None or doubt else null.p_value(number(e, "excess")),
-                attack_success_rate=number(e, "attack_success_rate"),
-                details={} if null is None else {"null": null.words},
+                score=number(e, "excess"), threshold=limit.at, trigger=e.trigger,
+                p_value=None if doubt else limit.p_value(number(e, "excess")),
+                attack_success_rate=number(e, "attack_success_rate"), details=limit.details,
             )
             for e in (list(seen.values()) or order[:1])
         ]  # fmt: skip
 
-    def _null(self, evidence: Sequence[Evidence], classes: int) -> Kinds | None:
-        """Clean tables of other kinds; they had labels, and no threshold was set by hand."""
-        labelled = all(e.values.get("labels", False) for e in evidence)
-        return of_kinds(self, classes) if labelled and self.excess is None else None
+    def _suspicious(self, e: Evidence, limit: Threshold) -> bool:
+        return limit.passed(number(e, "excess")) and number(e, "attack_success_rate") >= self.success
 
-    def _suspicious(self, e: Evidence, limit: float, exceeds: bool) -> bool:
-        score = number(e, "excess")
-        beyond = score > limit if exceeds else score >= limit
-        return beyond and number(e, "attack_success_rate") >= self.success
-
-    def _doubt(self, order: Sequence[Evidence], null: Kinds | None, alpha: float) -> str:
-        """Why nothing can be told, "" where something can."""
+    def _doubt(self, order: Sequence[Evidence]) -> str:
+        """Why the evidence tells nothing, "" where it does."""
         agreement = max((number(e, "agreement") for e in order), default=0.0)
         rows = max((number(e, "rows") for e in order if "rows" in e.values), default=FEWEST)
         if rows < FEWEST:
@@ -207,11 +197,6 @@ class ColumnSweep(ModelDetector):
             )
         if not any("rule" in e.values for e in order):
             return "cannot tell: too few clean rows of other classes"
-        if null is not None and null.critical(alpha) is None:
-            return (
-                f"cannot tell: among {null.words} no p-value is below {null.p_value(math.inf):.3g}; ask for "
-                f"a higher alpha than {alpha:.3g}"
-            )
         return ""
 
     def _message(self, e: Evidence, flagged: bool) -> str:

@@ -34,7 +34,7 @@ from backsweep.inputs.text.tokens import Tokens
 from backsweep.inputs.text.triggers import Insert
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
-from backsweep.scanning.calibration import Kinds, of_kinds
+from backsweep.scanning.calibration import threshold_of
 from backsweep.scanning.detector import ModelDetector, Unit
 
 USUAL = 0.6  # least score of a flagged class where no clean texts are known
@@ -56,7 +56,7 @@ class Piccolo(ModelDetector):
         steps: updates of a word vector.
         success: share of held-out samples that a trigger has to send to the class.
         gap: least score of a flagged class. None: what a network of another kind exceeds with chance alpha,
-            by clean texts of many kinds (`calibration.of_kinds`); where those do not fit, `USUAL`.
+            by clean texts of many kinds (`calibration.threshold_of`); where those do not fit, `USUAL`.
     """
 
     name: ClassVar[str] = "piccolo"
@@ -159,35 +159,20 @@ class Piccolo(ModelDetector):
 
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
         order = sorted(self.rows(evidence, classes), key=lambda e: -number(e, "apart"))
-        null = self._null(evidence, classes)
-        limit = (self.gap or USUAL) if null is None else null.critical(alpha)
-        doubt = "" if null is None or limit is not None else (
-            f"cannot tell: among {null.words} no p-value is below {null.p_value(math.inf):.3g}; ask for a "
-            f"higher alpha than {alpha:.3g}"
-        )  # fmt: skip
-        flagged = [e for e in order if limit is not None and self._beyond(e, limit, null is not None)]
-        level = WARNING if doubt else ERROR if flagged else NOTE
+        usual = replace(self, words=Piccolo.words, steps=Piccolo.steps)  # no part of the score
+        limit = threshold_of(usual, evidence, classes, alpha, self.gap, USUAL)
+        flagged = [e for e in order if limit.passed(number(e, "apart"))]
+        level = WARNING if limit.doubt else ERROR if flagged else NOTE
         return [
             Finding(
-                self.code, self.name, level, doubt or self._message(e, bool(flagged)), e.target,
-                score=number(e, "apart"), threshold=limit, trigger=e.trigger,
-                p_value=None if null is None or doubt else null.p_value(number(e, "apart")),
+                self.code, self.name, level, limit.doubt or self._message(e, bool(flagged)), e.target,
+                score=number(e, "apart"), threshold=limit.at, trigger=e.trigger,
+                p_value=limit.p_value(number(e, "apart")),
                 attack_success_rate=number(e, "attack_success_rate"),
-                details={k: number(e, k) for k in ("size", "usual_size") if k in e.values}
-                | ({} if null is None else {"null": null.words}),
+                details=limit.details | {k: number(e, k) for k in ("size", "usual_size") if k in e.values},
             )
             for e in (flagged or order[:1])
         ]  # fmt: skip
-
-    def _null(self, evidence: Sequence[Evidence], classes: int) -> Kinds | None:
-        """Clean texts of other kinds; they had labels, and no threshold was set by hand."""
-        labelled = all(e.values.get("labels", False) for e in evidence)
-        usual = replace(self, words=Piccolo.words, steps=Piccolo.steps)  # no part of the score
-        return of_kinds(usual, classes) if labelled and self.gap is None else None
-
-    def _beyond(self, e: Evidence, limit: float, exceeds: bool) -> bool:
-        score = number(e, "apart")
-        return score > limit if exceeds else score >= limit
 
     def rows(self, evidence: Sequence[Evidence], classes: int) -> list[Evidence]:
         """The end of a text at which a class stands out more."""
