@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from backsweep.models.model import Model
+if TYPE_CHECKING:
+    from backsweep.guarding.guard import Guard
 
 
 class Guarded(nn.Module):
@@ -18,24 +19,18 @@ class Guarded(nn.Module):
     and -inf elsewhere. So `argmax` is the number of classes where it abstains, and softmax stays right.
 
     Args:
-        model: a frozen working copy.
-        inputs: checks inputs and brings them to the CPU.
-        flag: which of them are flagged (N,).
+        guard: of the model that answers.
     """
 
-    def __init__(
-        self, model: Model, inputs: Callable[[Tensor], Tensor], flag: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, guard: Guard) -> None:
         super().__init__()
-        self.model, self.inputs, self.flag = model, inputs, flag
+        self.guard = guard
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Log-scores (N, classes + 1) of inputs (N, *shape) in [0, 1], on the device of the inputs."""
-        model, given = self.model, self.inputs(x)
-        parts = [model.logits(b.to(model.device)).float().cpu() for b in given.split(256)]
-        logits = torch.cat(parts) if parts else torch.empty(0, model.classes)
-        out = torch.cat([logits, torch.full((len(given), 1), -math.inf)], 1)
-        abstain = torch.tensor([-math.inf] * model.classes + [0.0])
-        out[self.flag(given)] = abstain
+        logits, scores = self.guard.answers(self.guard.inputs(x))
+        out = torch.cat([logits, torch.full((len(logits), 1), -math.inf)], 1)
+        abstain = torch.tensor([-math.inf] * logits.shape[1] + [0.0])
+        out[scores > self.guard.threshold] = abstain
         return out.to(x.device)

@@ -5,7 +5,7 @@ clean samples (`models/washing.py`). A backdoor, which clean samples never show,
 
     score(x) = - log p_w(y | x),   y what the network itself answers.
 
-It costs a pass of the copy and one of the network.
+It costs a pass of the copy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
-from backsweep.guarding.detector import SampleDetector, Score
+from backsweep.guarding.detector import SampleDetector, Score, answer
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
@@ -40,11 +40,19 @@ class WashedReference(SampleDetector):
         return ""
 
     def passes(self, model: Model) -> float:
-        return 2
+        return 1
+
+    def reference(self, model: Model, data: Data) -> Model:
+        """The network whose answers are compared."""
+        return washed(model, data, derive_seed(0, self.name))
+
+    def compared(self, log_p: Tensor, log_r: Tensor) -> Tensor:
+        """Scores (N,) of what the network and the reference answer, log p and log p_r (N, classes)."""
+        return -log_r[torch.arange(len(log_p), device=log_p.device), log_p.argmax(1)]
 
     def learn(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> dict[str, Tensor]:
-        """The weights and running statistics of the washed copy that differ from the network's."""
-        twin = washed(model, data, derive_seed(0, self.name))
+        """The weights and running statistics of the reference that differ from the network's."""
+        twin = self.reference(model, data)
         before = model.net.state_dict()
         return {
             name: value.detach().cpu().contiguous() for name, value in twin.net.state_dict().items()
@@ -57,10 +65,10 @@ class WashedReference(SampleDetector):
             for name, tensor in (*twin.net.named_parameters(), *twin.net.named_buffers()):
                 if name in learned:
                     tensor.copy_(learned[name])
-        copy = twin.copy()
+        reference = twin.copy()
 
         def score(x: Tensor) -> Tensor:
-            y = model.logits(x).argmax(1)
-            return -copy.logits(x).float().log_softmax(1)[torch.arange(len(x), device=x.device), y]
+            both = answer(model, x), reference.logits(x)
+            return self.compared(*(logits.float().log_softmax(1) for logits in both))
 
         return score
