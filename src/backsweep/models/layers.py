@@ -76,22 +76,21 @@ def added(out: Tensor, shift: Tensor) -> Tensor:
 class Kept(dict[Any, Any]):
     """What a working copy has computed and can compute again; it stays where it is when the copy travels."""
 
-    answers: threading.local | None = None
+    last: tuple[Tensor, Tensor] | None = None
 
     @contextlib.contextmanager
     def said(self, x: Tensor, logits: Tensor) -> Iterator[Tensor]:
-        """While this lasts, in this thread, the answer to the very tensor x is known to be `logits`."""
-        self.answers = self.answers or threading.local()
-        self.answers.last = (x, logits)
+        """While this lasts, the answer to the very tensor x is known to be `logits`."""
+        self.last = (x, logits)
         try:
             yield logits
         finally:
-            self.answers.last = (None, None)
+            self.last = None
 
     def answer(self, x: Tensor) -> Tensor | None:
-        """What was said of the very tensor x; None where nothing was."""
-        asked, logits = getattr(self.answers, "last", (None, None))
-        return logits if asked is x else None
+        """What was said of the very tensor x; None where nothing was, or another thread asked meanwhile."""
+        last = self.last
+        return last[1] if last is not None and last[0] is x else None
 
     def __reduce__(self) -> Any:
         return Kept, ()
