@@ -256,7 +256,7 @@ def test_the_equations_by_hand(twins: Twins) -> None:
         learned = {f"{e}/weights/{n}": torch.zeros_like(p) for e in (0, 1)
                    for n, p in model.net.named_parameters()}  # fmt: skip
         learned |= {"0/usual": -torch.arange(10.0), "1/usual": -3 * torch.arange(10.0)}
-        got = ConfusedExpert().scorer(model, learned)(x)
+        got = ConfusedExpert(experts=2).scorer(model, learned)(x)
         assert torch.allclose(got, log_p + 2 * y, atol=1e-5)
         assert torch.allclose(Pupil().scorer(model, {})(x), torch.zeros(len(x)), atol=1e-6)
     p = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]).clamp_min(1e-9).log()

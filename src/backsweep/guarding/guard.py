@@ -135,7 +135,7 @@ class Guard(Same):
 
     def wrapped(self) -> Guarded:
         """A module that abstains from what is flagged."""
-        return Guarded(self)
+        return Guarded(self.inputs, self.answers, self.threshold)
 
     def drift(self, scores: Tensor) -> Drift:
         """Whether the inputs with these scores are still like the clean samples of the calibration."""

@@ -19,14 +19,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
-from backsweep.guarding.detectors.washed_reference import WashedReference
+from backsweep.guarding.disagreement import Disagreement
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.models.washing import LEARNED, PUPIL, distilled, washed
 
 
 @dataclass(frozen=True)
-class Pupil(WashedReference):
+class Pupil(Disagreement):
     """Flags inputs that a network which learned from the guarded one's answers alone answers differently.
 
     Attributes:
@@ -35,6 +35,7 @@ class Pupil(WashedReference):
 
     name: ClassVar[str] = "pupil"
     summary: ClassVar[str] = "inputs on which a network that learned from its clean answers disagrees (ours)"
+    needs: ClassVar[tuple[str, ...]] = ("weights",)
 
     updates: int = PUPIL[0]
 
