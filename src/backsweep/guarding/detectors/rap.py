@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
-from backsweep.guarding.detector import SampleDetector, Score
+from backsweep.guarding.detector import SampleDetector, Score, answer
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
@@ -82,7 +82,7 @@ class Rap(SampleDetector):
         return ""
 
     def passes(self, model: Model) -> float:
-        return 2
+        return 1
 
     def learn(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> dict[str, Tensor]:
         """The word of every class (C, D); median and spread of what clean texts of it lose (C,)."""
@@ -134,7 +134,7 @@ class Rap(SampleDetector):
         heat = float(learned["heat"])
 
         def score(x: Tensor) -> Tensor:
-            logits = model.logits(x).float()
+            logits = answer(model, x).float()
             own = logits.argmax(1)
             lost = losses(model, x, own, words, heat, logits)
             return (middle[own] - lost) / spread[own]
