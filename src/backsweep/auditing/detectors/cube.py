@@ -29,7 +29,9 @@ from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
 PRESETS = ("standard", "paper")
 MOST = 20_000  # samples that are clustered; more go to the group of their nearest neighbour
 FIRST = 32  # principal axes in which neighbours are looked for
-DIMENSIONS, NEIGHBOURS, DENSE = {"standard": 5, "paper": 10}, {"standard": 30, "paper": 100}, (20, 100)
+DIMENSIONS = {"standard": 5, "paper": 10}  # that samples are put into
+NEIGHBOURS = {"standard": 30, "paper": 100}  # of a sample in the graph
+DENSE = {"standard": 20, "paper": 100}  # neighbours that HDBSCAN takes for dense
 LEAST_SHARE = 0.01  # of all samples, in a group
 SCALE = 1e3  # eigenvectors are about 1 / sqrt(N) long
 OWN = 0.9  # of a suspected group bear one label
@@ -153,9 +155,8 @@ def groups(states: NDArray[np.float64], preset: str, seed: int) -> NDArray[np.in
         places = SCALE * SpectralEmbedding(
             DIMENSIONS[preset], n_neighbors=NEIGHBOURS[preset], random_state=seed, eigen_solver="arpack"
         ).fit_transform(z[some])  # fmt: skip
-    dense = DENSE[PRESETS.index(preset)]
     least = max(LEAST, round(LEAST_SHARE * len(some))) if preset == "standard" else 5
-    own = HDBSCAN(min_samples=dense, min_cluster_size=least, copy=True).fit_predict(places)
+    own = HDBSCAN(min_samples=DENSE[preset], min_cluster_size=least, copy=True).fit_predict(places)
     if len(some) == len(z):
         found = np.empty(len(z), dtype=np.int64)
         found[some] = own
