@@ -15,7 +15,7 @@ from many import SOURCE
 yaml = pytest.importorskip("yaml")
 ROOT = SOURCE.parent
 RANGE = re.search(r'"(torch>[^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-# `-m venv PLACE` copies it to PLACE/bin/python, what pip is asked for is noted, and the CPU index is out of reach
+# `-m venv PLACE` copies it to PLACE/bin/python, what pip is asked for is noted, the CPU index is out of reach
 PYTHON = """#!/bin/sh
 if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit; fi
 echo "$@" >> "$NOTES"

@@ -25,7 +25,7 @@ from backsweep.cli.options import (
     grouped,
     tell,
 )
-from backsweep.cli.saying import Saying
+from backsweep.cli.saying import Saying, opening
 from backsweep.cli.terminal import Progress, console
 from backsweep.core.errors import BadInput
 
@@ -74,12 +74,15 @@ def guard_fit(
     from backsweep.scanning import scan
 
     methods = configure(SampleDetector, detector, p or []) if detector else []
-    loaded, clean = scan.open_both(model, data, **reading.data(), **reading.how())
-    tell((*loaded.notes, *clean.notes))
-    methods = methods or configure(SampleDetector, guard.usual(loaded), p or [])
-    loaded.resize = loaded.resize or reading.resize  # what is checked later is made to fit in the same way
-    triggers = _triggers(report, loaded.digest) if report is not None else []
     with Progress() as on_event:
+        rest = opening(on_event)
+        loaded, clean = scan.open_both(model, data, **reading.data(), **reading.how())
+        tell((*loaded.notes, *clean.notes))
+        methods = methods or configure(SampleDetector, guard.usual(loaded), p or [])
+        loaded.resize = (
+            loaded.resize or reading.resize
+        )  # what is checked later is made to fit in the same way
+        triggers = _triggers(report, loaded.digest) if report is not None else []
         fitted = guard.guard(
             loaded,
             clean,
@@ -88,7 +91,7 @@ def guard_fit(
             triggers=triggers,
             device=reading.device,
             seed=seed,
-            on_event=on_event,
+            on_event=rest,
         )
     fitted.save(writable_folder(out))
     screen = console()
