@@ -16,6 +16,8 @@ demo: $(VENV)/.run   ## train a clean and a backdoored net on real digits, scan 
 test: $(VENV)/.dev lint   ## ruff, strict typing, all tests
 	@if [ -n "$$CI" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi || true
+	@if [ -n "$$CI" ] && ! command -v firefox >/dev/null && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends firefox-esr >/dev/null; fi || true
 	@if [ -n "$$CI" ] && [ ! -d /usr/lib/postgresql ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null; fi || true
 	@if [ -n "$$CI" ]; then $(PYTHON) -m venv $(VENV)/mlflow && $(VENV)/mlflow/bin/pip install -q mlflow; fi || true
