@@ -53,7 +53,7 @@ class Text(Modality):
     smooth: ClassVar[bool] = False
     listed: ClassVar[bool] = True
     exact: ClassVar[bool] = True
-    guards: ClassVar[tuple[str, ...]] = ("bad_acts", "confused_expert")
+    guards: ClassVar[tuple[str, ...]] = ("bad_acts", "pupil", "rap")
     audits: ClassVar[tuple[str, ...]] = ("z_defence",)
 
     tokens: Tokens | None = None
