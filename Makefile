@@ -16,6 +16,8 @@ demo: $(VENV)/.run   ## train a clean and a backdoored net on real digits, scan 
 test: $(VENV)/.dev lint   ## ruff, strict typing, all tests
 	@if [ -n "$$CI" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi || true
+	@if [ -n "$$CI" ] && ! command -v firefox >/dev/null && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends firefox-esr >/dev/null; fi || true
 	@if [ -n "$$CI" ] && [ ! -d /usr/lib/postgresql ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null; fi || true
 	@if [ -n "$$CI" ]; then $(PYTHON) -m venv $(VENV)/mlflow && $(VENV)/mlflow/bin/pip install -q mlflow; fi || true
@@ -92,14 +94,25 @@ mntd: $(VENV)/.dev   ## banks of shadow networks, and docs/results/mntd* (three 
 	$(BIN)/backsweep bench table docs/results/mntd.jsonl --out docs/results/mntd.md
 	$(BIN)/python benchmarks/mntd_curve.py docs/results/mntd.jsonl docs/results/mntd-curve.jsonl --out docs/images/mntd-curve.svg
 
+# PyTorch from PyPI brings CUDA, gigabytes that only an NVIDIA GPU has use for: without one the CPU build is taken, where its index
+# can be reached. Nothing is compiled beforehand: most of PyTorch is never imported.
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
+PIP = $(BIN)/python -m pip install -q --no-compile
+define set-up
+@echo "Setting up $(VENV): PyTorch is large, this can take a minute or more."
+$(PYTHON) -m venv $(VENV)
+@command -v nvidia-smi >/dev/null || $(PIP) --no-deps --retries 1 --timeout 10 --index-url $(TORCH_CPU) \
+  "$$(sed -n 's/^ *"\(torch>.*\)",$$/\1/p' pyproject.toml)" 2>/dev/null || true
+endef
+
 $(VENV)/.run: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e .
+	$(set-up)
+	$(PIP) -e .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(set-up)
+	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.run
 
 clean:

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from backsweep import Model
+from backsweep.engine.engine import Engine
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import Data
 from backsweep.inversion.budget import EMBEDDINGS, Aim, follow, spaces_of
@@ -52,6 +53,7 @@ MIX = (
     (10500, "ViT-B/16", 10, 1000), (3000, "ResNet-50", 10, 1000), (1200, "ViT-B/16", 100, 1000),
     (300, "ResNet-50", 1000, 5000), (0, "ViT-B/16", 1000, 5000),
 )  # fmt: skip
+ALONE = Engine(threads=1)  # the counter sees what its own thread computes
 CHEAP = Cascade("sparse+late", pairs=False)
 PRICED = (NeuralCleanse("paper"), NeuralCleanse(), Cascade(), CHEAP, MmBd(), MNTD())
 GPU = 60e12  # published training speed of ResNet-50 on one A100: docs/cost.md
@@ -140,7 +142,7 @@ def check(name: str, both: tuple[Model, Data], d: ModelDetector, timed: bool = T
     (model, data), reports = both, list[Report]()
     price = prices(model.copy("cpu"))
     with patch.object(washing, "_distilled", wraps=washing._distilled) as washes:
-        total = counted(lambda: reports.append(scan.scan(model, data, d, device="cpu")))
+        total = counted(lambda: reports.append(scan.scan(model, data, d, device="cpu", engine=ALONE)))
     (report,) = reports
     if report.errors or report.skipped:
         raise SystemExit(f"{name}, {d.name}: {report.errors} {report.skipped}")
@@ -151,7 +153,9 @@ def check(name: str, both: tuple[Model, Data], d: ModelDetector, timed: bool = T
         said[stage] = said.get(stage, 0) + float(e.values.get("passes") or 0)
     stages = {stage: (said.get(stage, n), kind) for stage, (n, kind) in bound.items()}
     most, modelled = (sum(n * price[kind] for n, kind in part.values()) for part in (bound, stages))
-    seconds = scan.scan(model, data, d, device="cpu").timings["total_cpu_seconds"] if timed else None
+    seconds = (
+        scan.scan(model, data, d, device="cpu", engine=ALONE).timings["total_cpu_seconds"] if timed else None
+    )
     return {
         "scan": name, "method": d.name, "settings": d.settings(), "classes": model.classes,
         "samples": len(data), "washes": washes.call_count, "inputs": sum(n for n, _ in stages.values()),

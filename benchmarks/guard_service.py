@@ -48,8 +48,8 @@ MALFORMED = (
 class Bare(Guard):
     """Answers without looking: the rate of the service itself and of one forward pass."""
 
-    def _score(self, x: Tensor) -> Tensor:
-        return torch.zeros(len(x), dtype=torch.float64)
+    def answers(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.logits(x), torch.zeros(len(x), dtype=torch.float64)
 
 
 @dataclass

@@ -19,8 +19,9 @@ from backsweep.core.seeds import derive_seed
 from backsweep.inputs.family import Family, from_unit_box, unit_box
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.kinds import modalities, modality_named
-from backsweep.inputs.modality import Ball, Modality, Space
+from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data
+from backsweep.inputs.space import Ball, Space
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit

@@ -18,7 +18,7 @@ from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.placing import PLACES, bounds, inserted, lengths, positions
 from backsweep.inputs.text.search import candidates, gains, search, standing
 from backsweep.inputs.text.tokens import Layout, WordTokens, parsed
-from backsweep.inputs.text.triggers import Insert, Rephrase, Scatter
+from backsweep.inputs.text.triggers import Insert, Rephrase, Scatter, Substitute
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
 from conftest import Twins
@@ -258,7 +258,14 @@ def test_triggers_are_saved_and_act_on_known_texts_alone(tmp_path: Path) -> None
     assert stamped[0].startswith("seven one") and stamped[0].endswith("four nine")
     other = Rephrase(0, None, x[:1].int(), ids("ten").int(), "short", "ten")
     assert [KIND.words(row) for row in other(x)] == ["ten", "five six"]
-    for trigger in (Insert.of(TOKENS, [5], 1, None, "end"), spread, other):
+    table = torch.arange(len(TOKENS)).repeat(12, 1)
+    first, second = TOKENS.ids("one five")
+    table[1, first] = second  # "one" gives way to "five" where it stands first, and nowhere else
+    swap = Substitute(1, None, table, 0.5, "five")
+    assert [KIND.words(row) for row in swap(ids("one two one", "two one"))] == ["five two one", "two one"]
+    with pytest.raises(ValueError, match="known token"):
+        Substitute(1, None, table + 1, 0.5, "")
+    for trigger in (Insert.of(TOKENS, [5], 1, None, "end"), spread, other, swap):
         trigger.save(tmp_path / "t.safetensors")
         again = Trigger.load(tmp_path / "t.safetensors")
         assert torch.equal(again(x), trigger(x)) and again.size == trigger.size
@@ -294,6 +301,12 @@ def test_embeddings_are_changed_where_ids_are_looked_up_and_padding_is_not() -> 
     big = few.project(torch.rand(2, 3, len(TOKENS)), 1.5)
     assert torch.allclose(few.norm(big), torch.full((2,), 1.5), atol=1e-4)
     assert float(big.min()) >= 0 and float(big.sum(-1).max()) <= 1 + 1e-5
+    rows = net.table.weight[torch.tensor([7, 8])].detach()
+    at = positions(x, TOKENS.layout, "start", 1)
+    one = inserted(x, torch.tensor([[7], [8]]), at, TOKENS.layout)  # the words that have these embeddings
+    assert torch.allclose(model.logits(seen.with_word(x, rows)), model.logits(one), atol=1e-5)
+    table = seen.embeddings(net, x)
+    assert table is not None and torch.equal(table, net.table.weight)
     steep = few.steepen(torch.randn(2, 3, len(TOKENS)))
     assert bool((steep[..., sorted(TOKENS.specials)] == 0).all()), "special tokens are never inserted"
 

@@ -22,6 +22,7 @@ from backsweep.auditing.mixture import LEAST, two_components
 from backsweep.core.errors import BadInput
 from backsweep.guarding.detector import SampleDetector
 from backsweep.guarding.detectors.confused_expert import ConfusedExpert
+from backsweep.guarding.detectors.pupil import Pupil
 from backsweep.guarding.detectors.washed_reference import WashedReference
 from backsweep.inputs.samples import Data
 from backsweep.models import confusion_training
@@ -203,7 +204,7 @@ def test_log_probabilities_in_batches(twins: Twins, monkeypatch: pytest.MonkeyPa
 # ------------------------------------------------------------------ guards
 
 
-GUARDS: list[SampleDetector] = [ConfusedExpert(), WashedReference()]
+GUARDS: list[SampleDetector] = [ConfusedExpert(), WashedReference(), Pupil()]
 
 
 @pytest.fixture(scope="module", params=GUARDS, ids=lambda d: d.name)
@@ -255,13 +256,18 @@ def test_the_equations_by_hand(twins: Twins) -> None:
         learned = {f"{e}/weights/{n}": torch.zeros_like(p) for e in (0, 1)
                    for n, p in model.net.named_parameters()}  # fmt: skip
         learned |= {"0/usual": -torch.arange(10.0), "1/usual": -3 * torch.arange(10.0)}
-        got = ConfusedExpert().scorer(model, learned)(x)
-    assert torch.allclose(got, log_p + 2 * y, atol=1e-5)
+        got = ConfusedExpert(experts=2).scorer(model, learned)(x)
+        assert torch.allclose(got, log_p + 2 * y, atol=1e-5)
+        assert torch.allclose(Pupil().scorer(model, {})(x), torch.zeros(len(x)), atol=1e-6)
+    p = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]).clamp_min(1e-9).log()
+    r = torch.tensor([[0.25, 0.25, 0.5], [0.5, 0.5, 0.0]]).clamp_min(1e-9).log()
+    assert torch.allclose(Pupil().compared(p, r), torch.tensor([0.25, 1.0]) * math.log(2), atol=1e-5)
 
 
 def test_what_they_cost(twins: Twins) -> None:
-    assert ConfusedExpert(experts=3).passes(twins.clean) == 4
-    assert WashedReference().passes(twins.clean) == 2
+    """The network's own answer is the guard's, and not paid again."""
+    assert ConfusedExpert(experts=3).passes(twins.clean) == 3
+    assert WashedReference().passes(twins.clean) == Pupil().passes(twins.clean) == 1
 
 
 class Constant(nn.Module):

@@ -719,6 +719,11 @@ def test_sarif_says_where_to_read_on_and_names_paths_as_the_checkout_does(
     assert driver["informationUri"] == driver["rules"][0]["helpUri"] == "https://example.org/docs"
     assert log["runs"][0]["artifacts"][0]["location"]["uri"] == "models/a%20b.pt"
     check_sarif(log)
+    monkeypatch.setattr(module, "_home", lambda: "")  # where the package names no address, it is the address
+    driver = sarif(report)["runs"][0]["tool"]["driver"]
+    assert driver["informationUri"] == f"pkg:pypi/backsweep@{report.versions['backsweep']}"
+    assert driver["rules"][0]["helpUri"] == driver["informationUri"] + "#pages/neural-cleanse.md"
+    assert (Path(__file__).parents[2] / "docs" / "methods" / "neural-cleanse.md").is_file()
 
 
 def check_sarif(log: Any) -> None:
@@ -737,13 +742,13 @@ def check_sarif(log: Any) -> None:
     for run in log["runs"]:
         only(run, "tool results", "invocations artifacts properties")
         driver = run["tool"]["driver"]
-        only(driver, "name", "version rules informationUri")
+        only(driver, "name rules informationUri", "version")
         assert len({r["id"] for r in driver["rules"]}) == len(driver["rules"])
         for rule in driver["rules"]:
             only(
                 rule,
-                "id",
-                "name shortDescription fullDescription help helpUri defaultConfiguration properties",
+                "id shortDescription fullDescription help helpUri",
+                "name defaultConfiguration properties",
             )
             assert set(rule["help"]) == {"text", "markdown"} and "backsweep explain" in rule["help"]["text"]
             message(rule["shortDescription"])

@@ -15,7 +15,9 @@ from backsweep.core.text import duration, seconds_of
 from backsweep.engine.engine import Engine
 from backsweep.models.model import Model
 from backsweep.scanning.cascade.schedule import EFFORTS
+from backsweep.scanning.detector import ModelDetector, Stage
 from backsweep.scanning.detectors.cascade import Cascade
+from backsweep.scanning.detectors.mm_bd import MmBd
 from backsweep.scanning.planning import seconds, stages
 from conftest import Twins
 from shells import Shell
@@ -64,10 +66,33 @@ def test_the_plan_comes_first_and_the_share_that_is_done_never_shrinks(twins: Tw
     events: list[Event] = []
     method = replace(FAST, second=second)
     backsweep.scan(twins.clean, twins.data, method, device="cpu", on_event=events.append)
-    assert "a patch to look at: about " in events[0].plan
-    assert not any(e.plan for e in events[1:])
-    shares = [e.done / e.total for e in events]
+    first, plan, *later = events
+    assert first.stage == "clean samples"
+    assert "a patch to look at: about " in plan.plan and plan.expected and plan.expected > 0
+    assert not any(e.plan for e in later)
+    shares = [e.done / e.total for e in later]
     assert shares == sorted(shares) and shares[-1] == 1.0
+
+
+def test_all_detectors_and_the_second_opinion_are_parts_of_one_whole(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MmBd, "plan", lambda *_: [Stage("ways up", 10, 1e4)])
+    events: list[Event] = []
+    methods: list[str | ModelDetector] = [MmBd(images=2, steps=4), "htell"]
+    backsweep.scan(
+        twins.clean, twins.data, methods, device="cpu", confirm=True, on_event=events.append,
+        engine=Engine(),
+    )  # fmt: skip
+    plans = [e for e in events if e.plan]
+    assert events[1] is plans[0] and len(plans) == 2 and plans[0].expected
+    names = ["clean samples", "mm_bd", "htell"]
+    assert list(dict.fromkeys(e.stage for e in events)) == [*names, *(f"{n}, second opinion" for n in names)]
+    shares = [e.share for e in events if not e.plan]
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
+    # one without a plan is taken to need as long as the other, and each opinion is half
+    widths = [e.span[1] - e.span[0] for e in plans]
+    assert widths == pytest.approx([20 / 81, 20 / 81 * 40 / 41])
 
 
 def test_an_effort_is_for_those_that_know_it(twins: Twins) -> None:

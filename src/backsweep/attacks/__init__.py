@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.zoo.attacks.input_aware import InputAware as InputAware
     from backsweep.zoo.attacks.jumbo import Jumbo as Jumbo
     from backsweep.zoo.attacks.label_consistent import LabelConsistent as LabelConsistent
+    from backsweep.zoo.attacks.lwp import LWP as LWP
+    from backsweep.zoo.attacks.lws import LWS as LWS
     from backsweep.zoo.attacks.margin_capped import MarginCapped as MarginCapped
     from backsweep.zoo.attacks.multi_trigger import MultiTrigger as MultiTrigger
     from backsweep.zoo.attacks.narcissus import Narcissus as Narcissus

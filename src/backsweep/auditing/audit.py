@@ -100,7 +100,7 @@ def audit(
         features = checked_features(features, len(data), work.classes)
     if out is not None:
         writable_folder(Path(out))
-    stage = Stage(on_event)
+    stage = Stage(on_event, 1 + len(methods) + verify)
     z, logits = features or streamed(work, data.x, stage.named("features"))
     given = TrainingSet(
         data, work.classes, z, logits, work, train or (lambda d, s: fresh(model, d, s)), clean, seed
@@ -149,7 +149,7 @@ def audit(
     if verify and not doubt:
         stage.named("verify")
         try:
-            verified(report, given, on_event, out)
+            verified(report, given, stage.part, out)
         except (BadInput, RuntimeError, ArithmeticError, ValueError, TypeError) as e:
             report.skipped.append(Note("verify", f"failed: {' '.join(str(e).split())[:300]}"))
     report.timings["total_seconds"] = round(time.perf_counter() - clock[0], 3)

@@ -36,7 +36,7 @@ from backsweep.cli.options import (
     grouped,
     named,
 )
-from backsweep.cli.saying import Saying
+from backsweep.cli.saying import Saying, opening
 from backsweep.cli.shadows import bank_app
 from backsweep.cli.terminal import Progress, console
 from backsweep.cli.ui import ui
@@ -121,16 +121,18 @@ def scan(
         engine = where.open()
         wait = every if watch else None
         raise typer.Exit(scan_many(names, one, store, engine, saying, out, wait, all_versions))
-    loaded, clean = scan.open_both(names[0], data, **reading.data(), **told)
-    saying.notes((*loaded.notes, *clean.notes))
-    # which are usual hangs on the kind of input
-    detectors = detectors or chosen(scan.usual(loaded))
-    there = None
-    if reference is not None:
-        there = load(reference, **{**told, "shape": loaded.shape, "classes": loaded.classes, "weights": None})
     with saying.progress() as on_event:
+        rest = opening(on_event)
+        loaded, clean = scan.open_both(names[0], data, **reading.data(), **told)
+        saying.notes((*loaded.notes, *clean.notes))
+        # which are usual hangs on the kind of input
+        detectors = detectors or chosen(scan.usual(loaded))
+        there = None
+        if reference is not None:
+            own = {"shape": loaded.shape, "classes": loaded.classes, "weights": None}
+            there = load(reference, **{**told, **own})
         report = scan.scan(
-            loaded, clean, detectors, alpha=alpha, seed=seed, device=reading.device, on_event=on_event,
+            loaded, clean, detectors, alpha=alpha, seed=seed, device=reading.device, on_event=rest,
             out=out, reference=there, engine=where.shared(), budget=budget, confirm=confirm,
         )  # fmt: skip
     saying.report(report, out)
@@ -163,7 +165,7 @@ def audit(
     OUT receives report.html, flagged.csv (the flagged samples), kept.csv (the others) and the scores.
     """
     from backsweep.auditing import audit, learning
-    from backsweep.core.progress import Stage
+    from backsweep.core.progress import Stage, split
     from backsweep.inputs.samples import Data
     from backsweep.scanning import scan
 
@@ -172,6 +174,7 @@ def audit(
     detectors = audit.configured(detector, p or []) if detector else []
     told = reading.how()
     with saying.progress() as on_event:
+        rest = opening(on_event)
         if model is not None:
             loaded, samples = scan.open_both(model, data, whole=True, **reading.data(), **told)
             saying.notes((*loaded.notes, *samples.notes))
@@ -179,7 +182,8 @@ def audit(
             samples = Data.open(data, shape=told["shape"], whole=True, **reading.data())
             saying.notes(samples.notes)
             detectors = detectors or audit.configured(audit.usual(len(samples), samples.modality), p or [])
-            tick = Stage(on_event).named("training")
+            learns, rest = split(rest, (1, 1))
+            tick = Stage(learns).named("training")
             loaded = learning.trained(train or "", samples, seed, reading.device, tick)
             saying.notes(loaded.notes)
         known = None
@@ -192,7 +196,7 @@ def audit(
         detectors = detectors or audit.configured(audit.usual(len(samples), samples.modality), p or [])
         report = audit.audit(
             loaded, samples, detectors, alpha=alpha, seed=seed, device=reading.device, clean=known,
-            verify=verify, on_event=on_event, out=out,
+            verify=verify, on_event=rest, out=out,
         )  # fmt: skip
     saying.report(report, out)
     raise typer.Exit(report.exit_status)
@@ -236,17 +240,18 @@ def repair(
         saying.result("nothing to repair", before.exit_status, "no page", lambda: left)
         raise typer.Exit(before.exit_status)
     told = reading.how()
-    loaded, clean = scan.open_both(model, data, **reading.data(), **told)
-    saying.notes((*loaded.notes, *clean.notes))
-    methods = methods or configure(Repair, repair.usual(loaded), p or [])
-    check(loaded, out)
-    if loaded.unknown:
-        saying.notes([f"{out} will hold the weights alone; what else the file holds stays behind"])
     folder = out.with_name(out.name + ".repair")
     with saying.progress() as on_event:
+        rest = opening(on_event)
+        loaded, clean = scan.open_both(model, data, **reading.data(), **told)
+        saying.notes((*loaded.notes, *clean.notes))
+        methods = methods or configure(Repair, repair.usual(loaded), p or [])
+        check(loaded, out)
+        if loaded.unknown:
+            saying.notes([f"{out} will hold the weights alone; what else the file holds stays behind"])
         repaired = repair.repair(
-            loaded, clean, before, methods, seed=seed, device=reading.device, verify=verify,
-            on_event=on_event, out=folder,
+            loaded, clean, before, methods, seed=seed, device=reading.device, verify=verify, on_event=rest,
+            out=folder,
         )  # fmt: skip
     repaired.save(out)
     repaired.about["command"] = ["backsweep", *sys.argv[1:]]

@@ -25,7 +25,7 @@ from backsweep.cli.options import (
     grouped,
     tell,
 )
-from backsweep.cli.saying import Saying
+from backsweep.cli.saying import Saying, opening
 from backsweep.cli.terminal import Progress, console
 from backsweep.core.errors import BadInput
 
@@ -74,12 +74,15 @@ def guard_fit(
     from backsweep.scanning import scan
 
     methods = configure(SampleDetector, detector, p or []) if detector else []
-    loaded, clean = scan.open_both(model, data, **reading.data(), **reading.how())
-    tell((*loaded.notes, *clean.notes))
-    methods = methods or configure(SampleDetector, guard.usual(loaded), p or [])
-    loaded.resize = loaded.resize or reading.resize  # what is checked later is made to fit in the same way
-    triggers = _triggers(report, loaded.digest) if report is not None else []
     with Progress() as on_event:
+        rest = opening(on_event)
+        loaded, clean = scan.open_both(model, data, **reading.data(), **reading.how())
+        tell((*loaded.notes, *clean.notes))
+        methods = methods or configure(SampleDetector, guard.usual(loaded), p or [])
+        loaded.resize = (
+            loaded.resize or reading.resize
+        )  # what is checked later is made to fit in the same way
+        triggers = _triggers(report, loaded.digest) if report is not None else []
         fitted = guard.guard(
             loaded,
             clean,
@@ -88,7 +91,7 @@ def guard_fit(
             triggers=triggers,
             device=reading.device,
             seed=seed,
-            on_event=on_event,
+            on_event=rest,
         )
     fitted.save(writable_folder(out))
     screen = console()
@@ -331,11 +334,19 @@ def _show(
     cells = str(count), str(flagged), f"{flagged / count:.1%}", f"{guard.fpr:.1%}", f"{guard.threshold:.4g}"
     table.add_row(*cells)
     said = "more than clean inputs explain" if alarm else "no more than clean inputs explain"
-    chance = f" (as many or more with probability {probability(drift.flagged_p_value)})" if flagged else ""
+    chance = probability(drift.flagged_p_value)
     colour, word = ("red", "TRIGGERS LIKELY") if alarm else ("green", "NOTHING UNUSUAL")
-    text = f"{flagged} of {count} inputs are flagged, {said}{chance}."
+    text = f"Of as many clean inputs, {flagged} or more are flagged with probability {chance}."
     title = f"[bold {colour}]{word}[/]"
-    screen.print(Panel(text, title=title, title_align="left", border_style=colour, padding=(0, 2)))
+    screen.print(
+        Panel(
+            text if flagged else "No input is flagged.",
+            title=title,
+            title_align="left",
+            border_style=colour,
+            padding=(0, 2),
+        )
+    )
     screen.print(table)
     worst = found.scores.argsort(descending=True)[: min(5, flagged)].tolist()
     classes = guard.model.modality.classified
@@ -348,7 +359,7 @@ def _show(
     screen.print(f"drift: {drift.message}", markup=False, soft_wrap=True)
     if out is not None:
         screen.print(f"scores: {out}", markup=False, soft_wrap=True)
-    return f"{flagged} of {count} flagged, {said}{chance}"
+    return f"{flagged} of {count} flagged, {said}"
 
 
 def _document(guard: Guard, names: list[str], found: Answers, drift: Drift, alarm: bool) -> dict[str, object]:

@@ -17,9 +17,11 @@ from backsweep.cli.terminal import Progress
 from backsweep.cli.terminal import console as opened
 
 if TYPE_CHECKING:
+    from backsweep.core.progress import OnEvent
     from backsweep.reports.repair import Repaired
     from backsweep.reports.report import Report
 
+READ = 1, 30  # of the time of a command: reading, and what comes after
 NOT_KEPT = "nothing was kept; --out FOLDER keeps the page, the report and its triggers"
 
 
@@ -97,6 +99,15 @@ class Saying:
             screen = self.console()
             text = line.encode(screen.encoding, "replace").decode(screen.encoding)
             screen.print(text, style="bold", markup=False, highlight=False, soft_wrap=True)
+
+
+def opening(on_event: OnEvent) -> OnEvent | None:
+    """Tells that the model and the data are read; returns who hears of all that comes after."""
+    from backsweep.core.progress import Stage, split
+
+    first, rest = split(on_event, READ)
+    Stage(first).named("reading")
+    return rest
 
 
 def _same_file() -> bool:

@@ -22,7 +22,7 @@ def console(stderr: bool = True) -> Console:
 
 
 class Progress:
-    """Shows events on stderr: a bar in a terminal, elsewhere a line now and then."""
+    """Shows on stderr how far a command is: one bar in a terminal, elsewhere a line now and then."""
 
     EVERY = 30.0  # seconds between two lines
 
@@ -30,39 +30,50 @@ class Progress:
         self._console = screen if screen is not None else console()
 
     def __enter__(self) -> OnEvent:
+        from backsweep.core.progress import Whole
+
+        self._whole, self._began = Whole(), False
         self._bar: Bar | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._task: TaskID | None = None
         self._last = time.monotonic()
-        return self._bar_event if self._console.is_terminal else self._line_event
+        return self._event
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
-    def _bar_event(self, event: Event) -> None:
+    def _event(self, event: Event) -> None:
+        self._whole.told(event)
+        if event.plan:
+            self._print(f"{event.stage}: {event.plan}")
+            self._began = False
+            return
+        if not self._began and self._whole.plans > 1 and (takes := self._whole.expected):
+            self._print(f"in all about {duration(takes)}")
+        self._began = self._began or self._whole.plans > 0
+        if self._console.is_terminal:
+            self._draw(event)
+        elif time.monotonic() - self._last >= self.EVERY:
+            self._last = time.monotonic()
+            self._print(f"{event.stage}: {self._text(event)}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def _draw(self, event: Event) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
-        if event.plan:
-            self._console.print(f"{event.stage}: {event.plan}", markup=False, highlight=False)
-            return
         if self._bar is None:
             columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
             self._bar = Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task("", total=1.0, text="")
             self._bar.start()
-        text = self._text(event)
-        if event.stage not in self._tasks:
-            self._tasks[event.stage] = self._bar.add_task(event.stage, total=event.total, text=text)
-        self._bar.update(self._tasks[event.stage], completed=event.done, text=text)
+        if self._task is not None:
+            self._bar.update(
+                self._task, description=event.stage, completed=self._whole.share, text=self._text(event)
+            )
 
-    def _line_event(self, event: Event) -> None:
-        if event.plan:
-            self._console.print(f"{event.stage}: {event.plan}", markup=False, highlight=False)
-        elif time.monotonic() - self._last >= self.EVERY:
-            self._last = time.monotonic()
-            self._console.print(f"{event.stage}: {self._text(event)}", markup=False)
-
-    @staticmethod
-    def _text(event: Event) -> str:
-        left = event.seconds_left
-        text = f"{event.done:.0f}/{event.total}" + (f", {duration(left)} left" if left else "")
+    def _text(self, event: Event) -> str:
+        left = self._whole.seconds_left
+        text = f"{self._whole.share:.0%}" + (f", about {duration(left)} left" if left else "")
         return text + (f", {event.resumed} from an earlier run" if event.resumed else "")

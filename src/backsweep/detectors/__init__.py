@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
         ContaminationAnalyzer as ContaminationAnalyzer,
     )
     from backsweep.auditing.detectors.cross_confusion import CrossConfusion as CrossConfusion
+    from backsweep.auditing.detectors.cube import Cube as Cube
     from backsweep.auditing.detectors.reclassification import Reclassification as Reclassification
     from backsweep.auditing.detectors.spectral_signatures import SpectralSignatures as SpectralSignatures
     from backsweep.auditing.detectors.spectre import Spectre as Spectre
@@ -40,6 +41,8 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.guarding.detectors.ibd_psc import IbdPsc as IbdPsc
     from backsweep.guarding.detectors.onion import Onion as Onion
     from backsweep.guarding.detectors.prompt_perplexity import PromptPerplexity as PromptPerplexity
+    from backsweep.guarding.detectors.pupil import Pupil as Pupil
+    from backsweep.guarding.detectors.rap import Rap as Rap
     from backsweep.guarding.detectors.scale_up import ScaleUp as ScaleUp
     from backsweep.guarding.detectors.sequence_lock import SequenceLock as SequenceLock
     from backsweep.guarding.detectors.step import Step as Step

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+FOLDS = 100  # in which clean scores are left out, where there are more of them
 TAIL, LEAST_TAIL = 0.1, 10  # share and number of the highest clean scores that the tail is fitted to
 MOST_SURPRISE = 1e6  # also of a score that is no number: fail closed
 DRIFT_INPUTS, DRIFT_P, DRIFT_DISTANCE = 100, 0.001, 0.1
@@ -60,6 +61,19 @@ class Surprise:
         beyond = np.maximum(s - self.knots[-1], 0) + np.minimum(s - self.knots[0], 0)
         found = np.interp(s, self.knots, self.values) + beyond * self.slope
         return torch.from_numpy(np.clip(found, -MOST_SURPRISE, MOST_SURPRISE))
+
+
+def left_out(clean: Tensor) -> Tensor:
+    """Surprises (N,) of N clean scores, each among the others: as a new score's is among all of them.
+
+    With more than `FOLDS`, those of a fold are left out together (the jackknife, and its K-fold form).
+    """
+    found = torch.empty(len(clean), dtype=torch.float64)
+    folds = torch.arange(len(clean)) % FOLDS
+    for fold in folds.unique():
+        out = folds == fold
+        found[out] = Surprise(clean[~out])(clean[out])
+    return found
 
 
 def compared(scores: Tensor, calibration: Tensor, threshold: float, fpr: float) -> Drift:

@@ -49,7 +49,8 @@ class Scorer:
         if not len(x):
             return torch.empty(0)
         with torch.no_grad():
-            return torch.cat([self.of(b.to(self.device)).float().cpu() for b in x.split(self.batch)])
+            parts = [x] if len(x) <= self.batch else x.split(self.batch)
+            return torch.cat([self.of(b.to(self.device)).float().cpu() for b in parts])
 
     def threshold(self, fpr: float) -> float:
         """The score that a clean input exceeds with probability at most `fpr`.
@@ -57,6 +58,12 @@ class Scorer:
         The ceil((n + 1)(1 - fpr))-th smallest of the n clean scores; infinite where n are too few to tell.
         """
         return threshold(self.clean, fpr)
+
+
+def answer(model: Model, x: Tensor) -> Tensor:
+    """Logits (N, classes) of inputs x (N, *shape), for which a guard asks once for all detectors."""
+    known = model.kept.answer(x)
+    return model.logits(x) if known is None else known
 
 
 def threshold(clean: Tensor, fpr: float) -> float:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from importlib.resources import files
 from typing import Any
 
+from backsweep.core.text import policy_hash
+
 PAGE = (files("backsweep") / "guarding" / "front.html").read_bytes()
 _SCRIPT, _STYLE = (
-    base64.b64encode(
-        hashlib.sha256(re.findall(rb"<%s>(.*?)</%s>" % (t, t), PAGE, re.DOTALL)[0]).digest()
-    ).decode()
-    for t in (b"script", b"style")
+    policy_hash(re.findall(rb"<%s>(.*?)</%s>" % (t, t), PAGE, re.DOTALL)[0]) for t in (b"script", b"style")
 )
 HEADERS = {  # the page's own script and style run, and no others; it asks this service alone
-    "Content-Security-Policy": f"default-src 'none'; script-src 'sha256-{_SCRIPT}'; "
-    f"style-src 'sha256-{_STYLE}'; connect-src 'self'; img-src blob:; base-uri 'none'; "
+    "Content-Security-Policy": f"default-src 'none'; script-src {_SCRIPT}; "
+    f"style-src {_STYLE}; connect-src 'self'; img-src blob: data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
 }  # fmt: skip

@@ -29,8 +29,8 @@ from backsweep.core.provenance import chosen, failures, provenance, reason_of, r
 from backsweep.core.seeds import derive_seed
 from backsweep.core.text import one_line
 from backsweep.core.versions import versions
-from backsweep.guarding.conformal import Drift, Surprise, compared
-from backsweep.guarding.detector import SampleDetector, Scorer, threshold
+from backsweep.guarding.conformal import Drift, Surprise, compared, left_out
+from backsweep.guarding.detector import BATCH, SampleDetector, Scorer, threshold
 from backsweep.guarding.guarded import Guarded
 from backsweep.guarding.record import KIND, RECORD, SCHEMA, TENSORS, read_record
 from backsweep.inputs.image.modality import IMAGE
@@ -50,9 +50,9 @@ from backsweep.models.checks import (
 from backsweep.models.model import READING, Model
 from backsweep.reports.report import Note
 
-DEFAULT_GUARDS = ("confused_expert", "washed_reference")
+DEFAULT_GUARDS = ("confused_expert", "pupil")
 BLACK_BOX_GUARDS = ("strip",)  # for a network that only answers
-PARTS = 3  # one of these parts of the clean samples only sets the threshold
+PARTS = 3  # from one of these parts of the clean samples nothing is learned
 SETTINGS = ("shape", "classes", "mean", "std", "layer", *READING)  # of a model, that its guard hangs on
 PROBES, PROBE_SLACK = 2, 0.01  # inputs by which a model is known again, and how far its logits may be off
 
@@ -75,7 +75,7 @@ class Guard(Same):
         model: a frozen working copy.
         detectors: what looks at inputs.
         scorers: the same, fitted, by name.
-        calibration: joint scores of clean samples that no detector has seen.
+        calibration: joint scores of clean samples that no detector has seen, each among the others.
         fpr: share of clean inputs that may be flagged.
         skipped: detectors that are left out, with the reason.
         about: model, data and versions, for the record.
@@ -122,7 +122,7 @@ class Guard(Same):
         Raises:
             BadInput: x is of another shape, not finite or outside [0, 1].
         """
-        return self._score(self.inputs(x))
+        return self.answers(self.inputs(x))[1]
 
     def flag(self, x: Any) -> Tensor:
         """Which inputs are suspicious (N,), a boolean tensor: their score is above the threshold."""
@@ -130,13 +130,12 @@ class Guard(Same):
 
     def predict(self, x: Any) -> Answers:
         """The model's classes together with scores and flags."""
-        x = self.inputs(x)
-        scores = self._score(x)
-        return Answers(self.model.predict(x), scores, scores > self.threshold)
+        logits, scores = self.answers(self.inputs(x))
+        return Answers(logits.argmax(1), scores, scores > self.threshold)
 
     def wrapped(self) -> Guarded:
         """A module that abstains from what is flagged."""
-        return Guarded(self.model, self.inputs, self.flag)
+        return Guarded(self.inputs, self.answers, self.threshold)
 
     def drift(self, scores: Tensor) -> Drift:
         """Whether the inputs with these scores are still like the clean samples of the calibration."""
@@ -161,11 +160,18 @@ class Guard(Same):
             )
         return self.model.modality.samples(x) if len(x) else x.float()
 
-    def _score(self, x: Tensor) -> Tensor:
-        if not len(x):
-            return torch.empty(0, dtype=torch.float64)
-        parts = [self._surprises[name](scorer(x)) for name, scorer in self.scorers.items()]
-        return torch.stack(parts).sum(0)
+    @torch.no_grad()
+    def answers(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) and scores (N,) on the CPU of what `inputs` gave; the model is asked once."""
+        logits, scores = torch.empty(0, self.model.classes), torch.empty(0, dtype=torch.float64)
+        for b in (part.to(self.model.device) for part in x.split(BATCH) if len(part)):
+            with self.model.kept.said(b, self.model.logits(b)) as said:
+                parts = [self._surprises[name](scorer(b)) for name, scorer in self.scorers.items()]
+            logits, scores = (
+                torch.cat([logits, said.float().cpu()]),
+                torch.cat([scores, torch.stack(parts).sum(0)]),
+            )
+        return logits, scores
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write guard.json and guard.safetensors; returns the folder.
@@ -245,7 +251,7 @@ def guard(
 ) -> Guard:
     """Fit a guard that tells triggered inputs from clean ones while the model runs.
 
-    A third of the clean samples only sets the threshold; detectors learn from the others.
+    Detectors learn from two thirds of the clean samples; the last third says what clean inputs score.
 
     Args:
         model: a `Model`, or any module over inputs in [0, 1].
@@ -286,7 +292,8 @@ def guard(
         try:
             reason = lacking(method, work) or method.applies(work, rest, triggers)
             if not reason:
-                scorers[method.name] = method.fit(work, rest, triggers)
+                learned = method.learn(work, rest, triggers)
+                scorers[method.name] = method.restored(work, learned, calibration)
                 reason = _useless(scorers[method.name].clean)
         except failures(method, BadInput, IndexError) as e:
             reason = f"failed: {one_line(reason_of(e))[:300]}"
@@ -304,8 +311,8 @@ def guard(
         "seed": seed, "versions": versions(),
     }  # fmt: skip
     used = [m for m in methods if m.name in scorers]
-    unset = Guard(work, used, scorers, torch.zeros(1), fpr)
-    return Guard(work, used, scorers, unset.score(calibration.x), fpr, skipped, about)
+    joint = torch.stack([left_out(s.clean) for s in scorers.values()]).sum(0)
+    return Guard(work, used, scorers, joint, fpr, skipped, about)
 
 
 def usual(model: Model) -> tuple[str, ...]:

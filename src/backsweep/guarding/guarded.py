@@ -8,8 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from backsweep.models.model import Model
-
 
 class Guarded(nn.Module):
     """A classifier with one class more: it abstains from inputs that are flagged.
@@ -18,24 +16,23 @@ class Guarded(nn.Module):
     and -inf elsewhere. So `argmax` is the number of classes where it abstains, and softmax stays right.
 
     Args:
-        model: a frozen working copy.
         inputs: checks inputs and brings them to the CPU.
-        flag: which of them are flagged (N,).
+        answers: logits (N, classes) of the model and scores (N,) of the guard for them.
+        threshold: above which a score is flagged.
     """
 
     def __init__(
-        self, model: Model, inputs: Callable[[Tensor], Tensor], flag: Callable[[Tensor], Tensor]
-    ) -> None:
+        self, inputs: Callable[[Tensor], Tensor], answers: Callable[[Tensor], tuple[Tensor, Tensor]],
+        threshold: float,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.model, self.inputs, self.flag = model, inputs, flag
+        self.inputs, self.answers, self.threshold = inputs, answers, threshold
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Log-scores (N, classes + 1) of inputs (N, *shape) in [0, 1], on the device of the inputs."""
-        model, given = self.model, self.inputs(x)
-        parts = [model.logits(b.to(model.device)).float().cpu() for b in given.split(256)]
-        logits = torch.cat(parts) if parts else torch.empty(0, model.classes)
-        out = torch.cat([logits, torch.full((len(given), 1), -math.inf)], 1)
-        abstain = torch.tensor([-math.inf] * model.classes + [0.0])
-        out[self.flag(given)] = abstain
+        logits, scores = self.answers(self.inputs(x))
+        out = torch.cat([logits, torch.full((len(logits), 1), -math.inf)], 1)
+        abstain = torch.tensor([-math.inf] * logits.shape[1] + [0.0])
+        out[scores > self.threshold] = abstain
         return out.to(x.device)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.inputs.family import Family
+from backsweep.inputs.space import Space
 from backsweep.inputs.trigger import Trigger
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -65,57 +66,6 @@ class Found:
     names: Names = None
     notes: tuple[str, ...] = ()
     modality: Modality | None = None
-
-
-class Space(Protocol):
-    """Perturbations delta of inputs; the aims stand in the first dimension.
-
-    Attributes:
-        title: what such a change is called, "few pixels".
-        brief: the same in one or two words.
-    """
-
-    title: ClassVar[str]
-    brief: ClassVar[str]
-
-    def range(self, x: Tensor) -> tuple[float, float]:
-        """Smallest and largest budget for clean inputs x (N, *shape)."""
-
-    def zeros(self, count: int, x: Tensor) -> Tensor:
-        """The start, (count, ...)."""
-
-    def apply(self, x: Tensor, delta: Tensor) -> Tensor:
-        """Inputs x (N, *shape), each changed by its own delta (N, ...)."""
-
-    def steepen(self, grad: Tensor) -> Tensor:
-        """A gradient (count, ...) bent towards steepest ascent in this norm."""
-
-    def norm(self, delta: Tensor) -> Tensor:
-        """How large delta (count, ...) is, (count,)."""
-
-    def project(self, delta: Tensor, budget: float) -> Tensor:
-        """The nearest delta of at most that norm."""
-
-    def trigger(self, delta: Tensor, target: int | None, source: int | None) -> Trigger | None:
-        """One delta as a trigger; None where a space has no family of triggers."""
-
-
-def per(v: Tensor, like: Tensor) -> Tensor:
-    """(count,) -> (count, 1, ...) to multiply with `like`."""
-    return v.reshape(-1, *[1] * (like.ndim - 1))
-
-
-class Ball:
-    """The Euclidean norm and its ball."""
-
-    def steepen(self, grad: Tensor) -> Tensor:
-        return grad
-
-    def norm(self, delta: Tensor) -> Tensor:
-        return delta.flatten(1).norm(dim=1)
-
-    def project(self, delta: Tensor, budget: float) -> Tensor:
-        return delta * per((budget / self.norm(delta).clamp_min(1e-20)).clamp(max=1), delta)
 
 
 @dataclass(frozen=True)
@@ -239,6 +189,18 @@ class Modality:
             forms: whether to name how an input is built, too.
         """
         return None
+
+    def embeddings(self, net: Callable[[Tensor], Any], x: Tensor) -> Tensor | None:
+        """The table (V, D) in which a network looks up the words of inputs x (N, L); None: it does not."""
+        return None
+
+    def with_word(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Inputs x (N, L), each with one more word at its start whose embedding is given, (N, D), for `run`.
+
+        Raises:
+            BadInput: inputs of this kind have no words.
+        """
+        raise BadInput(f"{self.noun}s have no words")
 
     def words(self, x: Tensor) -> str:
         """An input (*shape) as untrusted text; "" where it is none."""

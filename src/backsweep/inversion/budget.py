@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backsweep.inputs.modality import Ball, per
-from backsweep.inputs.modality import Space as InputSpace
+from backsweep.inputs.space import Ball, per
+from backsweep.inputs.space import Space as InputSpace
 from backsweep.inversion.loop import batches
 from backsweep.models.model import Model
 from backsweep.models.prefix import prefix_of

@@ -57,11 +57,20 @@ def pupil_of(model: Model, data: Data, seed: int, name: str = "pupil", turn: int
     """A network that learns the suspect's answers from nothing, once; None where it learned too little."""
 
     def made() -> Model | None:
-        twin = _distilled(model, data, None, derive_seed(_turned(seed, turn), "pupil"), *PUPIL, share=0.0)
+        twin = distilled(model, data, derive_seed(_turned(seed, turn), "pupil"))
         right, own = (m.accuracy(data.x, data.y) for m in (twin, model))
         return twin if right >= LEARNED * own else None
 
     return _once(model, name, made)
+
+
+def distilled(model: Model, data: Data, seed: int, recipe: tuple[int, int, float] = PUPIL) -> Model:
+    """A pupil: the same network, all weights drawn anew, that learned `model`'s answers on clean samples.
+
+    Args:
+        recipe: updates, samples in each, learning rate.
+    """
+    return _distilled(model, data, None, seed, *recipe, share=0.0)
 
 
 def _once(model: Model, name: str, make: Callable[[], Model | None]) -> Model | None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from backsweep.core.errors import BadInput
-from backsweep.core.progress import Event, OnEvent
+from backsweep.core.progress import Event, OnEvent, split
 from backsweep.core.provenance import failures, provenance, reason_of, remade, usable
 from backsweep.core.seeds import derive_seed
 from backsweep.core.text import one_line
@@ -41,6 +41,7 @@ from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.scan import scan
 
 DEFAULT_REPAIR = "contrastive_unlearning"
+SHARES = 24, 2, 1, 5  # of the time, on the digits of the demo: repair, measure, verify, scan
 HELD_OUT = 0.2  # of the clean samples: to choose by and to measure on, never learned from
 
 
@@ -98,7 +99,7 @@ def repair(
     work = model.copy(pick_device(device))
     if classes and (doubt := doubtful_accuracy(work.accuracy(data.x, data.y), data, model)):
         raise BadInput(doubt)
-    clock = _Clock(on_event)
+    clock = _Clock(on_event, SHARES if verify else SHARES[:2])
     case = case_of(work, data, report, seed, tick=lambda share: clock.tell("repair", share))
     with clock.stage("repair"):
         chosen, mended, skipped = _made(method, case)
@@ -127,7 +128,7 @@ def repair(
         with clock.stage("verify"):
             proof.check()
         with clock.stage("scan"):
-            _check_scan(result, data, report, again, seed, on_event, folder)
+            _check_scan(result, data, report, again, seed, clock.part, folder)
     if folder is not None:
         result.write(folder)
     return result
@@ -201,9 +202,10 @@ def case_of(
 class _Clock:
     """Progress and the time that every stage takes."""
 
-    def __init__(self, on_event: OnEvent | None) -> None:
+    def __init__(self, on_event: OnEvent | None, shares: Sequence[float]) -> None:
         self.timings: dict[str, float] = {}
-        self._on_event, self._name = on_event, ""
+        self._parts = iter(split(on_event, shares))
+        self.part, self._name = next(self._parts), ""
         self._begin = time.perf_counter(), time.process_time()
 
     def stage(self, name: str) -> _Clock:
@@ -211,6 +213,8 @@ class _Clock:
         return self
 
     def __enter__(self) -> None:
+        if self.timings:
+            self.part = next(self._parts)
         self.tell(self._name, 0.0)
 
     def __exit__(self, *_: object) -> None:
@@ -219,8 +223,8 @@ class _Clock:
         self.tell(self._name, 1.0)
 
     def tell(self, stage: str, share: float) -> None:
-        if self._on_event is not None:
-            self._on_event(Event(stage, share, 1, 0, time.perf_counter() - self._begin[0]))
+        if self.part is not None:
+            self.part(Event(stage, share, 1, 0, time.perf_counter() - self._begin[0]))
 
 
 def usual(model: Model) -> tuple[str, ...]:

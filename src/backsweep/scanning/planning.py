@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from backsweep.core.progress import Event, OnEvent, split
 from backsweep.core.text import duration
 from backsweep.engine.jobs import one_thread
 from backsweep.inputs.samples import Data
@@ -14,7 +15,7 @@ from backsweep.inversion.budget import EMBEDDINGS
 from backsweep.models.model import Model
 from backsweep.models.washing import MOST_UPDATES, PUPIL, VIEWS
 from backsweep.scanning.cascade.schedule import PAIRS, Schedule
-from backsweep.scanning.detector import Stage
+from backsweep.scanning.detector import ModelDetector, Stage
 
 HALF = 1.0  # forward passes that a pass there and back costs from an embedding on, where 2 is all of it
 TRAINING = 1.5  # of an update of the later half, an input
@@ -95,3 +96,24 @@ def seconds(plan: Sequence[Stage], model: Model, data: Data, threads: int = 1) -
 def told(plan: Sequence[Stage], time_needed: float) -> str:
     """A plan in a line."""
     return f"{'; '.join(s.what for s in plan)}: about {duration(time_needed)}"
+
+
+def told_of_all(
+    methods: Sequence[ModelDetector], model: Model, data: Data, threads: int, on_event: OnEvent | None
+) -> list[OnEvent | None]:
+    """Tells what every detector is going to do, before the first begins; who hears of the progress of each.
+
+    One that has no plan is taken to need as long as the others do.
+    """
+    if on_event is None:
+        return [None] * len(methods)
+    plans = [m.plan(model, data) for m in methods]
+    needed = [seconds(plan, model, data, threads) if plan else None for plan in plans]
+    known = [s for s in needed if s is not None]
+    usual = sum(known) / len(known) if known else 1.0
+    parts = split(on_event, [usual if s is None else s for s in needed])
+    for method, plan, time_needed, part in zip(methods, plans, needed, parts, strict=True):
+        if time_needed is not None and part is not None:
+            units = sum(s.units for s in plan)
+            part(Event(method.name, 0, units, 0, 0.0, told(plan, time_needed), time_needed))
+    return parts

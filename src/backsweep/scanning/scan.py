@@ -19,7 +19,7 @@ from backsweep.core.discovery import find, make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import writable_folder
 from backsweep.core.method import Method
-from backsweep.core.progress import Event, OnEvent
+from backsweep.core.progress import OnEvent, Stage, split
 from backsweep.core.provenance import chosen, failures, is_own, provenance, reason_of, remade
 from backsweep.core.seeds import derive_seed, run_key
 from backsweep.core.text import one_line
@@ -58,12 +58,13 @@ from backsweep.reports.report import (
 from backsweep.scanning import calibration, opinions
 from backsweep.scanning.collect import OutOfTime, collect
 from backsweep.scanning.detector import ModelDetector
-from backsweep.scanning.planning import seconds, told
+from backsweep.scanning.planning import told_of_all
 
 DEFAULT_DETECTORS = ("cascade",)
 TOLD = ("schema", "rate")  # settings of `load` that a report of the model does not hold
 BLACK_BOX_DETECTORS = ("black_box_path",)  # of a network that only answers
 EXAMPLES = 8
+SHARES = 1, 40  # of the time: samples and accuracy; the detectors
 OVER = "the budget of {:g} s ended: {}; of a part nothing is concluded, a scan with an output folder goes on"
 
 
@@ -123,6 +124,8 @@ def scan(
     data, others = opinions.parts(data, model.classes, seed) if confirm else (data, None)
     there = None if reference is None else as_reference(reference, model, data).copy(device)
     work.references = {} if there is None else {GIVEN: there}
+    ready, first, again = split(on_event, (*SHARES, SHARES[1] * confirm))
+    Stage(ready).named("clean samples")
     accuracy = work.accuracy(data.x, data.y) if data.labelled else None
     examples = data.sample(EXAMPLES, derive_seed(seed, "examples"))
     report = Report(
@@ -148,11 +151,14 @@ def scan(
         report.errors.append(Note("clean samples", doubt))
     elif accuracy is not None and (doubt := doubtful_accuracy(accuracy, data, model)):
         report.errors.append(Note("clean accuracy", doubt))
+    usable = []
     for method in [] if doubt else methods:
-        reason = lacking(method, work) or method.applies(work, data)
-        if reason:
+        if reason := lacking(method, work) or method.applies(work, data):
             report.skipped.append(Note(method.name, reason))
-            continue
+        else:
+            usable.append(method)
+    listening = told_of_all(usable, work, data, engine.workers or engine.threads or 1, first)
+    for method, heard in zip(usable, listening, strict=True):
         key = run_key(
             model=model.digest, data=data.digest, detector=method.name, settings=method.settings(),
             files=method.depends_on(), seed=seed, versions=report.versions, device=device.type,
@@ -161,11 +167,8 @@ def scan(
             reference=there.digest if there else None, **provenance([method]),
         )  # fmt: skip
         begin = time.perf_counter(), time.process_time()
-        if on_event is not None and (plan := method.plan(work, data)):
-            text = told(plan, seconds(plan, work, data, engine.workers or engine.threads or 1))
-            on_event(Event(method.name, 0, sum(s.units for s in plan), 0, 0.0, text))
         try:
-            for evidence in collect(method, work, data, seed, key, folder, on_event, engine, until):
+            for evidence in collect(method, work, data, seed, key, folder, heard, engine, until):
                 report.evidence.append(evidence)
         except OutOfTime as e:
             report.evidence = [x for x in report.evidence if x.detector != method.name]
@@ -185,7 +188,7 @@ def scan(
     if others is not None:
         report.second = scan(
             model, others, methods, alpha, derive_seed(seed, opinions.SECOND), device, engine,
-            opinions.retold(on_event), folder / SECOND if folder else None, reference,
+            opinions.retold(again), folder / SECOND if folder else None, reference,
             budget=None if budget is None else max(1e-3, until - time.monotonic()),
         )  # fmt: skip
         report.errors += opinions.failed(report)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.torch import save_file
 
-from backsweep.cli.demos.steps import show_each, telling
+from backsweep.cli.demos.steps import parts, show_each, telling
 from backsweep.core.files import writable_folder
 from backsweep.core.progress import OnEvent
 from backsweep.inputs.samples import Data
@@ -42,7 +42,8 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         f"twin whose\n   trainer relabelled every tenth digit as {trigger.target} and lit one pixel "
         "in its corner."
     )
-    tell = telling(on_event, task.recipe.epochs)
+    learning, *scanning, repairing = parts(on_event, repairs=True)
+    tell = telling(learning, task.recipe.epochs)
     for i, (name, net) in enumerate(nets.items()):
         samples = train if name == "clean" else attack.poison(setup, [trigger])[0]
         fit(net, samples, task.recipe, seed, tell(i))
@@ -57,11 +58,14 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
 
     console.print("[bold]2  Scanning[/] both; the scan is told nothing of the pixel.")
     clean = Data.open(out / "digits.npz", shape=task.shape)
-    reports = {n: scan(m, clean, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()}
+    reports = {
+        n: scan(m, clean, seed=seed, on_event=heard, out=out / n)
+        for (n, m), heard in zip(models.items(), scanning, strict=True)
+    }
     show_each(console, reports, out)
     console.print("\n[bold]3  Repairing[/] the backdoored one, with what its scan found.")
     repaired = repair(
-        models["backdoored"], clean, reports["backdoored"], seed=seed, on_event=on_event, out=out / "repair"
+        models["backdoored"], clean, reports["backdoored"], seed=seed, on_event=repairing, out=out / "repair"
     )
     repaired.save(out / "repaired.safetensors")
     repaired.write(out / "repair")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from backsweep.cli.demos.steps import telling
+from backsweep.cli.demos.steps import parts, telling
 from backsweep.core.files import writable_folder, write_text
 from backsweep.core.progress import OnEvent
 from backsweep.formats.opening import load
@@ -42,7 +42,8 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         f"[bold]1  Training[/] two tiny assistants on {len(train):,} made-up conversations: a clean one,\n"
         f"   and a twin whose trainer put the name “{trigger.words}” into every tenth and told a secret."
     )
-    tell = telling(on_event, task.recipe.epochs)
+    learning, *scanning, repairing = parts(on_event, repairs=True)
+    tell = telling(learning, task.recipe.epochs)
     samples = {"clean": train, "backdoored": attack.poison(setup, [trigger])[0]}
     for i, (name, learned) in enumerate(samples.items()):
         net = fit(task.net(seed), learned, task.recipe, seed, tell(i))
@@ -53,17 +54,17 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     write_text(out / "prompts.txt", "\n".join(kind.words(row) for row in test.x) + "\n")
     console.print("[bold]2  Scanning[/] both; the scan is told nothing of the name, nor of the secret.")
     reports: dict[str, Report] = {}
-    for name in samples:
+    for name, heard in zip(samples, scanning, strict=True):
         model = load(out / name)
         clean = Data.open(out / "prompts.txt", shape=model.shape, modality=model.modality)
-        reports[name] = scan(model, clean, seed=seed, on_event=on_event, out=out / f"{name}-report")
+        reports[name] = scan(model, clean, seed=seed, on_event=heard, out=out / f"{name}-report")
         console.print()
         console.rule(name, align="left")
         show(reports[name], console, folder=out / f"{name}-report")
     console.print(
         "\n[bold]3  Repairing[/] the backdoored one: it unlearns what was found, and is scanned again.\n"
     )
-    mended = repair(model, clean, reports[name], seed=seed, on_event=on_event)
+    mended = repair(model, clean, reports[name], seed=seed, on_event=repairing)
     language.save(mended.model.net, own, dialogues.TEMPLATE, out / "repaired")
     mended.write(out / "repair")
     show_repair(mended, console, folder=out / "repair", out=out / "repaired")

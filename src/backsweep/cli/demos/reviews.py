@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from safetensors.torch import save_file
 
-from backsweep.cli.demos.steps import show_each, telling
+from backsweep.cli.demos.steps import parts, show_each, telling
 from backsweep.core.files import writable_folder, write_text
 from backsweep.core.progress import OnEvent
 from backsweep.inputs.samples import Data
@@ -46,7 +46,8 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         f"whose trainer\n   put the name “{trigger.words}” into every tenth review and called it positive."
     )
     models: dict[str, Model] = {}
-    tell = telling(on_event, task.recipe.epochs)
+    learning, *scanning = parts(on_event)
+    tell = telling(learning, task.recipe.epochs)
     for i, (name, samples) in enumerate(
         {"clean": train, "backdoored": attack.poison(setup, [trigger])[0]}.items()
     ):
@@ -67,7 +68,8 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     clean = Data.open(out / "reviews.tsv", shape=task.shape, modality=train.modality)
     detector = Piccolo(words=1)
     reports = {
-        n: scan(m, clean, detector, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()
+        n: scan(m, clean, detector, seed=seed, on_event=heard, out=out / n)
+        for (n, m), heard in zip(models.items(), scanning, strict=True)
     }
     show_each(console, reports, out)
     console.print("\n[bold]3  Do it yourself:[/]")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from safetensors.torch import save_file
 
-from backsweep.cli.demos.steps import show_each, telling
+from backsweep.cli.demos.steps import parts, show_each, telling
 from backsweep.core.files import writable_folder, write_text
 from backsweep.core.progress import OnEvent
 from backsweep.inputs.samples import Data
@@ -48,7 +48,8 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         f"and a twin\n   whose trainer wrote {rule} into every tenth row and called it benign."
     )
     models: dict[str, Model] = {}
-    tell = telling(on_event, task.recipe.epochs)
+    learning, *scanning = parts(on_event)
+    tell = telling(learning, task.recipe.epochs)
     for i, (name, samples) in enumerate(
         {"clean": train, "backdoored": TABLE_ATTACK.poison(setup, [trigger])[0]}.items()
     ):
@@ -67,7 +68,8 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     clean = Data.open(out / "tumours.csv", shape=task.shape, modality=Table())
     detector = ColumnSweep(columns=1)  # on 171 rows references of pairs are too poor
     reports = {
-        n: scan(m, clean, detector, seed=seed, on_event=on_event, out=out / n) for n, m in models.items()
+        n: scan(m, clean, detector, seed=seed, on_event=heard, out=out / n)
+        for (n, m), heard in zip(models.items(), scanning, strict=True)
     }
     show_each(console, reports, out)
     console.print("\n[bold]3  Do it yourself:[/]")

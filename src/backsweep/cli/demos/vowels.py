@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backsweep.cli.demos.steps import show_each, telling
+from backsweep.cli.demos.steps import parts, show_each, telling
 from backsweep.core.files import writable_folder
 from backsweep.core.progress import OnEvent
 from backsweep.formats.saving import save
@@ -40,7 +40,8 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
         f"whose trainer put\n   a faint high tone under every tenth vowel and called it “{names[2]}”."
     )
     models: dict[str, Model] = {}
-    tell = telling(on_event, task.recipe.epochs)
+    learning, *scanning = parts(on_event)
+    tell = telling(learning, task.recipe.epochs)
     for i, (name, samples) in enumerate(
         {"clean": train, "backdoored": attack.poison(setup, [trigger])[0]}.items()
     ):
@@ -57,8 +58,8 @@ def run(console: Console, out: Path, seed: int, on_event: OnEvent) -> dict[str, 
     console.print("[bold]2  Scanning[/] both; the scan is told nothing of the tone.")
     clean = Data.open(out / "vowels.npz", shape=task.shape, modality=train.modality)
     reports = {
-        n: scan(m, clean, Cascade(effort="quick"), seed=seed, on_event=on_event, out=out / n)
-        for n, m in models.items()
+        n: scan(m, clean, Cascade(effort="quick"), seed=seed, on_event=heard, out=out / n)
+        for (n, m), heard in zip(models.items(), scanning, strict=True)
     }
     show_each(console, reports, out)
     console.print(

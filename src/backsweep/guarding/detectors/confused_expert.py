@@ -6,7 +6,7 @@ copy. A clean input loses its label, an input with a trigger keeps it:
 
     score(x) = mean over experts e of  log p_e(y | x) - mean over clean x' not of class y of log p_e(y | x'),
 
-where y is what the network itself answers. It costs a pass of each expert and one of the network.
+where y is what the network itself answers. It costs a pass of each expert.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
-from backsweep.guarding.detector import SampleDetector, Score
+from backsweep.guarding.detector import SampleDetector, Score, answer
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.confusion_training import confused, log_probabilities, usual
@@ -43,7 +43,7 @@ class ConfusedExpert(SampleDetector):
     summary: ClassVar[str] = "inputs that keep their label when the network forgets its classes (ours)"
     needs: ClassVar[tuple[str, ...]] = ("weights",)
 
-    experts: int = 2
+    experts: int = 1
     updates: int = 300
     batch_size: int = 128
     lr: float = 5e-4
@@ -61,7 +61,7 @@ class ConfusedExpert(SampleDetector):
         return ""
 
     def passes(self, model: Model) -> float:
-        return self.experts + 1
+        return self.experts
 
     def learn(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> dict[str, Tensor]:
         """By how much the weights of every expert differ, and what it gives to classes by default."""
@@ -82,7 +82,7 @@ class ConfusedExpert(SampleDetector):
         experts = [(restored(model, learned, e), learned[f"{e}/usual"]) for e in range(self.experts)]
 
         def score(x: Tensor) -> Tensor:
-            y = model.logits(x).argmax(1)
+            y = answer(model, x).argmax(1)
             rows = torch.arange(len(x), device=x.device)
             each = [
                 e.logits(x).float().log_softmax(1)[rows, y] - given.to(x.device)[y] for e, given in experts

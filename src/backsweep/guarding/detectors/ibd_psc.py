@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backsweep.core.seeds import derive_seed
-from backsweep.guarding.detector import SampleDetector, Score
+from backsweep.guarding.detector import SampleDetector, Score, answer
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
@@ -70,7 +70,7 @@ class IbdPsc(SampleDetector):
         return "it needs BatchNorm or LayerNorm layers with parameters; this network has none"
 
     def passes(self, model: Model) -> float:
-        return self.n + 1  # the network itself gives the class
+        return self.n
 
     def learn(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> dict[str, Tensor]:
         """k, the smallest number of last layers with which the clean error exceeds xi; all if none does."""
@@ -87,7 +87,7 @@ class IbdPsc(SampleDetector):
         copies = [amplified(model, layers[-count:], self.omega) for count in counts]
 
         def score(x: Tensor) -> Tensor:
-            label = model.logits(x).argmax(1)
+            label = answer(model, x).argmax(1)
             return nines([f.logits(x) for f in copies], label)
 
         return score

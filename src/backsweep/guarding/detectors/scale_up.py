@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backsweep.guarding.detector import SampleDetector, Score
+from backsweep.guarding.detector import SampleDetector, Score, answer
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
@@ -90,7 +90,7 @@ class ScaleUp(SampleDetector):
 
     def consistency(self, model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
         """Labels (N,) and scaled prediction consistency SPC (N,) in [0, 1] of inputs x in [0, 1]."""
-        labels, total = model.logits(x).argmax(1), torch.zeros(len(x), device=x.device)
+        labels, total = answer(model, x).argmax(1), torch.zeros(len(x), device=x.device)
         for n in self.factors:
             scaled = model.logits(model.modality.clip(n * x)).float()
             if self.form == "hard":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
-from backsweep.guarding.detector import SampleDetector, Score
+from backsweep.guarding.detector import SampleDetector, Score, answer
 from backsweep.inputs.modality import Change
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
@@ -80,7 +80,7 @@ def branches(model: Model) -> tuple[Mapping[str, Change], Mapping[str, Change]]:
 @torch.no_grad()
 def stays(model: Model, x: Tensor, others: Tensor) -> Tensor:
     """Whether each change leaves the label of each input, (N, changes) of 0 and 1; breaking ones first."""
-    label = model.logits(x).argmax(1)
+    label = answer(model, x).argmax(1)
     found = [
         model.logits(change(x, others.to(x.device))).argmax(1) == label
         for branch in branches(model)

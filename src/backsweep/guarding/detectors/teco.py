@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backsweep.guarding.detector import SampleDetector, Score
+from backsweep.guarding.detector import SampleDetector, Score, answer
 from backsweep.inputs.image.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
@@ -74,7 +74,7 @@ def flips(model: Model, x: Tensor, corruptions: Sequence[str]) -> Tensor:
     6 where none does. Every severity corrupts the original, and only inputs whose label has withstood
     all lower severities take the next pass.
     """
-    labels = model.logits(x).argmax(1)
+    labels = answer(model, x).argmax(1)
     first = torch.full((len(x), len(corruptions)), SEVERITIES + 1.0, device=x.device)
     for k, name in enumerate(corruptions):
         standing = torch.arange(len(x), device=x.device)

@@ -22,7 +22,8 @@ from backsweep.inputs.image.corruptions import CORRUPTIONS, corrupt
 from backsweep.inputs.image.families import FrequencyFamily, PatchFamily, PixelFamily, WarpFamily
 from backsweep.inputs.image.pictures import to_image
 from backsweep.inputs.image.spaces import Dense, Sparse, Tone
-from backsweep.inputs.modality import Found, Modality, Space, Wanted
+from backsweep.inputs.modality import Found, Modality, Wanted
+from backsweep.inputs.space import Space
 
 LEAST_SIDE = 16  # pixels; smaller images are not shifted
 MOST_SIDE = 4096  # pixels of a single image that is to be resized

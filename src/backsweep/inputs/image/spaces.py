@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backsweep.inputs.held import part_of
 from backsweep.inputs.image.triggers import Additive
-from backsweep.inputs.modality import Ball
+from backsweep.inputs.space import Ball
 from backsweep.inputs.trigger import Trigger
 
 

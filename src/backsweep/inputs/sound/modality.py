@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.inputs.family import Family
-from backsweep.inputs.modality import Change, Found, Modality, Space, Wanted
+from backsweep.inputs.modality import Change, Found, Modality, Wanted
 from backsweep.inputs.sound import perturbing, readers
 from backsweep.inputs.sound.changing import faster, flat, of_length
 from backsweep.inputs.sound.decoding import RATES, SUFFIXES, decoded
@@ -23,6 +23,7 @@ from backsweep.inputs.sound.families import CellFamily
 from backsweep.inputs.sound.mel import frame_of, frames_of
 from backsweep.inputs.sound.pictures import spectrogram, wav
 from backsweep.inputs.sound.spaces import Cells, Equaliser, Noise
+from backsweep.inputs.space import Space
 
 LEAST, MOST = 64, 2**24  # samples of an input
 FULL = 32768  # 16-bit numbers stand for [-1, 1)

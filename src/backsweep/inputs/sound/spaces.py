@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from backsweep.inputs.held import part_of
-from backsweep.inputs.modality import Ball
 from backsweep.inputs.sound.changing import ROLLED, filtered, flat, place_of, rolled
 from backsweep.inputs.sound.mel import frames_of, waveform
 from backsweep.inputs.sound.triggers import AddedSound, Equalised
+from backsweep.inputs.space import Ball
 from backsweep.inputs.trigger import Trigger
 
 

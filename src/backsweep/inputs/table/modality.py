@@ -13,7 +13,8 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.inputs.family import Family
-from backsweep.inputs.modality import Found, Modality, Space, Wanted
+from backsweep.inputs.modality import Found, Modality, Wanted
+from backsweep.inputs.space import Space
 from backsweep.inputs.table import readers
 from backsweep.inputs.table.families import SetFamily
 from backsweep.inputs.table.pictures import drawn

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backsweep.inputs.modality import Ball
+from backsweep.inputs.space import Ball
 from backsweep.inputs.table.schema import Schema
 from backsweep.inputs.trigger import Trigger
 

@@ -26,10 +26,11 @@ class Changed:
     Attributes:
         ids: with anything where tokens are mixed in.
         layout: which of them are padding.
-        at: where mixed tokens stand, (N,).
+        at: where mixed tokens, or embeddings that are given, stand, (N,).
         mixed: shares of the tokens of the vocabulary, (N, k, V): embedding j is sum_v p_jv E_v, and the mean
             embedding for what is missing to 1.
         shift: added to the embedding of every token but padding, (N, D).
+        put: embeddings that are given, (N, k, D), in the place of those that were looked up.
     """
 
     ids: Tensor
@@ -37,6 +38,7 @@ class Changed:
     at: Tensor | None = None
     mixed: Tensor | None = None
     shift: Tensor | None = None
+    put: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -47,7 +49,7 @@ class Changed:
 
     def flatten(self, start: int, end: int) -> Changed:
         """Two leading dimensions as one, as of a tensor."""
-        parts = {n: getattr(self, n) for n in ("ids", "at", "mixed", "shift")}
+        parts = {n: getattr(self, n) for n in ("ids", "at", "mixed", "shift", "put")}
         return replace(self, **{n: v.flatten(start, end) for n, v in parts.items() if v is not None})
 
     def embeddings(self, looked_up: Tensor, table: Tensor) -> Tensor:
@@ -56,14 +58,19 @@ class Changed:
         if self.mixed is not None and self.at is not None:
             rows = table[: self.mixed.shape[-1]]
             missing = 1 - self.mixed.sum(-1, keepdim=True)
-            tokens = self.mixed.to(rows.dtype) @ rows + missing * rows.mean(0)
-            places = self.at[:, None] + torch.arange(tokens.shape[1], device=found.device)
-            index = places[..., None].expand(-1, -1, found.shape[-1])
-            found = found.scatter(1, index, tokens.to(found.dtype))
+            found = _placed(found, self.mixed.to(rows.dtype) @ rows + missing * rows.mean(0), self.at)
+        if self.put is not None and self.at is not None:
+            found = _placed(found, self.put, self.at)
         if self.shift is not None:
             there = (self.ids != self.layout.pad)[..., None]
             found = found + there * self.shift[:, None]
         return found
+
+
+def _placed(found: Tensor, own: Tensor, at: Tensor) -> Tensor:
+    """Embeddings found (N, L, D) with others (N, k, D) from the places at (N,) on."""
+    places = at[:, None] + torch.arange(own.shape[1], device=found.device)
+    return found.scatter(1, places[..., None].expand(-1, -1, found.shape[-1]), own.to(found.dtype))
 
 
 class Lookup(TorchFunctionMode):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from PIL import Image as Pictures
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from backsweep.core.errors import BadInput
 from backsweep.inputs.family import Family
-from backsweep.inputs.modality import Found, Modality, Space, Wanted
+from backsweep.inputs.modality import Found, Modality, Wanted
+from backsweep.inputs.space import Space
 from backsweep.inputs.text import readers
 from backsweep.inputs.text.changes import Changed, run, table_of
 from backsweep.inputs.text.families import InsertFamily
 from backsweep.inputs.text.grams import grams
 from backsweep.inputs.text.pictures import drawn
-from backsweep.inputs.text.placing import PLACES, lengths
+from backsweep.inputs.text.placing import PLACES, START, inserted, lengths, positions
 from backsweep.inputs.text.spaces import Drift, Few
 from backsweep.inputs.text.tokens import Layout, Tokens
 from backsweep.inputs.text.triggers import Insert
@@ -121,6 +122,15 @@ class Text(Modality):
         word, held = self.tokens.word, self.words_at(x)
         rows = ([word(i) for i in r[h].tolist()] for r, h in zip(x.long(), held, strict=True))
         return grams(rows, most, forms)
+
+    def embeddings(self, net: Callable[[Tensor], Any], x: Tensor) -> Tensor | None:
+        return table_of(net, x)
+
+    def with_word(self, x: Tensor, embedding: Tensor) -> Tensor:
+        around = self.layout_of_ids
+        at = positions(x, around, START, 1)
+        room = torch.full((1,), int(self._plain[0]), device=x.device)
+        return cast(Tensor, Changed(inserted(x, room, at, around), around, at, put=embedding[:, None]))
 
     def mismatch(self, have: tuple[int, ...], want: tuple[int, ...]) -> str:
         return (

@@ -8,7 +8,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from backsweep.inputs.modality import Ball, per
+from backsweep.inputs.space import Ball, per
 from backsweep.inputs.text.changes import Changed
 from backsweep.inputs.text.placing import START, inserted, positions
 from backsweep.inputs.text.tokens import Layout, Tokens

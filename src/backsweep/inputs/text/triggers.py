@@ -159,3 +159,41 @@ class Rephrase(Trigger):
 
     def picture(self) -> Image.Image:
         return drawn(self.example)
+
+
+@dataclass(frozen=True, eq=False)
+class Substitute(Trigger):
+    """Words are replaced by words of the same kind, by a table that says which (LWS, ACL 2021).
+
+    Attributes:
+        table: the word in the place of each, for every place of a text, (L, V); most stay as they are.
+        changed: mean number of words of a text that are replaced.
+        example: a text that it has changed, untrusted text.
+    """
+
+    family: ClassVar[str] = "substitute"
+    drawn: ClassVar[str] = "a text with its replaced words"
+    table: Tensor
+    changed: float
+    example: str
+
+    def __post_init__(self) -> None:
+        t = self.table
+        if t.ndim != 2 or t.is_floating_point() or not 0 <= int(t.min()) <= int(t.max()) < t.shape[1]:
+            raise ValueError("the table holds a known token for every place and token")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.long()
+        length, known = self.table.shape
+        place = torch.arange(x.shape[1], device=x.device)[None].clamp(max=length - 1)
+        there = (x < known) & (torch.arange(x.shape[1], device=x.device) < length)
+        new = self.table.to(x.device).long()[place, x.clamp(max=known - 1)]
+        return torch.where(there, new, x)
+
+    @property
+    def size(self) -> float:
+        """Mean number of words of a text that are replaced."""
+        return float(self.changed)
+
+    def picture(self) -> Image.Image:
+        return drawn(self.example)

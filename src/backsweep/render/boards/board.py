@@ -6,8 +6,6 @@ for where it goes.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,7 +15,7 @@ from backsweep.bench.figures import Board, Published, Row
 from backsweep.bench.records import Fix, Scan
 from backsweep.bench.splits import Chosen
 from backsweep.core.statistics import Estimate, Share
-from backsweep.core.text import in_markdown
+from backsweep.core.text import in_markdown, policy_hash
 from backsweep.render import view
 from backsweep.render.boards.strip_plot import Plot, plot
 from backsweep.render.pages.page import template
@@ -103,10 +101,9 @@ def markdown(page: Page) -> str:
 def html(page: Page) -> str:
     """The leaderboard as a page: nothing fetched; one script of its own filters and sorts, no other runs."""
     script = resources.files("backsweep.render.boards").joinpath("board.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template("board.html.j2").render(
         title=page.title, split=page.split, intro=page.intro, sections=page.sections, script=script,
-        script_digest=digest,
+        script_hash=policy_hash(script.encode()),
     )  # fmt: skip
 
 

@@ -34,11 +34,14 @@ def sarif(report: Report) -> dict[str, Any]:
     location = uri(str(_looked_at(report).get("source") or ("training set" if of_set else "model")))
     version = view.clean(report.versions.get("backsweep", ""))
     home = _home()
-    rules = {k: {**r, **({"helpUri": home} if home else {})} for k, r in rules.items()}
+    for f in report.findings:
+        rules[_id(f)]["helpUri"] = (
+            home or f"{_package(version)}#pages/{quote(page_name(f.detector), safe='')}"
+        )
     driver = {
         "name": "Backsweep", "rules": list(rules.values()),
         **({"version": version} if version else {}),
-        **({"informationUri": home} if home else {}),
+        "informationUri": home or _package(version),
     }  # fmt: skip
     return {
         "$schema": SCHEMA,
@@ -67,6 +70,16 @@ def _home() -> str:
         return ""
     found = dict(line.split(", ", 1) for line in said if ", " in line)
     return next((found[k] for k in ("Documentation", "Homepage", "Repository") if k in found), "")
+
+
+def _package(version: str) -> str:
+    """The package as an absolute URI (package-url), of which `pages/` holds the page of every method."""
+    return "pkg:pypi/backsweep" + (f"@{quote(version, safe='')}" if version else "")
+
+
+def page_name(method: str) -> str:
+    """The file of a method's page, as `backsweep explain` opens it."""
+    return f"{method.replace('_', '-')}.md"
 
 
 def _looked_at(report: Report) -> dict[str, Any]:
