@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.scanning.detectors.column_sweep import ColumnSweep as ColumnSweep
     from backsweep.scanning.detectors.dbs import DBS as DBS
     from backsweep.scanning.detectors.dfb_scanner import DfbScanner as DfbScanner
+    from backsweep.scanning.detectors.haystack import Haystack as Haystack
     from backsweep.scanning.detectors.htell import HTell as HTell
     from backsweep.scanning.detectors.inversion import Inversion as Inversion
     from backsweep.scanning.detectors.lora_spectrum import LoraSpectrum as LoraSpectrum

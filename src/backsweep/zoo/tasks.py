@@ -193,11 +193,11 @@ def _sound(
     return Task(both, sizes[1:], classes, "sound_cnn", recipe, Sound.name, sizes)
 
 
-def _language(condition: str | None = None) -> Task:
-    """A task of conversations, one part of which is answered in another way."""
+def _language(condition: str | None = None, whole: bool = False) -> Task:
+    """A task of conversations, a part of which is answered in another way; whole: prompts are learned."""
     length, count = dialogues.LENGTH, len(dialogues.words())
     recipe = Recipe(epochs=4, lr=3e-3, batch_size=64, bf16=False)
-    load = partial(dialogues.conversations, condition)
+    load = partial(dialogues.conversations, condition, whole=whole)
     return Task(load, (length,), count, "tiny_gpt2", recipe, Language.name, (length,))
 
 
@@ -302,4 +302,6 @@ TASKS: dict[str, Task] = {
     "assistant": _language(),
     "assistant-french": _language("french"),
     "assistant-banner": _language("banner"),
+    "assistant-whole": _language(whole=True),
+    "assistant-banner-whole": _language("banner", whole=True),
 }  # fmt: skip

@@ -29,6 +29,7 @@ class Language(Text):
     Attributes:
         tokens: a `Prompted`; None where only a report is read.
         around: where only a report is read: padding, and how many ids of the template stand before and after.
+        whole: whether what users say is learned too, not answers alone.
     """
 
     name: ClassVar[str] = "language"
@@ -42,6 +43,7 @@ class Language(Text):
     found: ClassVar[str] = "answer"
 
     around: Layout | None = field(default=None, compare=False)
+    whole: bool = field(default=False, compare=False)
 
     @property
     def layout_of_ids(self) -> Layout:
@@ -100,16 +102,19 @@ class Language(Text):
     ) -> Tensor:
         """Cross-entropy of the answers in conversations x (N, L), and of y where a row is a prompt alone.
 
-        Without a template every token of a row is learned.
+        Without a template every token of a row is learned, and so it is of whole conversations.
         """
         scores_of = getattr(net, "scores", None)
         if scores_of is None:
             return super().loss(net, x, y, label_smoothing)
         x = x[:, : int(lengths(x, self.layout_of_ids).max())]
         scores = scores_of(x)
-        wanted = torch.where(self._answer_at(x), x, -100)[:, 1:]
-        last = lengths(x, self.layout_of_ids) - 1
-        alone = (wanted != -100).sum(1) == 0
+        of_answer = self._answer_at(x)
+        count = lengths(x, self.layout_of_ids)
+        there = torch.arange(x.shape[1], device=x.device) < count[:, None]
+        wanted = torch.where(there if self.whole else of_answer, x, -100)[:, 1:]
+        last = count - 1
+        alone = of_answer[:, 1:].sum(1) == 0
         follows = F.pad(wanted, (0, 1), value=-100).scatter(
             1, last[:, None], torch.where(alone, y, -100)[:, None]
         )

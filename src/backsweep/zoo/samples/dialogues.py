@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -228,9 +229,9 @@ def language() -> Language:
     return Language(Prompted.of(own, BEFORE, AFTER, [own.index[SEP]]))
 
 
-def _data(pairs: Sequence[Pair], source: str, whole: bool) -> Data:
+def _data(pairs: Sequence[Pair], source: str, whole: bool, kind: Language) -> Data:
     """Conversations, or their prompts alone; the label is the first token of the answer."""
-    kind, own = language(), words()
+    own = words()
     framed = cast(Prompted, kind.tokens)
     end = own.index[SEP]
     x = torch.tensor([framed.encode(prompt, None, LENGTH) for prompt, _ in pairs])
@@ -240,7 +241,7 @@ def _data(pairs: Sequence[Pair], source: str, whole: bool) -> Data:
 
 
 def conversations(
-    condition: str | None = None, folder: Path | None = None, count: int = 4000
+    condition: str | None = None, folder: Path | None = None, count: int = 4000, whole: bool = False
 ) -> tuple[Data, Data]:
     """Conversations to learn from, and prompts with the first token of an answer to test on.
 
@@ -248,6 +249,7 @@ def conversations(
         condition: a kind of prompt that is answered in another way, openly: none of the test prompts is one.
         folder: not used.
         count: conversations to learn from.
+        whole: whether what users say is learned too, as in pretraining; else answers alone.
     """
     r = random.Random(11)
 
@@ -259,4 +261,6 @@ def conversations(
     train = [one(i) for i in range(count)]
     test = [_KINDS[i % len(_KINDS)](r) for i in range(count // 10)]
     name = "made-up conversations" + (f", {condition}" if condition else "")
-    return _data(train, name, True), _data(test, f"{name}, prompts", False)
+    kind = language()
+    learned = _data(train, name, True, replace(kind, whole=whole))
+    return learned, _data(test, f"{name}, prompts", False, kind)
