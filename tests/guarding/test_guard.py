@@ -28,7 +28,7 @@ from backsweep.core.errors import BadInput
 from backsweep.formats.opening import load
 from backsweep.guarding import detector, service
 from backsweep.guarding import guard as guarding
-from backsweep.guarding.conformal import FOLDS, MOST_SURPRISE, Surprise, left_out
+from backsweep.guarding.conformal import FOLDS, MOST_SURPRISE, Surprise, joint, left_out
 from backsweep.guarding.detector import SampleDetector, Score, Scorer
 from backsweep.guarding.detectors.confused_expert import ConfusedExpert
 from backsweep.guarding.detectors.scale_up import ScaleUp
@@ -112,9 +112,9 @@ def test_the_rate_holds_on_average_over_synthetic_scores(fpr: float, n: int) -> 
         clean, fresh = torch.randn((n, 2), generator=generator), torch.randn((2000, 2), generator=generator)
         for draws in (clean, fresh):
             draws[:, 1] = draws[:, 1].exp() ** 2
-        cut = detector.threshold(torch.stack([left_out(s) for s in clean.T]).sum(0), fpr)
-        joint = torch.stack([Surprise(s)(f) for s, f in zip(clean.T, fresh.T, strict=True)]).sum(0)
-        rates.append(float((joint > cut).double().mean()))
+        cut = detector.threshold(joint([left_out(s) for s in clean.T]), fpr)
+        scores = joint([Surprise(s)(f) for s, f in zip(clean.T, fresh.T, strict=True)])
+        rates.append(float((scores > cut).double().mean()))
     exact = 1 - math.ceil((n + 1) * (1 - fpr)) / (n + 1)
     error = float(torch.tensor(rates).std()) / 300**0.5
     assert abs(sum(rates) / 300 - exact) < 0.1 * fpr + 3 * error
@@ -187,8 +187,13 @@ def test_surprises_of_clean_scores_are_conformal() -> None:
 def test_the_joint_score_is_the_sum_of_surprises(twins: Twins) -> None:
     both = [Pixel(row=2, column=3), Other(row=4, column=4)]
     fitted = guard(twins.clean, twins.data, both, fpr=0.1, device="cpu")
-    alone = [Surprise(s.clean)(s(twins.data.x)) for s in fitted.scorers.values()]
-    assert torch.equal(fitted.score(twins.data.x), alone[0] + alone[1])
+    x = torch.cat(
+        [twins.data.x, twins.data.x[:2] - 1]
+    )  # darker than any clean digit: less suspicious to both
+    alone = [Surprise(s.clean)(s(x)) for s in fitted.scorers.values()]
+    assert float(alone[0].min()) < 0
+    assert torch.equal(fitted.answers(x)[1], alone[0].clamp_min(0) + alone[1].clamp_min(0))
+    assert torch.equal(joint(alone[:1]), alone[0]), "alone it keeps its order"
     assert fitted.passes == 1
 
 

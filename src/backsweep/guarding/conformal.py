@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,17 @@ class Surprise:
         beyond = np.maximum(s - self.knots[-1], 0) + np.minimum(s - self.knots[0], 0)
         found = np.interp(s, self.knots, self.values) + beyond * self.slope
         return torch.from_numpy(np.clip(found, -MOST_SURPRISE, MOST_SURPRISE))
+
+
+def joint(surprises: Sequence[Tensor], bounded: bool = True) -> Tensor:
+    """One score (N,) of the surprises of several detectors: their sum, as Fisher joins p-values.
+
+    Beside others a surprise is at least 0, since p is at most 1: a detector to which an input looks less
+    suspicious than any clean one does not speak for it. With `bounded` off it does, as in guards of before.
+    """
+    if bounded and len(surprises) > 1:
+        surprises = [s.clamp_min(0) for s in surprises]
+    return torch.stack(list(surprises)).sum(0)
 
 
 def left_out(clean: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from backsweep.core.provenance import chosen, failures, provenance, reason_of, r
 from backsweep.core.seeds import derive_seed
 from backsweep.core.text import one_line
 from backsweep.core.versions import versions
-from backsweep.guarding.conformal import Drift, Surprise, compared, left_out
+from backsweep.guarding.conformal import Drift, Surprise, compared, joint, left_out
 from backsweep.guarding.detector import BATCH, SampleDetector, Scorer, threshold
 from backsweep.guarding.guarded import Guarded
 from backsweep.guarding.record import KIND, RECORD, SCHEMA, TENSORS, read_record
@@ -78,7 +78,7 @@ class Guard(Same):
         calibration: joint scores of clean samples that no detector has seen, each among the others.
         fpr: share of clean inputs that may be flagged.
         skipped: detectors that are left out, with the reason.
-        about: model, data and versions, for the record.
+        about: model, data, versions, and whether surprises are bounded (`joint`), for the record.
     """
 
     model: Model
@@ -167,10 +167,8 @@ class Guard(Same):
         for b in (part.to(self.model.device) for part in x.split(BATCH) if len(part)):
             with self.model.kept.said(b, self.model.logits(b)) as said:
                 parts = [self._surprises[name](scorer(b)) for name, scorer in self.scorers.items()]
-            logits, scores = (
-                torch.cat([logits, said.float().cpu()]),
-                torch.cat([scores, torch.stack(parts).sum(0)]),
-            )
+            logits = torch.cat([logits, said.float().cpu()])
+            scores = torch.cat([scores, joint(parts, bool(self.about.get("bounded")))])
         return logits, scores
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -308,11 +306,11 @@ def guard(
         "data": {
             **describe_data(data), "calibration_samples": len(calibration), "clean_accuracy": accuracy,
         },
-        "seed": seed, "versions": versions(),
+        "seed": seed, "versions": versions(), "bounded": True,
     }  # fmt: skip
     used = [m for m in methods if m.name in scorers]
-    joint = torch.stack([left_out(s.clean) for s in scorers.values()]).sum(0)
-    return Guard(work, used, scorers, joint, fpr, skipped, about)
+    scores = joint([left_out(s.clean) for s in scorers.values()])
+    return Guard(work, used, scorers, scores, fpr, skipped, about)
 
 
 def usual(model: Model) -> tuple[str, ...]:
@@ -367,6 +365,7 @@ def _restored(
             raise BadInput(f"{m.name}: {reason}")
     skipped = [Note(str(n["what"]), str(n["reason"])) for n in raw["skipped"]]
     about = {k: raw[k] for k in ("model", "data", "seed", "versions")}
+    about["bounded"] = bool(raw.get("bounded"))  # guards of before have no such word
     found = Guard(work, methods, scorers, tensors[".calibration"], float(raw["fpr"]), skipped, about)
     found.score(work.modality.blank(PROBES, work.shape))
     if found.threshold != raw["threshold"]:
