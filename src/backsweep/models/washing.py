@@ -64,13 +64,13 @@ def pupil_of(model: Model, data: Data, seed: int, name: str = "pupil", turn: int
     return _once(model, name, made)
 
 
-def distilled(model: Model, data: Data, seed: int, recipe: tuple[int, int, float] = PUPIL) -> Model:
+def distilled(model: Model, data: Data, seed: int, recipe: tuple[int, int, float] | None = None) -> Model:
     """A pupil: the same network, all weights drawn anew, that learned `model`'s answers on clean samples.
 
     Args:
-        recipe: updates, samples in each, learning rate.
+        recipe: updates, samples in each, learning rate; None: those of the cascade.
     """
-    return _distilled(model, data, None, seed, *recipe, share=0.0)
+    return _distilled(model, data, None, seed, *(recipe or PUPIL), share=0.0)
 
 
 def _once(model: Model, name: str, make: Callable[[], Model | None]) -> Model | None:
