@@ -163,13 +163,13 @@ class Guard(Same):
     @torch.no_grad()
     def answers(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) and scores (N,) on the CPU of what `inputs` gave; the model is asked once."""
-        logits, scores = torch.empty(0, self.model.classes), torch.empty(0, dtype=torch.float64)
+        logits, scores = [torch.empty(0, self.model.classes)], [torch.empty(0, dtype=torch.float64)]
         for b in (part.to(self.model.device) for part in x.split(BATCH) if len(part)):
             with self.model.kept.said(b, self.model.logits(b)) as said:
                 parts = [self._surprises[name](scorer(b)) for name, scorer in self.scorers.items()]
-            logits = torch.cat([logits, said.float().cpu()])
-            scores = torch.cat([scores, joint(parts, bool(self.about.get("bounded")))])
-        return logits, scores
+            logits.append(said.float().cpu())
+            scores.append(joint(parts, bool(self.about.get("bounded"))))
+        return torch.cat(logits), torch.cat(scores)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write guard.json and guard.safetensors; returns the folder.

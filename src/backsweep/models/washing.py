@@ -56,21 +56,21 @@ def reference_of(
 def pupil_of(model: Model, data: Data, seed: int, name: str = "pupil", turn: int = 0) -> Model | None:
     """A network that learns the suspect's answers from nothing, once; None where it learned too little."""
 
-    def made() -> Model | None:
-        twin = distilled(model, data, derive_seed(_turned(seed, turn), "pupil"))
-        right, own = (m.accuracy(data.x, data.y) for m in (twin, model))
-        return twin if right >= LEARNED * own else None
-
-    return _once(model, name, made)
+    own = derive_seed(_turned(seed, turn), "pupil")
+    return _once(model, name, lambda: taught(model, data, own))
 
 
-def distilled(model: Model, data: Data, seed: int, recipe: tuple[int, int, float] | None = None) -> Model:
+def taught(model: Model, data: Data, seed: int, recipe: tuple[int, int, float] | None = None) -> Model | None:
     """A pupil: the same network, all weights drawn anew, that learned `model`'s answers on clean samples.
+
+    None where it is less than `LEARNED` times as accurate as the model.
 
     Args:
         recipe: updates, samples in each, learning rate; None: those of the cascade.
     """
-    return _distilled(model, data, None, seed, *(recipe or PUPIL), share=0.0)
+    twin = _distilled(model, data, None, seed, *(recipe or PUPIL), share=0.0)
+    right, own = (m.accuracy(data.x, data.y) for m in (twin, model))
+    return twin if right >= LEARNED * own else None
 
 
 def _once(model: Model, name: str, make: Callable[[], Model | None]) -> Model | None:

@@ -22,7 +22,7 @@ from backsweep.core.seeds import derive_seed
 from backsweep.guarding.disagreement import Disagreement
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
-from backsweep.models.washing import LEARNED, PUPIL, distilled, washed
+from backsweep.models.washing import PUPIL, taught, washed
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class Pupil(Disagreement):
     def reference(self, model: Model, data: Data) -> Model:
         """The pupil; a washed copy where it has less than 0.8 of the network's accuracy."""
         seed = derive_seed(0, self.name)
-        twin = distilled(model, data, seed, (self.updates, *PUPIL[1:]))
-        right, own = (m.accuracy(data.x, data.y) for m in (twin, model))
-        return twin if right >= LEARNED * own else washed(model, data, seed)
+        return taught(model, data, seed, (self.updates, *PUPIL[1:])) or washed(model, data, seed)
 
     def compared(self, log_p: Tensor, log_r: Tensor) -> Tensor:
         return (log_p.exp() * (log_p - log_r)).sum(1)

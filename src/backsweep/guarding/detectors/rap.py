@@ -28,6 +28,7 @@ from backsweep.core.seeds import derive_seed
 from backsweep.guarding.detector import SampleDetector, Score, answer
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
+from backsweep.models.confusion_training import log_probabilities
 from backsweep.models.model import Model
 
 PRESETS = ("standard", "paper")
@@ -87,8 +88,8 @@ class Rap(SampleDetector):
     def learn(self, model: Model, data: Data, triggers: Sequence[Trigger] = ()) -> dict[str, Tensor]:
         """The word of every class (C, D); median and spread of what clean texts of it lose (C,)."""
         x, generator = data.x, torch.Generator().manual_seed(derive_seed(0, self.name))
-        answers = model.predict(x)
-        heat = self._heat(model, x)
+        log_p = log_probabilities(model, x)
+        answers, heat = log_p.argmax(1), self._heat(log_p)
         table = model.modality.embeddings(model.net, x[:1].to(model.device))
         assert table is not None  # noqa: S101 - `applies` has asked
         norm = table.norm(dim=1)
@@ -120,13 +121,11 @@ class Rap(SampleDetector):
             "spread": torch.stack(spread),
         }
 
-    def _heat(self, model: Model, x: Tensor) -> float:
+    def _heat(self, log_p: Tensor) -> float:
         """What logits are divided by, so that clean texts are no surer than `MARGIN` in their middle."""
         if self.preset == "paper":
             return 1.0
-        with torch.no_grad():
-            logits = torch.cat([model.logits(b.to(model.device)).float().cpu() for b in x.split(self.batch)])
-        best = logits.topk(2, dim=1).values
+        best = log_p.topk(2, dim=1).values
         return max(1.0, float((best[:, 0] - best[:, 1]).median()) / MARGIN)
 
     def scorer(self, model: Model, learned: dict[str, Tensor]) -> Score:
