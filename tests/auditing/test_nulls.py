@@ -173,3 +173,44 @@ def test_the_tables_of_the_package_can_be_read_and_know_the_default_detectors() 
             )  # fmt: skip
             assert len(found.names) == len(DEFAULT_AUDITS)
             assert found.of(DEFAULT_AUDITS[0]).critical(0.05) is not None, "an audit can decide"
+
+
+def test_kinds_count_alike_however_many_sets_they_have() -> None:
+    """Twenty kinds with one set, one with a hundred, which all score higher than the set under suspicion."""
+    rows = [[float(i)] for i in range(20)] + [[1000.0 + i] for i in range(100)]
+    kinds = [f"kind {i}" for i in range(20)] + ["many"] * 100
+    by_kind = Together(NAMES[:1], np.array(rows), np.array([500.0]), "", kinds)
+    assert by_kind.p_value(NAMES[0], 500.0) == 2 / 22
+    assert group(rows, [500.0]).p_value(NAMES[0], 500.0) == 101 / 121
+    half = Together(NAMES[:1], np.array(rows), np.array([1050.0]), "", kinds)
+    assert half.p_value(NAMES[0], 1050.0) == pytest.approx(1.5 / 22)
+    assert half.p_value(NAMES[0], 1e6) == 1 / 22
+
+
+def test_two_detectors_over_kinds_hold_their_rate_for_a_set_of_another_kind() -> None:
+    """Kinds differ in level and have 1 to 9 sets; the set that is judged is of a kind of its own."""
+    rng, hits, runs = np.random.default_rng(3), 0, 1500
+    for _ in range(runs):
+        count = rng.integers(1, 10, 24)
+        level = rng.normal(0, 1, (25, 2))
+        rows = [np.exp(level[k] + rng.normal(0, 0.7, 2)) for k in range(24) for _ in range(count[k])]
+        own = np.exp(level[24] + rng.normal(0, 0.7, 2))
+        kinds = [str(k) for k in range(24) for _ in range(count[k])]
+        hits += smallest(Together(NAMES, np.array(rows), own, "", kinds)) <= 0.1
+    assert hits / runs <= 0.1 + 3 * math.sqrt(0.09 / runs)
+
+
+def test_the_table_of_all_kinds_says_which_kind_each_set_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = NAMES[0]
+    lines = [
+        line(1000 + i, name, float(i), task=f"task {i % 3}", settings=BOTH[0].settings(), layout=f"l{i % 3}")
+        for i in range(9)
+    ]
+    *own, every = [Sets(**t) for t in nulls.make(lines)]
+    assert [t.kinds for t in own] == [[], [], []]
+    assert every.layout == ANY
+    assert sorted(set(every.kinds)) == ["task 0", "task 1", "task 2"]
+    use(monkeypatch, every)
+    (found,) = asked(1200, BOTH[:1], layout="unknown")
+    assert found.words == "9 unpoisoned sets of 3 other kinds"
+    assert found.p_value(name, 100.0) == 1 / 4

@@ -7,8 +7,10 @@ The set under suspicion is set number n + 1. Within these n + 1 sets
     m(k)   = the smallest r_d(k) of the detectors that ran
     p      = share of the sets with m(k) <= m(the set)                       (the smallest p-value, ranked)
 
-where sets with the same m are told apart by how far the statistic lies above the median, in robust sigmas of
-its logarithm. All n + 1 sets are treated alike, so p holds exactly if the set, being unpoisoned, is one more
+and where the table has sets of several kinds, shares are over kinds: each counts alike, however many sets it
+has, and the set under suspicion is a kind of its own (Dunn, Wasserman and Ramdas 2022; statistics.md).
+Sets with the same m are told apart by how far the statistic lies above the median, in robust sigmas of its
+logarithm. All n + 1 sets are treated alike, so p holds exactly if the set, being unpoisoned, is one more
 draw like those of the table, however the detectors hang together (single-step min P, Westfall, Young 1993).
 A class with a smaller statistic than the largest of its set gets the p-value that the set would have if that
 were its largest.
@@ -18,9 +20,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,7 @@ class Sets:
         columns: for every detector its name, its settings and its `scores`, the largest statistic in each set
             in the order of the sets; None where it was not asked.
         made: how: kind, sets, versions.
+        kinds: of every set, where there are several; empty: each set counts for itself.
     """
 
     layout: str
@@ -58,6 +62,7 @@ class Sets:
     samples: int
     columns: Sequence[Mapping[str, Any]]
     made: Mapping[str, Any]
+    kinds: Sequence[str] = ()
 
     def of(self, detector: Judging) -> Mapping[str, Any] | None:
         """The column of a detector as it is set."""
@@ -85,22 +90,29 @@ class Together:
         table: their largest statistics in the sets of the table (n, detectors).
         own: in the set under suspicion (detectors,).
         words: what the sets are.
+        kinds: of every set of the table; None: each set counts for itself.
     """
 
     names: tuple[str, ...]
     table: Array
     own: Array
     words: str
+    kinds: Sequence[str] | None = None
+
+    @cached_property
+    def weights(self) -> Array:
+        """Of the set under suspicion, first, and of those of the table: those of a kind add up to 1."""
+        kinds = [str(i) for i in range(len(self.table))] if self.kinds is None else list(self.kinds)
+        count = Counter(kinds)
+        return np.array([1.0, *(1 / count[k] for k in kinds)])
 
     def p_value(self, name: str, score: float | None) -> float:
         """The p-value of the set if `score` were the largest statistic of a detector."""
         place = self.names.index(name)
         logs = np.log(np.maximum(np.vstack([self.own, self.table]), LEAST_STATISTIC))
         logs[0, place] = -math.inf if score is None else math.log(max(score, LEAST_STATISTIC))
-        order = np.sort(logs, axis=0)
-        ranks = len(logs) - np.stack(
-            [np.searchsorted(order[:, d], logs[:, d], side="left") for d in range(logs.shape[1])], axis=1
-        )
+        # r_d(k), rounded: sums of weights in another order are no other rank
+        ranks = np.round(np.einsum("i,ikd->kd", self.weights, logs[:, None] >= logs[None]), 9)
         center = np.median(logs, axis=0)
         spread = MAD_TO_SIGMA * np.median(np.abs(logs - center), axis=0)
         with np.errstate(invalid="ignore"):
@@ -109,7 +121,8 @@ class Together:
         tie = np.where(ranks == least[:, None], sigmas, -math.inf).max(axis=1)
         rank, sigma = ranks[0, place], sigmas[0, place]
         as_far = (least[1:] < rank) | ((least[1:] == rank) & (tie[1:] >= sigma))
-        return float(1 + as_far.sum()) / len(logs)
+        far = round(math.fsum(self.weights[1:][as_far]), 9)
+        return (1 + far) / (1 + round(math.fsum(self.weights[1:]), 9))
 
     def of(self, name: str) -> Rank:
         """The p-values of one of the detectors."""
@@ -178,29 +191,34 @@ def together(
         for table in tables():
             if table.layout == ANY or table.of_kind(model):
                 columns = {d.name: c for d in left if (c := table.of(d)) is not None}
-                rows = _complete([c["scores"] for c in columns.values()])
+                rows, known_by = _complete([c["scores"] for c in columns.values()])
                 if len(rows):
                     far = table.far(samples)
                     wide = table.layout == ANY
                     key = (wide or far > ALIKE, -len(columns), wide, far)
-                    found.append((key, table, tuple(columns), rows))
+                    found.append((key, table, tuple(columns), rows, known_by))
         if not found:
             break
-        _, table, names, rows = min(found, key=lambda f: f[0])
+        _, table, names, rows, known_by = min(found, key=lambda f: f[0])
         known = np.array([own[n] for n in names], dtype=np.float64)
-        groups.append(Together(names, rows, known, _words(table, len(rows), samples)))
+        kinds = [table.kinds[i] for i in known_by] if table.kinds else None
+        groups.append(Together(names, rows, known, _words(table, len(rows), samples, kinds), kinds))
         left = [d for d in left if d.name not in names]
     return groups
 
 
-def _complete(columns: Sequence[Sequence[float | None]]) -> Array:
-    """The sets that every column knows, (sets, columns)."""
-    rows = [row for row in zip(*columns, strict=True) if None not in row]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(columns))
+def _complete(columns: Sequence[Sequence[float | None]]) -> tuple[Array, list[int]]:
+    """The sets that every column knows, (sets, columns), and which they are."""
+    rows = [(i, row) for i, row in enumerate(zip(*columns, strict=True)) if None not in row]
+    return np.array([row for _, row in rows], dtype=np.float64).reshape(len(rows), len(columns)), [
+        i for i, _ in rows
+    ]
 
 
-def _words(table: Sets, sets: int, samples: int) -> str:
+def _words(table: Sets, sets: int, samples: int, kinds: Sequence[str] | None) -> str:
     """40 unpoisoned sets of digits with about 1,500 samples"""
+    if kinds is not None:
+        return f"{sets} unpoisoned sets of {len(set(kinds))} other kinds"
     kind = f"{sets} unpoisoned sets of {table.made.get('kind', 'this kind')}"
     if table.layout == ANY:
         return kind
@@ -216,7 +234,7 @@ class _Kind:
     """What is gathered of one kind and size."""
 
     about: dict[str, Any]
-    kinds: set[str] = field(default_factory=set)
+    kinds: dict[str, str] = field(default_factory=dict)  # of every set
     sizes: dict[str, int] = field(default_factory=dict)
     columns: dict[str, dict[str, float]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -229,8 +247,9 @@ class _Kind:
             known = [scores.get(s) for s in sets]
             columns.append({"detector": name, "settings": settings, "scores": known})
         size = int(np.median(list(self.sizes.values())))
-        made = {"kind": " and ".join(sorted(self.kinds)), "sets": sets, **self.versions}
-        return asdict(Sets(**self.about, samples=size, columns=columns, made=made))
+        made = {"kind": " and ".join(sorted(set(self.kinds.values()))), "sets": sets, **self.versions}
+        several = [self.kinds[s] for s in sets] if self.about["layout"] == ANY else []
+        return asdict(Sets(**self.about, samples=size, columns=columns, made=made, kinds=several))
 
 
 def make(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -248,7 +267,7 @@ def make(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         own = {k: line[k] for k in ("layout", "shape", "classes")}
         for about, size in ((own, line["samples"]), (everything, 0)):
             kind = found.setdefault(json.dumps([about, size]), _Kind(about))
-            kind.kinds.add(" ".join(filter(None, [line["task"], line.get("arch")])))
+            kind.kinds[line["net"]] = " ".join(filter(None, [line["task"], line.get("arch")]))
             kind.sizes[line["net"]] = line["samples"]
             column = kind.columns.setdefault(
                 json.dumps([line["audit"], line["settings"]], sort_keys=True), {}

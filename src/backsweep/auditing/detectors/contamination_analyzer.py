@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
-from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC, runners_up
+from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC
 from backsweep.auditing.untangling import (
     principal,
+    remoteness,
     scatter,
     suspected,
     untangled,
@@ -93,11 +94,11 @@ class ContaminationAnalyzer(SetDetector):
             _, s_e = decomposed(known, given.clean.y, self.iterations, self.tolerance)
         else:
             s_e = within_groups(r, given.data.y, labels, self.iterations, self.tolerance)
-        found = []
+        remote, found = remoteness(r, given.data.y, labels, s_e), []
         for i, label in enumerate(labels):
             rows = given.of(label)
             best = untangled(whitened(r[rows], s_e), self.clean, self.iterations, self.tolerance)
-            position, upper = suspected(best, runners_up(given.logits[rows], label))
+            position, upper = suspected(best, remote[rows])
             scores[rows] = position.float()
             clear = best.separation**SHARPNESS
             found.append(class_evidence(

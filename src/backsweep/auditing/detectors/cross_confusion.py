@@ -5,7 +5,7 @@ learned from a trigger has nothing to do with their look and stays (the observat
 Training, Qi et al. 2023, and BaDExpert, Xie et al. 2024, which both need samples that are known to be
 clean). Here the samples come from the suspect set itself:
 
-1. Two experts. The samples of every class fall into two clusters; an expert is confused on samples of the
+1. Two experts. The samples of every class fall into two groups; an expert is confused on samples of the
    one and judges those of the other. However many samples of a class are poisoned, one of the experts
    never saw them with wrong labels.
 2. A third expert is confused on the half of every class that seemed least suspicious.
@@ -19,8 +19,9 @@ the penultimate layer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,11 +30,13 @@ from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
 from backsweep.auditing.mixture import LEAST, two_components
+from backsweep.auditing.untangling import parted
 from backsweep.core.seeds import derive_seed
 from backsweep.models.confusion_training import confused, log_probabilities, usual
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence
 
+PARTS = ("groups", "clusters")
 CLUSTER_DIMENSIONS, DISCRIMINANT_DIMENSIONS = 5, 50
 Array = NDArray[np.float64]
 
@@ -43,6 +46,8 @@ class CrossConfusion(SetDetector):
     """Flags samples whose label survives the confusion of the network.
 
     Attributes:
+        parts: how the samples of a class are parted in two: "groups", as SCAn does, by the clearest split
+            given how classes scatter; "clusters", 2-means on five principal axes, as it was before.
         samples: that an expert is confused with, the same number of every class.
         updates: at most, of an expert.
         batch_size: samples in an update.
@@ -57,6 +62,7 @@ class CrossConfusion(SetDetector):
     summary: ClassVar[str] = "samples that keep their label when the network forgets its classes (ours)"
     code: ClassVar[str] = "BSW200"
 
+    parts: str = "groups"
     samples: int = 2000
     updates: int = 300
     batch_size: int = 128
@@ -66,10 +72,17 @@ class CrossConfusion(SetDetector):
     spill: float = 0.05
 
     def __post_init__(self) -> None:
+        if self.parts not in PARTS:
+            raise ValueError(f"parts {self.parts!r} is neither groups nor clusters")
         if min(self.samples, self.updates, self.batch_size, self.rounds) < 1:
             raise ValueError("samples, updates, batch_size and rounds are at least 1")
         if not (self.lr > 0 and 0 < self.stop < 1 and 0 <= self.spill < 1):
             raise ValueError("lr is above 0, stop between 0 and 1, spill from 0 to below 1")
+
+    @classmethod
+    def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Before there was a choice samples were parted by 2-means."""
+        return {"parts": "clusters", **settings}
 
     def applies(self, given: TrainingSet) -> str:
         if not any(len(given.of(label)) >= LEAST for label in range(given.classes)):
@@ -80,7 +93,7 @@ class CrossConfusion(SetDetector):
 
     def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
         y, every = given.data.y, torch.ones(len(given.data), dtype=torch.bool)
-        cluster = clusters(given)
+        cluster = (clusters if self.parts == "clusters" else groups)(given)
         crossed = torch.zeros(len(y))
         for k in (0, 1):
             expert = self._confused(given, cluster != k, k)
@@ -153,6 +166,17 @@ class CrossConfusion(SetDetector):
             return None, 0.0
         lower = line[line <= two.cut]
         return line, float(np.quantile(lower, 1 - self.spill)) if len(lower) else two.cut
+
+
+def groups(given: TrainingSet) -> Tensor:
+    """The two groups of every class in the penultimate layer, 0 or 1 (N,); halves where there are none."""
+    labels = [c for c in range(given.classes) if len(given.of(c)) >= LEAST]
+    found = parted(given.features, given.data.y, labels)[1].long()
+    for label in range(given.classes):
+        rows = given.of(label)
+        if len(rows) and found[rows].unique().numel() == 1:
+            found[rows] = torch.arange(len(rows)) % 2
+    return found
 
 
 def clusters(given: TrainingSet) -> Tensor:

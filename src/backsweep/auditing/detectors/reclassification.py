@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
-from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC, runners_up, variety
-from backsweep.auditing.untangling import principal, suspected, untangled, whitened, within_groups
+from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC, variety
+from backsweep.auditing.untangling import parted
 from backsweep.core.seeds import derive_seed
 from backsweep.reports.report import Evidence
 
@@ -58,17 +58,9 @@ class Reclassification(SetDetector):
     def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
         y = given.data.y
         labels = [c for c in range(given.classes) if len(given.of(c)) >= LEAST]
-        scores, upper = torch.full((len(y),), -1.0), torch.zeros(len(y), dtype=torch.bool)
-        mean, axes = principal(given.features, self.dimensions)
-        if not axes.shape[1]:  # every sample has the same representation
+        scores, upper = parted(given.features, y, labels, self.dimensions)
+        if not upper.any():  # every sample has the same representation
             return scores, [class_evidence(self.name, c, LEAST_STATISTIC, 0.0) for c in labels]
-        r = (given.features - mean).double() @ axes
-        s_e = within_groups(r, y, labels)
-        for label in labels:
-            rows = given.of(label)
-            best = untangled(whitened(r[rows], s_e), False)
-            position, own = suspected(best, runners_up(given.logits[rows], label))
-            scores[rows], upper[rows] = position.float(), own
         given.tick(0.3)
         kept = torch.nonzero(~upper).flatten()
         some = torch.randperm(len(kept), generator=given.generator(self.name))[: self.samples]

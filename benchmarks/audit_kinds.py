@@ -1,0 +1,238 @@
+"""Audits of the training sets of networks of many kinds, each judged by unpoisoned sets of the other kinds.
+
+    python benchmarks/audit_kinds.py run LINES --zoo FOLDER [--detector NAME ...] [--most 20000]
+    python benchmarks/audit_kinds.py null LINES... --out src/backsweep/auditing/unpoisoned/kinds.json
+    python benchmarks/audit_kinds.py judge LINES --out docs/results/audits-kinds.md
+
+FOLDER is what `backsweep zoo build plans/kinds.toml` made. `run` measures what is not yet in LINES, one JSON
+line for a set and a detector; it can be stopped and goes on. Sets whose attack did not pass the gate of the
+zoo, and attacks without a poisoned set (they control the training), are left out. `null` makes the table over
+kinds of the package, of the unpoisoned sets; `judge` leaves out the kind of every set that it judges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backsweep.auditing import audit, nulls
+from backsweep.auditing.nulls import ANY, Together
+from backsweep.bench.kinds import kind_of
+from backsweep.bench.records import about, read
+from backsweep.core.errors import BadInput
+from backsweep.core.files import write_json, write_text
+from backsweep.core.statistics import Share
+from backsweep.core.versions import versions
+from backsweep.zoo import build
+
+USUAL = (*audit.DEFAULT_AUDITS, "reclassification")
+FOUND = ("target", "statistic", "flagged", "poison")  # what is known of a class
+Line = Mapping[str, Any]
+
+
+def measured(net: build.Net, names: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """What detectors say of the set of one network, class by class, beside the truth."""
+    try:
+        data, rows = build.poisoned(net)
+    except BadInput:  # the attack controls the training
+        return []
+    if len(data) > most:
+        return []
+    bad, model = torch.zeros(len(data), dtype=torch.bool), net.model()
+    bad[rows] = True
+    known, found = audit.streamed(model.copy("cpu"), data.x), []
+    for name in names:
+        clock = time.process_time()
+        report = audit.audit(model, data, [name], seed=net.truth["seed"], device="cpu", features=known)
+        if not report.evidence:
+            continue
+        classes = []
+        for e in report.evidence:
+            above = (data.y == e.target) & (report.scores[name] > float(e.values["cut"] or 0))
+            statistic, count = float(e.values["statistic"] or 0), (int(above.sum()), int((above & bad).sum()))
+            classes.append(dict(zip(FOUND, (e.target, statistic, *count), strict=True)))
+        found.append({
+            **about(net), "audit": name, "settings": report.settings["detectors"][name],
+            **{k: report.model[k] for k in ("layout", "shape", "classes")}, "samples": len(data),
+            "poisoned": int(bad.sum()), 
+            "score": max(float(c["statistic"] or 0) for c in classes),
+            "classes_found": classes,
+            "training_accuracy": report.data["training_accuracy"],
+            "cpu_seconds": round(time.process_time() - clock, 2), **versions(),
+        })  # fmt: skip
+    return found
+
+
+def run(out: Path, zoo: Path, names: Sequence[str], most: int) -> None:
+    """Measure what is missing."""
+    torch.set_num_threads(1)
+    known = {(x["net"], x["audit"]) for x in read(out)} if out.is_file() else set()
+    for folder in sorted(p.parent for p in zoo.glob("*/manifest.json")):
+        net = build.Net.read(folder)
+        left = [n for n in names if (net.id, n) not in known]
+        if left and not about(net)["gate"]:
+            for line in measured(net, left, most):
+                with out.open("a", encoding="utf-8") as f:
+                    f.write(json.dumps(line, allow_nan=False) + "\n")
+                print(net.id, line["audit"], round(line["score"], 2), line["cpu_seconds"], flush=True)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One set judged by unpoisoned sets of other kinds.
+
+    Attributes:
+        line: what was measured, by one of the detectors.
+        p_value: of all of them together.
+        right: whether a class that is called is a target; None where nothing is called.
+        tpr, fpr: shares of the poisoned and of the other samples that are flagged.
+        cpu_seconds: of the detectors.
+    """
+
+    line: Line
+    p_value: float
+    right: bool | None
+    tpr: float
+    fpr: float
+    cpu_seconds: float
+
+
+def judged(lines: Sequence[Line], names: Sequence[str], alpha: float) -> list[Judged]:
+    """Every set that all detectors were asked about, by the unpoisoned ones of other kinds."""
+    by_net: dict[str, dict[str, Line]] = {}
+    for x in lines:
+        by_net.setdefault(x["net"], {})[x["audit"]] = x
+    sets = [own for own in by_net.values() if all(n in own for n in names)]
+    first, found = names[0], []
+    for own in sets:
+        others = [s for s in sets if not s[first]["attack"] and kind_of(s[first]) != kind_of(own[first])]
+        table = np.array([[s[n]["score"] for n in names] for s in others])
+        scores = np.array([own[n]["score"] for n in names])
+        group = Together(tuple(names), table, scores, "", [kind_of(s[first]) for s in others])
+        called: dict[int, tuple[int, int]] = {}
+        for n in names:
+            for c in own[n]["classes_found"]:
+                if group.p_value(n, c["statistic"]) <= alpha:
+                    before = called.get(c["target"], (0, 0))
+                    called[c["target"]] = max(before, (c["flagged"], c["poison"]))
+        flagged, poison = (sum(v[i] for v in called.values()) for i in (0, 1))
+        line, bad = own[first], own[first]["poisoned"]
+        p = min(group.p_value(n, s) for n, s in zip(names, scores.tolist(), strict=True))
+        right = bool(set(called) & set(line["targets"])) if called else None
+        seconds = sum(own[n]["cpu_seconds"] for n in names)
+        found.append(
+            Judged(line, p, right, poison / bad if bad else 0.0,
+                   (flagged - poison) / (line["samples"] - bad), seconds)
+        )  # fmt: skip
+    return found
+
+
+def table(found: Sequence[Judged], alpha: float, keys: Mapping[str, Any]) -> list[str]:
+    """Rows of a table: a name and which sets."""
+    text = [
+        "| sets | unpoisoned: called | poisoned: called | right class | their TPR | their FPR | CPU s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, which in keys.items():
+        own = [j for j in found if which(j.line)]
+        calm, bad = ([j for j in own if bool(j.line["attack"]) is b] for b in (False, True))
+        hit = [j for j in bad if j.p_value <= alpha]
+        cells = [_share([j.p_value <= alpha for j in some]) for some in (calm, bad)]
+        cells.append(f"{sum(bool(j.right) for j in hit)}/{len(hit)}" if hit else "")
+        cells += [f"{100 * statistics.fmean(v):.1f} %" if v else "" for v in (
+            [j.tpr for j in hit], [j.fpr for j in hit])]  # fmt: skip
+        cells.append(f"{statistics.median(j.cpu_seconds for j in own):.0f}" if own else "")
+        text.append(f"| {name} | " + " | ".join(cells) + " |")
+    return text
+
+
+def _share(called: Sequence[bool]) -> str:
+    if not called:
+        return ""
+    share = Share(sum(called), len(called))
+    low, high = share.interval
+    return f"{share.hits}/{share.n} ({low:.0%}-{high:.0%})"
+
+
+def page(lines: Sequence[Line], alpha: float) -> str:
+    """The page of results."""
+    text = [
+        "# Audits of sets of many kinds\n",
+        "Training sets of the networks of [many kinds](kinds.md), as far as they were built; judging seeds.",
+        f"Each is judged at alpha {alpha:g} by unpoisoned sets of the *other* kinds (task, architecture),",
+        "kinds counting alike; 95 % Wilson intervals. TPR and FPR: means over poisoned sets that were called.",
+        "Networks outside the gate of the zoo, and attacks that control the training (WaNet), have no line.",
+        "Made by `benchmarks/audit_kinds.py`.\n",
+    ]
+    for names in (audit.DEFAULT_AUDITS, audit.SMALL_AUDITS, USUAL):
+        found = judged(lines, names, alpha)
+        if not found:
+            continue
+        keys: dict[str, Any] = {"all": lambda x: True}
+        for label, key in (
+            ("attack", lambda x: x["attack"]), ("classes", lambda x: x["classes"]), ("kind", kind_of),
+        ):  # fmt: skip
+            for value in sorted({key(j.line) for j in found if key(j.line) is not None}):
+                keys[f"{label} {value}" if label == "classes" else str(value)] = _is(key, value)
+        kinds = len({kind_of(j.line) for j in found if not j.line["attack"]})
+        text += [
+            f"## {', '.join(names)}\n",
+            f"Unpoisoned sets of {kinds} kinds.\n",
+            *table(found, alpha, keys),
+            "",
+        ]
+        text += [
+            "| poisoned set | samples | poisoned | p-value | right class | TPR | FPR |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for j in sorted((j for j in found if j.line["attack"]), key=lambda j: (j.p_value, j.line["net"])):
+            right = "" if j.right is None else ("yes" if j.right else "no")
+            x = j.line
+            text.append(
+                f"| {x['net']} | {x['samples']:,} | {x['poisoned']:,} | {j.p_value:.3f} | {right} "
+                f"| {100 * j.tpr:.0f} % | {100 * j.fpr:.1f} % |"
+            )
+        text.append("")
+        calm = sorted((j for j in found if not j.line["attack"]), key=lambda j: j.p_value)[:8]
+        text += ["Unpoisoned sets with the smallest p-values: " + ", ".join(
+            f"{j.line['net']} {j.p_value:.3f}" for j in calm) + ".\n"]  # fmt: skip
+    return "\n".join(text).rstrip() + "\n"
+
+
+def _is(key: Any, value: Any) -> Any:
+    return lambda x: key(x) == value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("verb", choices=["run", "null", "judge"])
+    parser.add_argument("lines", type=Path, nargs="+")
+    parser.add_argument("--zoo", type=Path)
+    parser.add_argument("--detector", action="append")
+    parser.add_argument("--most", type=int, default=20000)
+    parser.add_argument("--alpha", type=float, default=0.05)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    if given.verb == "run":
+        run(given.lines[0], given.zoo, given.detector or USUAL, given.most)
+        return
+    known = [x for path in given.lines for x in read(path)]
+    if given.verb == "null":
+        write_json(given.out, [t for t in nulls.make(known) if t["layout"] == ANY])
+    else:
+        write_text(given.out, page(known, given.alpha))
+
+
+if __name__ == "__main__":
+    main()
