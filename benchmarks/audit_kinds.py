@@ -63,7 +63,7 @@ def measured(net: build.Net, names: Sequence[str], most: int) -> list[dict[str, 
         found.append({
             **about(net), "audit": name, "settings": report.settings["detectors"][name],
             **{k: report.model[k] for k in ("layout", "shape", "classes")}, "samples": len(data),
-            "poisoned": int(bad.sum()), 
+            "poisoned": int(bad.sum()),
             "score": max(float(c["statistic"] or 0) for c in classes),
             "classes_found": classes,
             "training_accuracy": report.data["training_accuracy"],
@@ -169,7 +169,7 @@ def page(lines: Sequence[Line], alpha: float) -> str:
         "# Audits of sets of many kinds\n",
         "Training sets of the networks of [many kinds](kinds.md), as far as they were built; judging seeds.",
         f"Each is judged at alpha {alpha:g} by unpoisoned sets of the *other* kinds (task, architecture),",
-        "kinds counting alike; 95 % Wilson intervals. TPR and FPR: means over poisoned sets that were called.",
+        "kinds counting alike; 95 % Wilson intervals. TPR and FPR: means of poisoned sets that are called.",
         "Networks outside the gate of the zoo, and attacks that control the training (WaNet), have no line.",
         "Made by `benchmarks/audit_kinds.py`.\n",
     ]
