@@ -37,6 +37,7 @@ from backsweep.scanning.calibration import Judging, list_of, measured_as
 FOLDER = Path(__file__).parent / "unpoisoned"
 ANY = "*"  # layout of a table for networks of every kind
 ALIKE = 2.0  # sets of up to so many times more or fewer samples are of one size
+ENOUGH = 19  # sets, or kinds, that can decide at 0.05; a table with fewer only speaks where no other does
 STEPS = 60  # of the search for the statistic at which an alarm begins
 Array = NDArray[np.float64]
 
@@ -175,9 +176,9 @@ def together(
 ) -> list[Together]:
     """The detectors that a table speaks of, in groups of which each has one table; others are in none.
 
-    A table of this kind of network and, within a factor of `ALIKE`, of this size comes first; of others the
-    one that speaks of more detectors, of this kind before any kind, then the nearest in size. Where the size
-    is another one the words say so.
+    A table of this kind of network and, within a factor of `ALIKE`, of this size comes first, if it has
+    `ENOUGH` sets; of others the one that speaks of more detectors, of this kind before any kind, then the
+    nearest in size. Where the size is another one the words say so.
 
     Args:
         detectors: those that ran.
@@ -195,7 +196,8 @@ def together(
                 if len(rows):
                     far = table.far(samples)
                     wide = table.layout == ANY
-                    key = (wide or far > ALIKE, -len(columns), wide, far)
+                    few = len({table.kinds[i] for i in known_by} if table.kinds else rows) < ENOUGH
+                    key = (few, wide or far > ALIKE, -len(columns), wide, far)
                     found.append((key, table, tuple(columns), rows, known_by))
         if not found:
             break
