@@ -58,8 +58,8 @@ MIX = (
 )  # fmt: skip
 TRAINED = "_distilled", "washed"  # what trains a reference, and what asks for a washed copy
 ALONE = Engine(threads=1)  # the counter sees what its own thread computes
-CHEAP = Cascade("sparse+late", pairs=False)
-PRICED = (NeuralCleanse("paper"), NeuralCleanse(), Cascade(), CHEAP, MmBd(), MNTD())
+QUICK, CHEAP = Cascade(effort="quick"), Cascade("sparse+late", pairs=False)
+PRICED = (NeuralCleanse("paper"), NeuralCleanse(), Cascade(), QUICK, CHEAP, MmBd(), MNTD())
 GPU = 60e12  # published training speed of ResNet-50 on one A100: docs/cost.md
 Stages = dict[str, tuple[float, str]]  # name -> (inputs, what is done with them: a key of `prices`)
 

@@ -1,6 +1,6 @@
 """A scan that is killed, and one that is spread, gives what an unbroken one gives.
 
-    python benchmarks/interrupted.py MODEL DATA [--arch digits_cnn] [--kills 10] [--seed 0]
+    python benchmarks/interrupted.py MODEL DATA [--arch backsweep.archs:digits_cnn] [--kills 10] [--seed 0]
 
 The command `backsweep scan` runs once undisturbed. Then it is started as often as asked for in a fresh
 folder, killed (SIGKILL) at a random moment of the time that it took, and started again until it ends. Then it
