@@ -26,6 +26,7 @@ from backsweep.engine.engine import Engine
 from backsweep.reports.report import Report
 from backsweep.scanning.cascade.schedule import EFFORTS
 from backsweep.scanning.detectors import cascade
+from backsweep.scanning.detectors.cascade import Cascade
 from backsweep.zoo import build
 
 STANDARD = EFFORTS["standard"]
@@ -54,7 +55,8 @@ def without(way: str) -> Iterator[None]:
 
 def right(report: Report, net: build.Net) -> bool:
     """Whether the class that stands out most is one that was planted."""
-    most = max(report.findings, key=lambda f: f.score or 0.0, default=None)
+    own = [f for f in report.findings if f.code == Cascade.code]  # natural shortcuts are notes of their own
+    most = max(own, key=lambda f: f.score or 0.0, default=None)
     return most is not None and most.target in [t.target for t in net.triggers()]
 
 
