@@ -125,16 +125,17 @@ def price_of(model: Model, n: int = 2) -> Price:
         found.kept[name] = sum(t.nbytes for t in kept.kept.values()) // n
 
     for name, space in spaces_of(model).items():
-        delta = space.zeros(model, n, x).requires_grad_()
-        found.flops[name] = counted(
-            lambda s=space, d=delta: torch.autograd.grad(s.logits(model, x, rows, d).sum(), d)
-        )
-        kept = prefix.prefix_of(model, x, space.layer) if isinstance(space, Embedded) else None
+        with torch.autocast("cpu", torch.bfloat16):  # as a scan runs it, and keeps it
+            delta = space.zeros(model, n, x).requires_grad_()
+            found.flops[name] = counted(
+                lambda s=space, d=delta: torch.autograd.grad(s.logits(model, x, rows, d).sum(), d)
+            )
+            kept = prefix.prefix_of(model, x, space.layer) if isinstance(space, Embedded) else None
         if kept is not None:
             cut(name, kept)
     late = [p for _, p in washing.late_half(model.net)]
     try:
-        kept = prefix.Prefix(model, washing.Views(model, Data(x, y), 0), before=late, bf16=False)
+        kept = prefix.Prefix(model, washing.Views(model, Data(x, y), 0), before=late)
     except prefix.Unkept:
         found.flops["wash"] = found.flops["learn"]
     else:
@@ -220,9 +221,8 @@ def of_cascade(
             if s.kept and "wash" in price.kept:
                 count, what = price.rows("wash", price.views * samples), "wash"
                 stages[f"{kind} views"] = (often * count, "forward")  # up to the cut, and the answers
-            updates, batch, _ = washing.RECIPES[0]
-            inputs = epochs_of(updates, count, batch) * count
-            stages[f"{kind} washed"] = (often * washes * inputs, what)
+            first, again = (epochs_of(u, count, b) * count for u, b, _ in washing.RECIPES)
+            stages[f"{kind} washed"] = (often * (first + (washes - 1) * again), what)
         if kind != "class":
             stages[f"{kind} right"] = (often * samples, "forward")
     if d.pairs:
