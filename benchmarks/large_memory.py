@@ -1,6 +1,6 @@
 """Peak memory of a scan of a large network: one part of every stage, with random weights and made-up images.
 
-    python benchmarks/large_memory.py [--net ResNet-50] [--effort quick] [--samples 2000] [--threads 2]
+    python benchmarks/large_memory.py [--net ResNet-50] [--effort quick] [--samples 2000] [--stages pairs]
 
 What a part needs does not hang on how many there are, nor on how many steps it takes: of each stage so many
 parts run at once as there are threads, with two steps, and a reference learns for two updates and is tried on
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--stages", nargs="*", help="some of them, as they are named in the lines")
     given = parser.parse_args()
     torch.set_num_threads(1)
     shape, classes = NETS[given.net], given.classes
@@ -65,7 +66,7 @@ def main() -> None:
         method.probe(model, data, units, 0, lambda _: None)
 
     with patch.object(Model, "accuracy", briefly), patch.object(washing, "RECIPES", UPDATES):
-        for stage in [*stages, "pairs", "closer"]:
+        for stage in given.stages or [*stages, "pairs", "closer"]:
             if stage == "pairs":
                 units = [Unit(f"pairs-{s}", None, s) for s in range(given.threads)]
             elif stage == "closer":
