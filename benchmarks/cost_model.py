@@ -4,8 +4,10 @@
 
 A line for every scan: `bound` follows from the constants of the method alone, all classes taking all of
 their steps; `modelled` has the inputs that the scan says it used in place of those; `counted` is the
-counter's. CPU seconds are of the same scan without the counter. Then for every network what one input costs,
-and what follows for a sweep. Needs the extra hf, and mnist and cifar10 in $BACKSWEEP_DATA.
+counter's; `planned` is what a scan says beforehand (`ModelDetector.plan`). How often a reference was trained,
+and whether there was a second look, is taken from the scan. CPU seconds are of the same scan without the
+counter. Then for every network what one input costs, and what follows for a sweep. Needs the extra hf, and
+mnist and cifar10 in $BACKSWEEP_DATA.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -31,17 +33,18 @@ from backsweep import Model
 from backsweep.engine.engine import Engine
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.samples import Data
-from backsweep.inversion.budget import EMBEDDINGS, Aim, follow, spaces_of
-from backsweep.models import architectures, washing
-from backsweep.models.training import Recipe, fit, thawed
+from backsweep.inversion.budget import EMBEDDINGS, Aim, Embedded, follow, spaces_of
+from backsweep.models import architectures, prefix, washing
+from backsweep.models.training import Recipe, epochs_of, fit, thawed
 from backsweep.reports.report import Report
 from backsweep.scanning import scan
+from backsweep.scanning.cascade.schedule import AGAIN, LOOKS, PAIRS
+from backsweep.scanning.cascade.screens import TRIED
 from backsweep.scanning.detector import ModelDetector
 from backsweep.scanning.detectors.cascade import DEFAULT, Cascade
 from backsweep.scanning.detectors.mm_bd import MmBd
 from backsweep.scanning.detectors.mntd import MNTD
 from backsweep.scanning.detectors.neural_cleanse import NeuralCleanse
-from backsweep.scanning.planning import stages as planned
 from backsweep.shadows import bank, meta_classifier
 from backsweep.zoo.tasks import TASKS
 
@@ -53,9 +56,10 @@ MIX = (
     (10500, "ViT-B/16", 10, 1000), (3000, "ResNet-50", 10, 1000), (1200, "ViT-B/16", 100, 1000),
     (300, "ResNet-50", 1000, 5000), (0, "ViT-B/16", 1000, 5000),
 )  # fmt: skip
+TRAINED = "_distilled", "washed"  # what trains a reference, and what asks for a washed copy
 ALONE = Engine(threads=1)  # the counter sees what its own thread computes
-CHEAP = Cascade("sparse+late", pairs=False)
-PRICED = (NeuralCleanse("paper"), NeuralCleanse(), Cascade(), CHEAP, MmBd(), MNTD())
+QUICK, CHEAP = Cascade(effort="quick"), Cascade("sparse+late", pairs=False)
+PRICED = (NeuralCleanse("paper"), NeuralCleanse(), Cascade(), QUICK, CHEAP, MmBd(), MNTD())
 GPU = 60e12  # published training speed of ResNet-50 on one A100: docs/cost.md
 Stages = dict[str, tuple[float, str]]  # name -> (inputs, what is done with them: a key of `prices`)
 
@@ -79,19 +83,70 @@ def counted(work: Callable[[], object]) -> int:
     return counter.total
 
 
-def prices(model: Model, n: int = 2) -> dict[str, float]:
-    """FLOPs of one input: forward; forward and backward to a change in each space; in training; in a wash."""
-    x = torch.rand((n, *model.shape))
-    found: dict[str, float] = {}
-    for name, space in spaces_of(model).items():
-        delta = space.zeros(model, n, x).requires_grad_()
-        found[name] = counted(lambda s=space, d=delta: torch.autograd.grad(s.whole(model, x, d).sum(), d))
+@dataclass
+class Price:
+    """What one input costs.
+
+    Attributes:
+        flops: forward; there and back to a change in each space, going on from what is kept where passes
+            resume; "to" each cut, and "from" that of a washed copy; an update of it, and of a pupil.
+        kept: bytes of an input at each cut; none where passes cannot be resumed.
+        views: of every sample, on which a washed copy learns.
+    """
+
+    flops: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    views: int = washing.VIEWS
+
+    def shared(self, cut: str) -> bool:
+        """Whether a washed copy is as the suspect up to there."""
+        return self.flops[f"to {cut}"] <= self.flops.get("to wash", -1.0)
+
+    def rows(self, cut: str, count: int) -> int:
+        """So many of the inputs are kept at a cut."""
+        most = washing.MOST_BYTES if cut == "wash" else prefix.MOST_BYTES
+        return min(count, most // self.kept[cut])
+
+
+def price_of(model: Model, n: int = 2) -> Price:
+    """For a frozen working copy."""
+    x, y, rows = torch.rand((n, *model.shape)), torch.zeros(n).long(), torch.arange(n)
+    found = Price(views=washing.VIEWS if model.modality.shifts(model.shape) else 1)
     with torch.no_grad():
-        found["forward"] = counted(lambda: model.logits(x))
+        found.flops["forward"] = counted(lambda: model.logits(x))
     twin = thawed(model)
-    found["train"] = counted(lambda: twin.logits(x).sum().backward())
-    found["wash"] = found["forward"] + found["train"]
-    return {name: f / n for name, f in found.items()}
+    found.flops["train"] = counted(lambda: twin.logits(x).sum().backward())
+    found.flops["learn"] = found.flops["forward"] + found.flops["train"]
+
+    def cut(name: str, kept: prefix.Prefix) -> None:
+        with torch.no_grad():
+            found.flops[f"from {name}"] = counted(lambda: kept.logits(model, rows))
+        found.flops[f"to {name}"] = found.flops["forward"] - found.flops[f"from {name}"]
+        found.kept[name] = sum(t.nbytes for t in kept.kept.values()) // n
+
+    for name, space in spaces_of(model).items():
+        with torch.autocast("cpu", torch.bfloat16):  # as a scan runs it, and keeps it
+            delta = space.zeros(model, n, x).requires_grad_()
+            found.flops[name] = counted(
+                lambda s=space, d=delta: torch.autograd.grad(s.logits(model, x, rows, d).sum(), d)
+            )
+            kept = prefix.prefix_of(model, x, space.layer) if isinstance(space, Embedded) else None
+        if kept is not None:
+            cut(name, kept)
+    late = [p for _, p in washing.late_half(model.net)]
+    try:
+        kept = prefix.Prefix(model, washing.Views(model, Data(x, y), 0), before=late)
+    except prefix.Unkept:
+        found.flops["wash"] = found.flops["learn"]
+    else:
+        cut("wash", kept)
+        for p in twin.net.requires_grad_(False).parameters():
+            p.grad = None
+        for _, p in washing.late_half(twin.net):
+            p.requires_grad_(True)
+        found.flops["wash"] = counted(lambda: kept.logits(twin, rows).sum().backward())
+    found.flops = {name: f / n for name, f in found.flops.items()}
+    return found
 
 
 def kept_bytes(model: Model) -> int:
@@ -106,17 +161,17 @@ def kept_bytes(model: Model) -> int:
     return two - one
 
 
-def rate_of(model: Model, price: dict[str, float]) -> float:
+def rate_of(model: Model, price: Price) -> float:
     """FLOPs a second inside a path of budgets; the first path warms up."""
     x, y = torch.rand((24, *model.shape)), torch.zeros(24).long()
     for _ in range(2):
         begin = time.process_time()
         (path,) = follow(model, x, y, [Aim(1, None, 0)], spaces_of(model)["dense"], steps=4, batch=12)
-    return path.passes * price["dense"] / (time.process_time() - begin)
+    return path.passes * price.flops["dense"] / (time.process_time() - begin)
 
 
-def inputs_of(d: ModelDetector, classes: int, samples: int, washes: int = 1) -> Stages:
-    """What a scan with one detector sends through a network at most, on a CPU; a wash takes 1 or 2 runs."""
+def inputs_of(d: ModelDetector, price: Price, classes: int, samples: int, **how: float) -> Stages:
+    """What a scan with one detector sends through a network at most, on a CPU."""
     stages, half = {"accuracy": (samples, "forward")}, samples / 2  # half is held out
     if isinstance(d, NeuralCleanse):
         _, updates, batch, _ = d._control(1)
@@ -128,39 +183,92 @@ def inputs_of(d: ModelDetector, classes: int, samples: int, washes: int = 1) -> 
         stages["margins"] = (classes * images * (d.preset == "standard"), "forward")
     elif isinstance(d, MNTD):
         stages["queries"] = (meta_classifier.Tuning().repeats * meta_classifier.QUERIES, "forward")
-    elif isinstance(d, Cascade):  # as it plans itself, in forward passes
-        names = [*IMAGE.spaces(), *EMBEDDINGS]
-        names = names if d.spaces == DEFAULT else d.spaces.split("+")
-        plan = planned(d.schedule, names, classes, classes * d.pairs, samples, d.reference)
-        stages |= {stage.what: (stage.passes, "forward") for stage in plan}
-        stages["washed again"] = ((washes - 1) * washing.MOST_UPDATES * 1.5, "forward")
+    elif isinstance(d, Cascade):
+        stages |= of_cascade(d, price, classes, samples, **how)
+    return stages
+
+
+def of_cascade(
+    d: Cascade, price: Price, classes: int, samples: int, washes: float = 1, second: float = AGAIN
+) -> Stages:
+    """`inputs_of` the cascade.
+
+    Args:
+        washes: recipes that each washed copy needed, 1 or 2.
+        second: how often there is a second look.
+    """
+    s, stages = d.schedule, Stages()
+    names = [*IMAGE.spaces(), *EMBEDDINGS]
+    names = names if d.spaces == DEFAULT else d.spaces.split("+")
+    full, half = s.measured(classes), samples / 2
+    looks = [(1.0, LOOKS[0][: d.reference + s.pupil]), (second * (s.second > 0), LOOKS[1])]
+    networks = [(1.0, "class"), *((often, kind) for often, kinds in looks for kind in kinds)]
+    if full < classes:
+        for n in s.looked(names):
+            stages[f"look-{n}"] = (classes * s.look[0] * s.look[1], n)
+    for often, kind in networks:
+        for n in names:
+            stages[f"{kind}-{n}"] = (often * full * s.steps * s.batch, n)
+            if n in IMAGE.spaces():
+                stages[f"{kind}-{n} tried"] = (often * full * min(TRIED, samples), "forward")
+            elif n in price.kept and not (kind.startswith("reference") and s.kept and price.shared(n)):
+                stages[f"{kind}-{n} kept"] = (often * price.rows(n, samples), f"to {n}")
+        if kind.startswith("pupil"):
+            updates, batch, _ = washing.PUPIL
+            stages[f"{kind} learns"] = (often * epochs_of(updates, samples, batch) * samples, "learn")
+        elif kind != "class":
+            count, what = samples, "learn"
+            if s.kept and "wash" in price.kept:
+                count, what = price.rows("wash", price.views * samples), "wash"
+                stages[f"{kind} views"] = (often * count, "forward")  # up to the cut, and the answers
+            first, again = (epochs_of(u, count, b) * count for u, b, _ in washing.RECIPES)
+            stages[f"{kind} washed"] = (often * (first + (washes - 1) * again), what)
+        if kind != "class":
+            stages[f"{kind} right"] = (often * samples, "forward")
+    if d.pairs:
+        targets, (steps, batch) = min(classes - 1, max(1, PAIRS // classes)), s.pairs_in(classes)
+        stages["pairs"] = (classes * targets * steps * batch, "sparse")
+        stages["nearest"] = (min(64 * classes, samples) * (targets < classes - 1), "forward")
+        stages["cells"] = (s.cells_in(classes) * s.again[0] * s.again[1], "sparse")
+        stages["closer"] = (2 * s.closer * s.steps * s.closer_batch * (1 + d.reference), "sparse")
+    stages["trigger"] = (s.updates * s.batch, "dense")
+    stages["trigger tried"] = (half * ((2 + s.pupil) * (1 - 1 / classes) + 2), "forward")
     return stages
 
 
 def check(name: str, both: tuple[Model, Data], d: ModelDetector, timed: bool = True) -> dict[str, object]:
     """A scan beside the model."""
     (model, data), reports = both, list[Report]()
-    price = prices(model.copy("cpu"))
-    with patch.object(washing, "_distilled", wraps=washing._distilled) as washes:
+    work = model.copy("cpu")
+    price = price_of(work)
+    runs, copies = (patch.object(washing, name, wraps=getattr(washing, name)) for name in TRAINED)
+    with runs as trained, copies as washed:
         total = counted(lambda: reports.append(scan.scan(model, data, d, device="cpu", engine=ALONE)))
     (report,) = reports
     if report.errors or report.skipped:
         raise SystemExit(f"{name}, {d.name}: {report.errors} {report.skipped}")
-    bound = inputs_of(d, model.classes, len(data), washes.call_count)
+    how: dict[str, float] = {}
+    if isinstance(d, Cascade):
+        washes = sum(call.kwargs.get("share") != 0 for call in trained.call_args_list)
+        second = any(e.unit.startswith(LOOKS[1]) for e in report.evidence)
+        how = {"washes": washes / max(1, washed.call_count), "second": float(second)}
+    bound = inputs_of(d, price, model.classes, len(data), **how)
     said: dict[str, float] = {}
     for e in report.evidence if not isinstance(d, MNTD) else ():
         stage = re.sub(r"(-\d+)+$", "", e.unit)
         said[stage] = said.get(stage, 0) + float(e.values.get("passes") or 0)
     stages = {stage: (said.get(stage, n), kind) for stage, (n, kind) in bound.items()}
-    most, modelled = (sum(n * price[kind] for n, kind in part.values()) for part in (bound, stages))
+    most, modelled = (sum(n * price.flops[kind] for n, kind in part.values()) for part in (bound, stages))
+    planned = sum(stage.passes for stage in d.plan(work, data)) * price.flops["forward"]
     seconds = (
         scan.scan(model, data, d, device="cpu", engine=ALONE).timings["total_cpu_seconds"] if timed else None
     )
     return {
         "scan": name, "method": d.name, "settings": d.settings(), "classes": model.classes,
-        "samples": len(data), "washes": washes.call_count, "inputs": sum(n for n, _ in stages.values()),
+        "samples": len(data), **how, "inputs": sum(n for n, _ in stages.values()),
         "bound_gflop": most / 1e9, "modelled_gflop": modelled / 1e9, "counted_gflop": total / 1e9,
         "counted_by_modelled": total / modelled, "counted_by_bound": total / most, "cpu_seconds": seconds,
+        "counted_by_planned": total / planned if planned else None,
         "gflop_s": seconds and total / 1e9 / seconds, "report_bytes": len(json.dumps(report.to_json())),
     }  # fmt: skip
 
@@ -223,20 +331,21 @@ def main() -> None:
     }  # with a good bank it costs the same
     bank.build(digits[1], ["digits_cnn"], 32, file, variants=[meta_classifier.JUMBO], **how)
     say(**check("digits_cnn", digits, MNTD(str(file))))
-    price, rate = dict[str, dict[str, float]](), dict[str, float]()
+    price, rate = dict[str, Price](), dict[str, float]()
     for name, shape in NETS.items():
         classes = 1000 if name in LARGE else 10
         model = Model(built(name, classes, shape), shape, classes).copy("cpu")
-        price[name] = prices(model)
+        price[name] = price_of(model)
         rate[name] = rate_of(model, price[name])
-        ratios = {k: f / price[name]["forward"] for k, f in price[name].items()}
-        kept, gigaflop = kept_bytes(model), price[name]["forward"] / 1e9
+        one = price[name].flops["forward"]
+        ratios = {k: f / one for k, f in price[name].flops.items()}
+        kept, gigaflop = kept_bytes(model), one / 1e9
         say(net=name, gflop=gigaflop, ratios=ratios, gflop_s=rate[name] / 1e9, kept_mb=kept / 1e6)
     for models, name, classes, samples in MIX:
         for d in PRICED:
-            stages = inputs_of(d, classes, samples)
+            stages = inputs_of(d, price[name], classes, samples)
             cost, inputs = (
-                sum(n * price[name][k] for n, k in stages.values()),
+                sum(n * price[name].flops[k] for n, k in stages.values()),
                 sum(n for n, _ in stages.values()),
             )
             hours = {"core_hours": cost / rate[name] / 3600, "gpu_hours": cost / GPU / 3600}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backsweep import __version__
-from backsweep.bench import detectors, repairs
+from backsweep.bench import detectors, kinds, repairs
 from backsweep.bench.records import der, fix_of, read
 from backsweep.bench.repair_figures import Row, board, published
 from backsweep.core.discovery import make
@@ -62,6 +62,40 @@ def out(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bench") / "lines.jsonl"
     assert detectors.run(PLAN, folder, out) == 5
     return out
+
+
+def test_what_networks_of_other_kinds_say_takes_the_place_of_a_scan(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class that is suspected, no trigger; and no scan is made. A line says where it is from."""
+    net = infected(folder)
+    target = net.truth["triggers"][0]["target"]
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("")
+    known = kinds.Network("digits", net.id, "badnets", (target,), None, 12.5)  # type: ignore[arg-type]
+    other = kinds.Network("digits", "another", None, (), None, 12.5)  # type: ignore[arg-type]
+    p_value = 0.01
+    monkeypatch.setattr(kinds, "networks", lambda _lines: [known, other])
+    monkeypatch.setattr(
+        kinds, "apart", lambda some, kind: [kinds.Judged(n, p_value, target) for n in some if n.kind == kind]
+    )
+    monkeypatch.setattr(repairs, "scan_of", lambda *_: pytest.fail("it is not scanned"))
+    repair = make(Repair, "fine_tuning", {"updates": 5})
+    table = {"name": "fine_tuning", "settings": {"updates": 5}, "share": 0.4, "scans": str(lines)}
+    ((entry, *given), *_) = repairs.cells({**PLAN, "repairs": [{**table, "attacks": ["badnets"]}]})
+    assert (entry.id, given) == (net.id, [repair, 0.4, str(lines)])
+    line = repairs.run_cell(net, repair, 0.4, str(lines))
+    assert (line["verdict"], line["suspected"], line["recovered"]) == ("backdoored", [[None, target]], 0)
+    assert (line["p_value"], line["scan_cpu_seconds"], line["scans"]) == (0.01, 12.5, str(lines))
+    assert line["cell"] != repairs.cell_key(net, repair, 0.4)
+    p_value = 0.3
+    repairs._apart.cache_clear()
+    line = repairs.run_cell(net, repair, 0.4, str(lines))
+    assert (line["verdict"], line["suspected"]) == ("clean", [])
+    twin = next(n for n in build.nets(folder) if not n.truth["attack"])
+    assert "has no line" in repairs.run_cell(twin, repair, 0.4, str(lines))["error"]
+    with pytest.raises(BadInput, match="is no file"):
+        repairs.cells({**PLAN, "repairs": [{**table, "scans": str(tmp_path / "nowhere")}]})
 
 
 def infected(folder: Path) -> build.Net:
@@ -207,14 +241,14 @@ def test_a_plan_of_repairs_runs_no_detector_and_narrows_down() -> None:
     assert not detectors.cells(PLAN)
     assert detectors.cells({"nets": PLAN["nets"]})
     assert detectors.cells({**PLAN, "detectors": [{"name": "neural_cleanse"}]})
-    found = [(e.attack, r.name, s) for e, r, s in repairs.cells(PLAN)]
+    found = [(e.attack, r.name, s) for e, r, s, _ in repairs.cells(PLAN)]
     assert found == [
         (None, "fine_tuning", 0.4), ("badnets", "fine_tuning", 0.4), (None, "unlearning", 0.4),
         ("badnets", "unlearning", 0.4), (None, "fine_tuning", 0.05),
     ]  # fmt: skip
     one = {"name": "nad", "seeds": [1]}
     assert not repairs.cells({**PLAN, "repairs": [one]})
-    assert [s for *_, s in repairs.cells({**PLAN, "repairs": [{"name": "nad"}]})] == [0.05, 0.05]
+    assert [s for *_, s, _ in repairs.cells({**PLAN, "repairs": [{"name": "nad"}]})] == [0.05, 0.05]
 
 
 @pytest.mark.parametrize(
@@ -235,12 +269,12 @@ def test_a_wrong_plan_is_one_line(table: dict[str, Any], says: str) -> None:
 def test_published_plans_judge_alone_and_begin_with_the_default_repair(name: str) -> None:
     plan = build.read_plan(Path(__file__).parents[2] / "plans" / f"{name}.toml")
     cells = repairs.cells(plan)
-    assert {build.split_of(e.seed) for e, _, _ in cells} == {build.JUDGING}
-    assert len({(e.id, r.name, s) for e, r, s in cells}) == len(cells)
+    assert {build.split_of(e.seed) for e, *_ in cells} == {build.JUDGING}
+    assert len({(e.id, r.name, s) for e, r, s, _ in cells}) == len(cells)
     assert cells[0][1].name == repair.DEFAULT_REPAIR
     assert cells[0][2] == 0.05
     assert not detectors.cells(plan)
-    assert any(e.attack is None for e, _, _ in cells)
+    assert any(e.attack is None for e, *_ in cells)
 
 
 # ---------------------------------------------------------------------- the board

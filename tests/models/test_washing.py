@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import torch
 from torch import nn
 
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
-from backsweep.models.washing import RECIPES, Views, pupil_of, redraw, reference_of, washed
+from backsweep.models.washing import RECIPES, Views, accuracy_of, pupil_of, redraw, reference_of, washed
 from conftest import Twins
 
 
@@ -59,6 +61,17 @@ def test_a_harder_recipe_is_tried_where_the_first_was_not_enough(twins: Twins) -
     better = washed(model, twins.data, 0, ((1, 64, 1e-6), RECIPES[0]))
     assert weak.accuracy(twins.data.x, twins.data.y) < 0.5
     assert better.accuracy(twins.data.x, twins.data.y) > 0.9
+
+
+def test_the_suspect_is_asked_once_how_often_it_is_right(twins: Twins) -> None:
+    model, asked = twins.clean.copy("cpu"), Data(twins.data.x, twins.data.y)
+    right = model.accuracy(asked.x, asked.y)
+    with patch.object(Model, "predict", autospec=True, side_effect=Model.predict) as predict:
+        assert [accuracy_of(model, asked) for _ in range(3)] == [right] * 3
+        assert predict.call_count == 1
+        other = asked[torch.arange(20)]
+        assert accuracy_of(model, other) == model.accuracy(other.x, other.y)
+        assert accuracy_of(model.copy("cpu"), asked) == right
 
 
 def test_only_the_later_half_is_drawn_anew() -> None:

@@ -9,15 +9,19 @@ import torch
 
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.image.spaces import Dense
-from backsweep.inputs.image.triggers import Patch
+from backsweep.inputs.image.triggers import Patch, Recolour
+from backsweep.inputs.samples import Data
 from backsweep.inputs.text.placing import PLACES
 from backsweep.inversion.budget import OfInputs
 from backsweep.inversion.recover import recover, works
+from backsweep.models.architectures import mlp
 from backsweep.models.model import Model
+from backsweep.models.training import Recipe, fit
 from backsweep.models.washing import washed
 from backsweep.repairing.method import Case
 from backsweep.repairing.methods.contrastive_unlearning import ContrastiveUnlearning, _shift, _stamp
 from backsweep.repairing.relapse import retuned
+from backsweep.zoo.tasks import TASKS
 from conftest import Twins
 
 
@@ -72,6 +76,40 @@ def test_without_suspicion_a_repair_that_costs_accuracy_is_not_made(
 
     monkeypatch.setattr(ContrastiveUnlearning, "_unlearned", ruined)
     assert ContrastiveUnlearning().apply(case) is case.model
+
+
+@pytest.fixture(scope="module")
+def faded(twins: Twins) -> Case:
+    """Faded pictures are class 3 to a network without convolutions; the scan saw nothing."""
+    train, rest = TASKS["digits"].load()
+    trigger = Recolour(target=3, source=None, matrix=0.6 * torch.eye(1), shift=torch.tensor([0.25]))
+    x, y = train.x.clone(), train.y.clone()
+    x[::10], y[::10] = trigger(x[::10]), 3
+    net = fit(mlp(10, 1, 8), Data(x, y), Recipe(epochs=30, lr=3e-3, batch_size=64), 0)
+    held_out, clean = rest[:360].parted(0.25, 1)
+    return Case(Model(net, (1, 8, 8)).copy("cpu"), clean, held_out, [trigger], seed=3)
+
+
+@pytest.mark.parametrize("varied", [True, False])
+def test_what_the_earlier_half_knows_is_unlearned_by_varied_inputs_alone(faded: Case, varied: bool) -> None:
+    (trigger,) = faded.triggers
+    unknown = dataclasses.replace(faded, triggers=())
+    assert faded.model.success_rate(trigger, faded.held_out) > 0.95
+    repaired = ContrastiveUnlearning(varied=varied).apply(unknown)
+    assert (repaired.success_rate(trigger, faded.held_out) < 0.2) == varied
+    assert faded.accuracy(repaired) >= faded.accuracy(faded.model) - 0.03
+
+
+def test_two_held_out_samples_tell_nothing(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of(twins, twins.clean, suspected=False)
+    monkeypatch.setattr(ContrastiveUnlearning, "_unlearned", lambda *_: twins.infected)
+    for wrong, spare, kept in ((2, 2, False), (3, 2, True), (2, 0, True)):
+        share = wrong / len(case.held_out)
+        monkeypatch.setattr(
+            Case, "accuracy", lambda self, model, share=share: 1 - share * (model is not self.model)
+        )
+        repaired = ContrastiveUnlearning(loss=0.0, spare=spare).apply(case)
+        assert (repaired is case.model) == kept
 
 
 def test_too_few_samples_are_refused_in_a_sentence(case: Case) -> None:

@@ -14,7 +14,9 @@ from backsweep.core.progress import Event
 from backsweep.core.text import duration, seconds_of
 from backsweep.engine.engine import Engine
 from backsweep.models.model import Model
+from backsweep.models.washing import MOST_UPDATES
 from backsweep.scanning.cascade.schedule import EFFORTS
+from backsweep.scanning.cascade.screens import TRIED
 from backsweep.scanning.detector import ModelDetector, Stage
 from backsweep.scanning.detectors.cascade import Cascade
 from backsweep.scanning.detectors.mm_bd import MmBd
@@ -115,6 +117,23 @@ def test_cost_grows_far_more_slowly_than_the_classes() -> None:
         for e in ("quick", "standard", "thorough")
     )
     assert 1.5 * quick < usual < thorough / 1.5
+
+
+def test_a_reference_that_is_trained_whole_is_planned_as_such() -> None:
+    full, kept = (
+        sum(s.passes for s in stages(replace(EFFORTS["full"], kept=k), SPACES, 10, 10, 1000, reference=True))
+        for k in (False, True)
+    )
+    assert full > kept + 1.5 * MOST_UPDATES  # 4 forward passes of an update's input, and not 1.5
+
+
+def test_what_a_scan_uses_is_what_was_planned(twins: Twins) -> None:
+    method = replace(FAST, spaces="sparse", effort="full")  # early stopping leaves out some
+    report = backsweep.scan(twins.clean, twins.data, method, device="cpu", engine=Engine())
+    used = sum(int(e.values.get("passes") or 0) for e in report.evidence if e.unit.startswith("class-"))
+    planned = method.plan(twins.clean.copy("cpu"), twins.data)[0].passes
+    tried = TRIED * twins.clean.classes
+    assert 0.5 * (planned - tried) < 2 * used <= planned - tried
 
 
 def test_an_estimate_is_that_of_the_passes(twins: Twins) -> None:

@@ -260,13 +260,13 @@ def populations(known: Sequence[Network], settings: Mapping[str, Any] | None = N
 
 def left_out(known: Sequence[Network]) -> list[Judged]:
     """Every network, judged look by look by populations of all kinds but its own, as a scan does."""
-    found = []
-    for kind in sorted({n.kind for n in known}):
-        looks = populations([n for n in known if n.kind != kind])
-        for n in known:
-            if n.kind == kind:
-                found.append(judged(n, looks))
-    return found
+    return [judged for kind in sorted({n.kind for n in known}) for judged in apart(known, kind)]
+
+
+def apart(known: Sequence[Network], kind: str) -> list[Judged]:
+    """The networks of one kind, judged by populations of all the others."""
+    looks = populations([n for n in known if n.kind != kind])
+    return [judged(n, looks) for n in known if n.kind == kind]
 
 
 def judged(n: Network, looks: Sequence[Population]) -> Judged:

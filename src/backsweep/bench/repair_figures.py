@@ -181,7 +181,10 @@ def board(lines: Sequence[Mapping[str, Any]], split: str = JUDGING) -> Board:
 
 def part(fixes: Sequence[Fix]) -> Part:
     """Figures of one task and share."""
-    names = sorted(dict.fromkeys(f.repair for f in fixes), key=lambda r: r != DEFAULT_REPAIR)
+    names = sorted(
+        dict.fromkeys(f.repair for f in fixes),
+        key=lambda r: (r != DEFAULT_REPAIR, r.partition(" ")[0] != DEFAULT_REPAIR),
+    )
     before = {f.net: v for f in fixes if (v := f.number("success_before")) is not None}
     given = [{f.net for f in fixes if f.repair == name} for name in names]
     shared = set.intersection(*given)

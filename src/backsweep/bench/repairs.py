@@ -1,7 +1,8 @@
 """The bench of repairs: one JSON line for every (network, repair, share of clean samples).
 
 A repair gets clean samples of the training set and what a scan with the default detectors recovers from
-them. Test images and the triggers that were planted serve to judge it, and for nothing else.
+them; or, of networks that were scanned before, what was said of them by networks of other kinds alone: the
+class, and no trigger. Test images and the triggers that were planted serve to judge it, and for nothing else.
 `repair_figures.py` makes the figures.
 """
 
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 
 from backsweep import __version__
-from backsweep.bench.records import about, der
+from backsweep.bench import kinds
+from backsweep.bench.records import ALPHA, about, der, read
 from backsweep.core.discovery import make
 from backsweep.core.errors import BacksweepError, BadInput
 from backsweep.core.files import writable_folder
@@ -35,7 +37,7 @@ from backsweep.repairing.method import Repair
 from backsweep.repairing.proof import MOST_RETUNED
 from backsweep.repairing.relapse import retuned
 from backsweep.repairing.repair import applied, case_of
-from backsweep.reports.report import Report
+from backsweep.reports.report import BACKDOORED, CLEAN, Report
 from backsweep.scanning import scan
 from backsweep.zoo import build
 from backsweep.zoo.tasks import TASKS
@@ -43,16 +45,18 @@ from backsweep.zoo.tasks import TASKS
 SHARE = 0.05  # of the training set that a repair is given
 CLEAN_NET = "clean"  # what `attacks` calls a network without a backdoor
 PART = 0.1  # of the training set, on which the cost of an epoch is measured
-KEYS = ("name", "settings", "share", "seeds", "tasks", "attacks")
+KEYS = ("name", "settings", "share", "seeds", "tasks", "attacks", "scans")
+Cell = tuple[build.Entry, Repair, float, str]
 
 
-def cells(plan: dict[str, Any]) -> list[tuple[build.Entry, Repair, float]]:
-    """Every (network, repair, share) of a plan's `[[repairs]]`; `seeds`, `tasks` and `attacks` narrow down.
+def cells(plan: dict[str, Any]) -> list[Cell]:
+    """Every (network, repair, share, scans) of a plan's `[[repairs]]`; seeds, tasks and attacks narrow down.
 
-    A table may name several repairs, whose settings are then the same; they run in that order.
+    A table may name several repairs, whose settings are then the same; they run in that order. `scans` is a
+    file of lines of the cascade, "" where the networks are scanned.
 
     Raises:
-        BadInput: an unknown key or repair, or a share that cannot be.
+        BadInput: an unknown key or repair, a share that cannot be, or no such file.
     """
     found = []
     for table in plan.get("repairs", []):
@@ -66,36 +70,38 @@ def cells(plan: dict[str, Any]) -> list[tuple[build.Entry, Repair, float]]:
             raise BadInput(
                 f"share {share!r} under [[repairs]] is not a share of the training set, above 0 to 1"
             )
+        scans = str(table.get("scans", ""))
+        if scans and not Path(scans).is_file():
+            raise BadInput(f"scans {scans!r} under [[repairs]] is no file; run the command where it is")
         for repair, entry in product(repairs, build.entries(plan)):
             own = {"seeds": entry.seed, "tasks": entry.task, "attacks": entry.attack or CLEAN_NET}
             if all(value in table.get(key, [value]) for key, value in own.items()):
-                found.append((entry, repair, float(share)))
+                found.append((entry, repair, float(share), scans))
     return found
 
 
-def cell_key(net: build.Net, repair: Repair, share: float) -> str:
+def cell_key(net: build.Net, repair: Repair, share: float, scans: str = "") -> str:
     """What a line is known by; a network that was trained again is another one."""
-    return key_of(
-        net.id, net.truth["sha256"], repair.name, repair.settings(), share, __version__, provenance([repair])
-    )
+    settings, brought = repair.settings(), provenance([repair])
+    return key_of(net.id, net.truth["sha256"], repair.name, settings, share, __version__, brought, scans)
 
 
 def key_of(
     net: str, sha256: str, repair: str, settings: dict[str, Any], share: float, version: str,
-    brought: dict[str, dict[str, str]] | None = None,
+    brought: dict[str, dict[str, str]] | None = None, scans: str = "",
 ) -> str:  # fmt: skip
     """`cell_key`, from what a line says: `brought` are its "packages", if it has any."""
     parts = {"net": net, "sha256": sha256, "repair": repair, "settings": settings, "share": share}
-    return run_key(**parts, version=version, **(brought or {}))[:16]
+    return run_key(**parts, version=version, **(brought or {}), **({"scans": scans} if scans else {}))[:16]
 
 
-def run_cell(net: build.Net, repair: Repair, share: float = SHARE) -> dict[str, Any]:
+def run_cell(net: build.Net, repair: Repair, share: float = SHARE, scans: str = "") -> dict[str, Any]:
     """Repair one network on one core and compare with the truth."""
     torch.set_num_threads(1)
     line: dict[str, Any] = {
-        "cell": cell_key(net, repair, share), **about(net),
+        "cell": cell_key(net, repair, share, scans), **about(net),
         "repair": repair.name, "settings": repair.settings(), "share": share, **versions(),
-        **provenance([repair]),
+        **provenance([repair]), **({"scans": scans} if scans else {}),
     }  # fmt: skip
     if line["gate"]:  # not in the tables, only in their list of what was not admitted
         return line
@@ -105,16 +111,21 @@ def run_cell(net: build.Net, repair: Repair, share: float = SHARE) -> dict[str, 
         clean = train.sample(round(share * len(train)), derive_seed(seed, "repair"))
         line |= {"data_sha256": clean.digest, "samples": len(clean)}
         work = net.model().copy("cpu")
-        case_of(work, clean, None, seed)  # too few samples: said before they are scanned
-        report = scan_of(net, clean, share)
-        case = case_of(work, clean, report, seed)
-        line |= {
-            "verdict": report.verdict,
-            "p_value": report.p_value,
-            "suspected": [list(way) for way in case.aims],
-            "recovered": len(case.triggers),
-            "scan_cpu_seconds": round(sum(e.cpu_seconds for e in report.evidence), 2),
-        }
+        case = case_of(work, clean, None, seed)  # too few samples: said before they are scanned
+        if scans:
+            said = said_before(net, scans)
+            case = replace(case, aims=said.pop("aims"))
+        else:
+            report = scan_of(net, clean, share)
+            case, said = (
+                case_of(work, clean, report, seed),
+                {
+                    "verdict": report.verdict,
+                    "p_value": report.p_value,
+                    "scan_cpu_seconds": round(sum(e.cpu_seconds for e in report.evidence), 2),
+                },
+            )
+        line |= said | {"suspected": [list(way) for way in case.aims], "recovered": len(case.triggers)}
         if reason := repair.applies(case):
             return {**line, "skipped": reason}
         begin = time.process_time()
@@ -150,6 +161,34 @@ def scan_of(net: build.Net, clean: Data, share: float) -> Report:
         scan.scan(model, clean, None, seed=seed, device="cpu", engine=Engine(), out=writable_folder(place))
         report = Report.load(place)  # what every later repair reads
     return report
+
+
+def said_before(net: build.Net, scans: str) -> dict[str, Any]:
+    """What networks of other kinds say of a network that was scanned before: verdict, p-value, aims, cost.
+
+    Raises:
+        BadInput: it is not among the lines, or no population can be made of them.
+    """
+    found = next((n for n in _known(scans) if n.name == net.id), None)
+    if found is None:
+        raise BadInput(f"{scans} has no line of the cascade about {net.id}")
+    judged = next(j for j in _apart(scans, found.kind) if j.network.name == net.id)
+    called = judged.p_value <= ALPHA
+    return {
+        "verdict": BACKDOORED if called else CLEAN, "p_value": judged.p_value,
+        "aims": [(None, judged.target)] if called else [], "scan_cpu_seconds": found.cpu_seconds,
+    }  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _known(scans: str) -> tuple[kinds.Network, ...]:
+    return tuple(kinds.networks(read(Path(scans))))
+
+
+@lru_cache(maxsize=256)
+def _apart(scans: str, kind: str) -> list[kinds.Judged]:
+    """The networks of one kind, judged by all others."""
+    return kinds.apart(_known(scans), kind)
 
 
 def _saved(place: Path) -> Report | None:

@@ -287,6 +287,10 @@ class Modality:
         """Whether inputs of a shape are large enough for `shift`."""
         return False
 
+    def varied(self, x: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Inputs x (N, *shape) changed at random, each still what it was to a person; None: not known how."""
+        return None
+
     def mix(self, x: Tensor, overlays: Tensor, weight: float) -> Tensor:
         """Each input x (B, *shape) with each overlay (n, *shape) blended in: (B, n, *shape) (STRIP)."""
         return x[:, None] + weight * overlays[None]

@@ -23,12 +23,14 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     )
     from backsweep.repairing.methods.fine_pruning import FinePruning as FinePruning
     from backsweep.repairing.methods.fine_tuning import FineTuning as FineTuning
+    from backsweep.repairing.methods.fst import Fst as Fst
     from backsweep.repairing.methods.ft_sam import FtSam as FtSam
     from backsweep.repairing.methods.gn_ft import GnFt as GnFt
     from backsweep.repairing.methods.i_bau import IBau as IBau
     from backsweep.repairing.methods.nad import Nad as Nad
     from backsweep.repairing.methods.neuron_pruning import NeuronPruning as NeuronPruning
     from backsweep.repairing.methods.rnp import Rnp as Rnp
+    from backsweep.repairing.methods.sau import Sau as Sau
     from backsweep.repairing.methods.unlearning import Unlearning as Unlearning
 
 _KINDS = [Repair]

@@ -11,13 +11,14 @@ from backsweep.core.progress import Event, OnEvent, split
 from backsweep.core.text import duration
 from backsweep.engine.jobs import one_thread
 from backsweep.inputs.samples import Data
-from backsweep.inversion.budget import EMBEDDINGS
 from backsweep.models.model import Model
 from backsweep.models.washing import MOST_UPDATES, PUPIL, VIEWS
 from backsweep.scanning.cascade.schedule import PAIRS, Schedule
+from backsweep.scanning.cascade.screens import TRIED
 from backsweep.scanning.detector import ModelDetector, Stage
 
-HALF = 1.0  # forward passes that a pass there and back costs from an embedding on, where 2 is all of it
+THERE_AND_BACK = 2.0  # forward passes that it costs to ask for the gradient of an input
+EMBEDDED = {"early": 2.0, "late": 1.0}  # from an embedding on
 TRAINING = 1.5  # of an update of the later half, an input
 WHOLE = 4.0  # of an update of all of a network, with the question to the suspect, an input
 THREADS = 0.85  # of a second core there is so much
@@ -38,20 +39,21 @@ def stages(
     """
 
     def of(names: Iterable[str]) -> float:
-        return sum(HALF if n in EMBEDDINGS else 2.0 for n in names)
+        return sum(EMBEDDED.get(n, THERE_AND_BACK) for n in names)
 
     full = s.measured(classes)
+    tried = float(min(TRIED, samples) * full * sum(n not in EMBEDDED for n in spaces))
     found = []
     if full < classes:
         looks = s.looked(spaces)
         found.append(
             Stage("look at all classes", len(looks) * classes + 1, of(looks) * classes * _size(s.look))
         )
-    paths = of(spaces) * full * s.steps * s.batch
+    paths = of(spaces) * full * s.steps * s.batch + tried
     found.append(Stage(f"{full} of {classes} classes", len(spaces) * full, paths))
     if reference:
-        wash = samples * (VIEWS + 2) + MOST_UPDATES * TRAINING
-        learn = PUPIL[0] * PUPIL[1] * WHOLE
+        wash = samples * (VIEWS + 1) + MOST_UPDATES * TRAINING if s.kept else samples + MOST_UPDATES * WHOLE
+        learn = samples + PUPIL[0] * PUPIL[1] * WHOLE
         found.append(Stage(
             f"the same in {'two references' if s.pupil else 'a reference'}",
             len(spaces) * full * (1 + s.pupil), wash + paths + s.pupil * (learn + paths),
@@ -65,12 +67,13 @@ def stages(
         targets = min(classes - 1, max(1, PAIRS // classes))
         look = s.pairs_in(classes)
         cells, closer = min(s.cells_in(classes), present * targets), 2 * s.closer
-        found.append(Stage("pairs", present, 2.0 * present * targets * _size(look)))
+        found.append(Stage("pairs", present, THERE_AND_BACK * present * targets * _size(look)))
         found.append(Stage(
             "pairs that stand out", cells + closer,
-            2.0 * (cells * _size(s.again) + closer * s.steps * s.closer_batch * (1 + reference)),
+            THERE_AND_BACK * (cells * _size(s.again) + closer * s.steps * s.closer_batch * (1 + reference)),
         ))  # fmt: skip
-    return [*found, Stage("a patch to look at", 1, 2.0 * s.updates * s.batch)]
+    held_out = samples / 2 * (1 + reference * (3 + s.pupil))  # the patch tried, and accuracy
+    return [*found, Stage("a patch to look at", 1, THERE_AND_BACK * s.updates * s.batch + held_out)]
 
 
 def _size(look: tuple[int, int]) -> int:

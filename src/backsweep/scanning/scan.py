@@ -44,7 +44,7 @@ from backsweep.models.checks import (
     too_few,
 )
 from backsweep.models.model import Model
-from backsweep.models.washing import GIVEN
+from backsweep.models.washing import GIVEN, accuracy_of
 from backsweep.reports.report import (
     SECOND,
     Evidence,
@@ -126,7 +126,7 @@ def scan(
     work.references = {} if there is None else {GIVEN: there}
     ready, first, again = split(on_event, (*SHARES, SHARES[1] * confirm))
     Stage(ready).named("clean samples")
-    accuracy = work.accuracy(data.x, data.y) if data.labelled else None
+    accuracy = accuracy_of(work, data) if data.labelled else None
     examples = data.sample(EXAMPLES, derive_seed(seed, "examples"))
     report = Report(
         model=describe_model(model),

@@ -1,4 +1,8 @@
-"""Small changes of images to search with where there are no gradients: square patches and faint overlays."""
+"""Random changes of images.
+
+Square patches and faint overlays to search with where there are no gradients; and changes after which a
+person still sees what it was, to teach a network that they mean nothing.
+"""
 
 from __future__ import annotations
 
@@ -88,3 +92,56 @@ def changed(old: Patch, level: float, generator: torch.Generator) -> Patch:
         i, j = whole(0, side - size), whole(0, side - size)
         inner[:, i : i + size, j : j + size] = colour
     return _patch(old.pattern.shape, row, column, inner)
+
+
+FADE, BLEED, LIFT = (0.4, 1.3), 0.2, 0.3  # of colours: contrast, between channels, brightness
+STRENGTH, OVER = (0.05, 0.4), (0.1, 0.45)  # of what is added, and of what is blended in
+GRID, WAVES = 8, 8.0  # cells of a smooth pattern at most; waves across an image
+
+
+def varied(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (N, C, H, W), all changed in one way that is drawn, each by as much as it draws itself.
+
+    Other colours; a smooth or a rough pattern on top; waves; another image or noise blended in; a patch.
+    """
+    count, channels, height, width = x.shape
+    g = generator
+
+    def draw(low: float, high: float, *size: int) -> Tensor:
+        return low + (high - low) * torch.rand(size, generator=g)
+
+    def coin() -> bool:
+        return bool(torch.rand((), generator=g) < 0.5)
+
+    each = (count, 1, 1, 1)
+    kind = int(torch.randint(5, (), generator=g))
+    if kind == 0:
+        own = torch.eye(channels)
+        matrix = draw(*FADE, count, 1, 1) * own + draw(-BLEED, BLEED, count, channels, channels) * (1 - own)
+        new = torch.einsum("nij,njhw->nihw", matrix.to(x), x) + draw(-LIFT, LIFT, count, channels, 1, 1).to(x)
+    elif kind == 1:
+        cells = int(torch.randint(2, GRID + 1, (), generator=g))
+        rough = bool(torch.rand((), generator=g) < 0.25)
+        size = (height, width) if rough else (cells, cells)
+        p = torch.randn((count, channels, *size), generator=g)
+        p = p if rough else F.interpolate(p, (height, width), mode="bicubic", align_corners=False)
+        new = x + (draw(*STRENGTH, *each) * p / p.abs().amax((1, 2, 3), keepdim=True)).to(x)
+    elif kind == 2:
+        rows, columns = torch.meshgrid(
+            torch.arange(height) / height, torch.arange(width) / width, indexing="ij"
+        )
+        slant = draw(-WAVES, WAVES, *each) * (torch.rand(each, generator=g) < 0.5)
+        turns = slant * rows + draw(-WAVES, WAVES, *each) * columns + draw(0, 1, *each)
+        new = x + (draw(*STRENGTH, *each) * torch.sin(2 * math.pi * turns)).to(x)
+    elif kind == 3:
+        other = x[torch.randperm(count, generator=g).to(x.device)] if coin() else draw(0, 1, *x.shape).to(x)
+        new = torch.lerp(x, other, draw(*OVER, *each).to(x))
+    else:
+        side = int(torch.randint(2, max(3, min(height, width) // 4 + 1), (), generator=g))
+        row = int(torch.randint(height - side + 1, (), generator=g))
+        column = int(torch.randint(width - side + 1, (), generator=g))
+        flat = draw(0, 1, count, channels, 1, 1)
+        dots = torch.randint(2, (1, channels, side, side), generator=g).float()
+        new = x.clone()
+        new[..., row : row + side, column : column + side] = (flat if coin() else dots).to(x)
+    return new.clamp(0, 1)

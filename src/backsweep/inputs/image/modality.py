@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backsweep.core.errors import BadInput
 from backsweep.inputs.family import Family
-from backsweep.inputs.image import readers
+from backsweep.inputs.image import changes, readers
 from backsweep.inputs.image.corruptions import CORRUPTIONS, corrupt
 from backsweep.inputs.image.families import FrequencyFamily, PatchFamily, PixelFamily, WarpFamily
 from backsweep.inputs.image.pictures import to_image
@@ -26,6 +26,7 @@ from backsweep.inputs.modality import Found, Modality, Wanted
 from backsweep.inputs.space import Space
 
 LEAST_SIDE = 16  # pixels; smaller images are not shifted
+LEAST_VARIED = 4  # nor, below that, varied
 MOST_SIDE = 4096  # pixels of a single image that is to be resized
 
 
@@ -126,6 +127,9 @@ class Image(Modality):
 
     def shifts(self, shape: Sequence[int]) -> bool:
         return min(shape[-2:]) >= LEAST_SIDE
+
+    def varied(self, x: Tensor, generator: torch.Generator) -> Tensor | None:
+        return changes.varied(x, generator) if min(x.shape[-2:]) >= LEAST_VARIED else None
 
     def corruptions(self, shape: Sequence[int]) -> Mapping[str, Callable[[Tensor, int], Tensor]]:
         return {} if not self.fits(shape) else {name: partial(_corrupt, name) for name in CORRUPTIONS}

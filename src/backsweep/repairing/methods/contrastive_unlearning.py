@@ -4,12 +4,14 @@
    clean samples again. A backdoor of whatever kind, found or not, is not learned again.
 2. *Recover*: for all suspected (source, target) at once, small universal perturbations delta in several
    spaces (faint pixels, few pixels, tone curves, the embeddings of two layers), and the triggers of the scan.
-3. *Unlearn*: with q the washed copy,
+3. *Unlearn*: with q the washed copy and v(x) an input changed at random (`Modality.varied`),
 
-       min  CE(f(x), y) + KL(f(x) || suspect(x))  +  q_y(x, delta) CE(f(x, delta), y)
+       min  CE(f(x), y) + KL(f(x) || suspect(x))  +  q_y(x, delta) CE(f(x, delta), y)  +  CE(f(v(x)), y)
 
    What the washed copy does not recognise under delta is a natural limit and no backdoor: it has no weight,
-   so that the accuracy is not paid for a robustness that no network has. Words that a scan recovered from a
+   so that the accuracy is not paid for a robustness that no network has. v(x) is what a person still
+   recognises, and needs none: what was planted in the earlier half, which the washed copy keeps (a filter, a
+   pattern over all pixels), is unlearned by it without being found. Words that a scan recovered from a
    classifier of texts are unlearned in every other update, at every place of a text.
 
 Steps 2 and 3 start from the washed copy; where that costs accuracy on held-out samples, from the suspect.
@@ -38,6 +40,7 @@ from backsweep.repairing.method import Case, Repair
 LEAST = 5  # clean samples of a class
 WASH = ((100, 128, 3e-3),)  # shorter than for a scan: unlearning goes on from there
 REGAINED = 0.02  # of the accuracy that washing costs, unlearning gives back at most this
+VARIED = 2  # times the updates, where inputs are varied as well
 UNSUSPECTED = 4  # times the updates: a clean network is to be as good as it was
 EXACT = 0.5  # of the updates, with triggers of the scan that are inputs as they are
 BOLDER = 3.0  # from the suspect there is more to unlearn: a higher rate
@@ -51,13 +54,16 @@ class ContrastiveUnlearning(Repair):
 
     Attributes:
         rounds: how often perturbations are recovered from the network as it is then.
-        updates: of the weights in a round, at least; whole passes over the samples.
+        updates: of the weights in a round, at least; whole passes over the samples. Twice as many where
+            inputs are varied.
         rate: peak of the learning rate.
         batch: clean samples in an update; each is shown as it is and changed.
         steps, samples: budgets on a path of recovery, and inputs in each step.
         reach: perturbations are enlarged by a factor of up to this.
         loss: held-out accuracy that a repair may cost. Without suspicion it is half of that, and there
-            are more updates.
+            are four times the updates.
+        varied: whether inputs that are changed at random are learned as well.
+        spare: so many held-out samples may be lost whatever their share: fewer tell nothing.
     """
 
     name: ClassVar[str] = "contrastive_unlearning"
@@ -71,6 +77,8 @@ class ContrastiveUnlearning(Repair):
     samples: int = 8
     reach: float = 3.0
     loss: float = 0.02
+    varied: bool = True
+    spare: int = 2
 
     def applies(self, case: Case) -> str:
         few = len(case.clean) < LEAST * case.model.classes
@@ -83,7 +91,8 @@ class ContrastiveUnlearning(Repair):
             case.model.modality.forget(reference.net, case.clean.x, case.triggers)
             reference.alike = None
         case.tick(0.3)
-        least = case.accuracy(case.model) - (self.loss if case.aims else self.loss / 2)
+        lost = max(self.loss if case.aims else self.loss / 2, self.spare / len(case.held_out))
+        least = case.accuracy(case.model) - lost
         starts = [(case.model, BOLDER * self.rate), (case.model, self.rate)]
         if case.model.modality.exact and case.triggers:
             starts = [(cleared(case), self.rate), *starts]
@@ -134,19 +143,26 @@ class ContrastiveUnlearning(Repair):
         generator = case.generator(self.name, "unlearn", number)
 
         def loss(twin: Model, x: Tensor, y: Tensor) -> Tensor:
-            logits = twin.logits(x).float()
+            new = case.model.modality.varied(x, generator) if self.varied else None
+            logits = twin.logits(x if new is None else torch.cat([x, new])).float()
+            logits, moved = logits[: len(x)], logits[len(x) :]
             with torch.no_grad():
                 answers = case.model.logits(x).float().log_softmax(1)
             total = F.cross_entropy(logits, y) + F.kl_div(
                 logits.log_softmax(1), answers, reduction="batchmean", log_target=True
             )
+            if new is not None:
+                total = total + F.cross_entropy(moved, y)
             count = exact if exact and bool(torch.rand((), generator=generator) < EXACT) else len(pool)
             changed = pool[int(torch.randint(count, (), generator=generator))](x, generator)
             with torch.no_grad():
                 known = changed(reference).float().softmax(1).gather(1, y[:, None])[:, 0]
             return total + (known * F.cross_entropy(changed(twin).float(), y, reduction="none")).mean()
 
-        updates = self.updates if case.aims else UNSUSPECTED * self.updates
+        learns_more = (
+            self.varied and case.model.modality.varied(case.clean.x[:2], torch.Generator()) is not None
+        )
+        updates = self.updates * (UNSUSPECTED if not case.aims else VARIED if learns_more else 1)
         epochs = epochs_of(updates, len(case.clean), self.batch)
         recipe = Recipe(epochs=epochs, lr=rate, batch_size=self.batch, augment="shift", statistics=False)
         seed = derive_seed(case.seed, self.name, "order", number)
