@@ -74,9 +74,10 @@ def run(
     for entry, detector in cells(plan):
         net = open_net(entry, folder)
         wanted.append((cell_key(net, detector), partial(run_cell, net, detector)))
-    for entry, *given in repairs.cells(plan):
+    for entry, repair, share, scans in repairs.cells(plan):
         net = open_net(entry, folder)
-        wanted.append((repairs.cell_key(net, *given), partial(repairs.run_cell, net, *given)))
+        key = repairs.cell_key(net, repair, share, scans)
+        wanted.append((key, partial(repairs.run_cell, net, repair, share, scans)))
     wanted += samples.cells(plan, partial(open_net, folder=folder))
     todo = [job for key, job in wanted if key not in known]
     lost: list[Lost] = []
