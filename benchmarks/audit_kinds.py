@@ -7,7 +7,8 @@
 FOLDER is what `backsweep zoo build plans/kinds.toml` made. `run` measures what is not yet in LINES, one JSON
 line for a set and a detector; it can be stopped and goes on. Sets whose attack did not pass the gate of the
 zoo, and attacks without a poisoned set (they control the training), are left out. `null` makes the table over
-kinds of the package, of the unpoisoned sets; `judge` leaves out the kind of every set that it judges.
+kinds of the package, of the unpoisoned sets of any seed; `judge` judges those of judging seeds, each
+without all sets of its own task and architecture.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from backsweep.core.statistics import Share
 from backsweep.core.versions import versions
 from backsweep.zoo import build
 
-USUAL = (*audit.DEFAULT_AUDITS, "reclassification")
+OTHERS = (*audit.DEFAULT_AUDITS, "activation_clustering", "spectral_signatures", "spectre")
 FOUND = ("target", "statistic", "flagged", "poison")  # what is known of a class
 Line = Mapping[str, Any]
 
@@ -106,6 +107,11 @@ class Judged:
     cpu_seconds: float
 
 
+def sized(line: Line) -> str:
+    """A kind as a table counts it: task, architecture and number of samples."""
+    return f"{kind_of(line)} {line['samples']:,} samples"
+
+
 def judged(lines: Sequence[Line], names: Sequence[str], alpha: float) -> list[Judged]:
     """Every set that all detectors were asked about, by the unpoisoned ones of other kinds."""
     by_net: dict[str, dict[str, Line]] = {}
@@ -113,11 +119,11 @@ def judged(lines: Sequence[Line], names: Sequence[str], alpha: float) -> list[Ju
         by_net.setdefault(x["net"], {})[x["audit"]] = x
     sets = [own for own in by_net.values() if all(n in own for n in names)]
     first, found = names[0], []
-    for own in sets:
+    for own in (s for s in sets if s[first]["split"] == build.JUDGING):
         others = [s for s in sets if not s[first]["attack"] and kind_of(s[first]) != kind_of(own[first])]
         table = np.array([[s[n]["score"] for n in names] for s in others])
         scores = np.array([own[n]["score"] for n in names])
-        group = Together(tuple(names), table, scores, "", [kind_of(s[first]) for s in others])
+        group = Together(tuple(names), table, scores, "", [sized(s[first]) for s in others])
         called: dict[int, tuple[int, int]] = {}
         for n in names:
             for c in own[n]["classes_found"]:
@@ -168,12 +174,12 @@ def page(lines: Sequence[Line], alpha: float) -> str:
     text = [
         "# Audits of sets of many kinds\n",
         "Training sets of the networks of [many kinds](kinds.md), as far as they were built; judging seeds.",
-        f"Each is judged at alpha {alpha:g} by unpoisoned sets of the *other* kinds (task, architecture),",
-        "kinds counting alike; 95 % Wilson intervals. TPR and FPR: means of poisoned sets that are called.",
+        f"Each is judged at alpha {alpha:g} by unpoisoned sets of *other* kinds (task, architecture; sets of",
+        "another size count for themselves). 95 % Wilson intervals; TPR, FPR: means of sets that are called.",
         "Networks outside the gate of the zoo, and attacks that control the training (WaNet), have no line.",
         "Made by `benchmarks/audit_kinds.py`.\n",
     ]
-    for names in (audit.DEFAULT_AUDITS, audit.SMALL_AUDITS, USUAL):
+    for names in (audit.DEFAULT_AUDITS, *((n,) for n in OTHERS)):
         found = judged(lines, names, alpha)
         if not found:
             continue
@@ -225,7 +231,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.verb == "run":
-        run(given.lines[0], given.zoo, given.detector or USUAL, given.most)
+        run(given.lines[0], given.zoo, given.detector or OTHERS, given.most)
         return
     known = [x for path in given.lines for x in read(path)]
     if given.verb == "null":

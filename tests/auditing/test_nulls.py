@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from backsweep.auditing import nulls
-from backsweep.auditing.audit import DEFAULT_AUDITS, made
-from backsweep.auditing.detector import SetDetector
+from backsweep.auditing.audit import DEFAULT_AUDITS, judge, made
+from backsweep.auditing.detector import SetDetector, class_evidence
 from backsweep.auditing.detectors.contamination_analyzer import ContaminationAnalyzer
 from backsweep.auditing.detectors.cross_confusion import CrossConfusion
+from backsweep.auditing.detectors.reclassification import Reclassification
 from backsweep.auditing.nulls import ANY, Sets, Together, together
 from backsweep.cli.app import app
 from backsweep.core.discovery import discover
+from backsweep.reports.audit import Audit
+from backsweep.reports.report import BACKDOORED, CLEAN
 
 MODEL = {"layout": "abc", "shape": [1, 8, 8], "classes": 10}
 BOTH: tuple[SetDetector, ...] = (CrossConfusion(), ContaminationAnalyzer())
@@ -209,8 +213,28 @@ def test_the_table_of_all_kinds_says_which_kind_each_set_is(monkeypatch: pytest.
     *own, every = [Sets(**t) for t in nulls.make(lines)]
     assert [t.kinds for t in own] == [[], [], []]
     assert every.layout == ANY
-    assert sorted(set(every.kinds)) == ["task 0", "task 1", "task 2"]
+    assert sorted(set(every.kinds)) == [f"task {i} 1,200 samples" for i in range(3)]
     use(monkeypatch, every)
     (found,) = asked(1200, BOTH[:1], layout="unknown")
     assert found.words == "9 unpoisoned sets of 3 other kinds"
     assert found.p_value(name, 100.0) == 1 / 4
+
+
+def test_a_detector_whose_table_cannot_call_takes_no_share_of_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 40 sets is as suspicious: 2/40 is called at 0.05, and would not be at half of it."""
+    known, lost = ContaminationAnalyzer(), Reclassification()
+    scores = [float(i) for i in range(1, 40)]
+    said = [{"detector": d.name, "settings": d.settings(), "scores": scores} for d in (known, lost)]
+    many = Sets(ANY, [], 0, 1200, said[:1], {})
+    for kinds, found in ((["one"] * 39, BACKDOORED), ([], CLEAN)):
+        use(monkeypatch, many, Sets(ANY, [], 0, 1200, said[1:], {}, kinds))
+        report = Audit(
+            model=MODEL, labels=torch.zeros(1200, dtype=torch.long),
+            evidence=[class_evidence(known.name, 3, 38.5, 0.0), class_evidence(lost.name, 3, 1e9, 0.0)],
+            settings={"alpha": 0.05, "detectors": {d.name: d.settings() for d in (known, lost)}},
+        )  # fmt: skip
+        if not kinds:  # both can call, so each has a half; the other one sees nothing
+            report.evidence[1] = class_evidence(lost.name, 3, 1.0, 0.0)
+        judge(report)
+        assert report.verdict == found
+        assert report.p_value == pytest.approx(2 / 40 if kinds else 4 / 40)

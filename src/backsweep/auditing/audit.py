@@ -187,13 +187,18 @@ def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detecto
             name: max(float(e.values["statistic"] or 0) for e in some) for name, some in by_detector.items()
         }
         groups = together(methods, own, report.model, len(report.labels))
+        of = {m.name: next((g for g in groups if m.name in g.names), None) for m in methods}
+        # detectors without a common table share alpha; one whose table is too small to call takes no share
+        able = [n for n, g in of.items() if g is None or g.least <= said["alpha"]]
         for method in methods:
-            group = next((g for g in groups if method.name in g.names), None)
-            part = len(group.names) if group else 1  # of alpha, which detectors without a common table share
+            group = of[method.name]
+            part = float(len(group.names) if group else 1)
+            if method.name in able:
+                part *= len(methods) / len(able)
             alone = said["alpha"] * part / len(methods)
             null = group.of(method.name) if group else None
             found = judged(report, method, by_detector[method.name], alone, null)
-            findings += [replace(f, details={**f.details, "together": float(part)}) for f in found]
+            findings += [replace(f, details={**f.details, "together": part}) for f in found]
     report.findings = worst_first(findings)
     return report
 

@@ -107,6 +107,11 @@ class Together:
         count = Counter(kinds)
         return np.array([1.0, *(1 / count[k] for k in kinds)])
 
+    @property
+    def least(self) -> float:
+        """The smallest p-value that there can be."""
+        return 1 / (1 + round(math.fsum(self.weights[1:]), 9))
+
     def p_value(self, name: str, score: float | None) -> float:
         """The p-value of the set if `score` were the largest statistic of a detector."""
         place = self.names.index(name)
@@ -269,7 +274,10 @@ def make(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         own = {k: line[k] for k in ("layout", "shape", "classes")}
         for about, size in ((own, line["samples"]), (everything, 0)):
             kind = found.setdefault(json.dumps([about, size]), _Kind(about))
-            kind.kinds[line["net"]] = " ".join(filter(None, [line["task"], line.get("arch")]))
+            words = [line["task"], line.get("arch")]
+            if about["layout"] == ANY:
+                words.append(f"{line['samples']:,} samples")
+            kind.kinds[line["net"]] = " ".join(filter(None, words))
             kind.sizes[line["net"]] = line["samples"]
             column = kind.columns.setdefault(
                 json.dumps([line["audit"], line["settings"]], sort_keys=True), {}
