@@ -95,6 +95,7 @@ class Judged:
         line: what was measured, by one of the detectors.
         p_value: of all of them together.
         right: whether a class that is called is a target; None where nothing is called.
+        first: whether the class with the smallest p-value is one.
         tpr, fpr: shares of the poisoned and of the other samples that are flagged.
         cpu_seconds: of the detectors.
     """
@@ -102,6 +103,7 @@ class Judged:
     line: Line
     p_value: float
     right: bool | None
+    first: bool
     tpr: float
     fpr: float
     cpu_seconds: float
@@ -125,18 +127,21 @@ def judged(lines: Sequence[Line], names: Sequence[str], alpha: float) -> list[Ju
         scores = np.array([own[n]["score"] for n in names])
         group = Together(tuple(names), table, scores, "", [sized(s[first]) for s in others])
         called: dict[int, tuple[int, int]] = {}
+        top = (2.0, -1)
         for n in names:
-            for c in own[n]["classes_found"]:
-                if group.p_value(n, c["statistic"]) <= alpha:
-                    before = called.get(c["target"], (0, 0))
-                    called[c["target"]] = max(before, (c["flagged"], c["poison"]))
+            for c in sorted(own[n]["classes_found"], key=lambda c: -float(c["statistic"])):
+                p = group.p_value(n, c["statistic"])
+                top = min(top, (p, c["target"]), key=lambda t: t[0])
+                if p > alpha:  # as it is for those that follow
+                    break
+                before = called.get(c["target"], (0, 0))
+                called[c["target"]] = max(before, (c["flagged"], c["poison"]))
         flagged, poison = (sum(v[i] for v in called.values()) for i in (0, 1))
         line, bad = own[first], own[first]["poisoned"]
-        p = min(group.p_value(n, s) for n, s in zip(names, scores.tolist(), strict=True))
         right = bool(set(called) & set(line["targets"])) if called else None
         seconds = sum(own[n]["cpu_seconds"] for n in names)
         found.append(
-            Judged(line, p, right, poison / bad if bad else 0.0,
+            Judged(line, top[0], right, top[1] in line["targets"], poison / bad if bad else 0.0,
                    (flagged - poison) / (line["samples"] - bad), seconds)
         )  # fmt: skip
     return found
@@ -179,39 +184,51 @@ def page(lines: Sequence[Line], alpha: float) -> str:
         "Networks outside the gate of the zoo, and attacks that control the training (WaNet), have no line.",
         "Made by `benchmarks/audit_kinds.py`.\n",
     ]
-    for names in (audit.DEFAULT_AUDITS, *((n,) for n in OTHERS)):
-        found = judged(lines, names, alpha)
-        if not found:
-            continue
-        keys: dict[str, Any] = {"all": lambda x: True}
-        for label, key in (
-            ("attack", lambda x: x["attack"]), ("classes", lambda x: x["classes"]), ("kind", kind_of),
-        ):  # fmt: skip
-            for value in sorted({key(j.line) for j in found if key(j.line) is not None}):
-                keys[f"{label} {value}" if label == "classes" else str(value)] = _is(key, value)
-        kinds = len({kind_of(j.line) for j in found if not j.line["attack"]})
-        text += [
-            f"## {', '.join(names)}\n",
-            f"Unpoisoned sets of {kinds} kinds.\n",
-            *table(found, alpha, keys),
-            "",
-        ]
-        text += [
-            "| poisoned set | samples | poisoned | p-value | right class | TPR | FPR |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for j in sorted((j for j in found if j.line["attack"]), key=lambda j: (j.p_value, j.line["net"])):
-            right = "" if j.right is None else ("yes" if j.right else "no")
-            x = j.line
-            text.append(
-                f"| {x['net']} | {x['samples']:,} | {x['poisoned']:,} | {j.p_value:.3f} | {right} "
-                f"| {100 * j.tpr:.0f} % | {100 * j.fpr:.1f} % |"
-            )
-        text.append("")
-        calm = sorted((j for j in found if not j.line["attack"]), key=lambda j: j.p_value)[:8]
-        text += ["Unpoisoned sets with the smallest p-values: " + ", ".join(
-            f"{j.line['net']} {j.p_value:.3f}" for j in calm) + ".\n"]  # fmt: skip
+    alone, pair = judged(lines, audit.SMALL_AUDITS[:1], alpha), judged(lines, audit.DEFAULT_AUDITS, alpha)
+    known = {name: _unpoisoned(lines, name) for name in OTHERS}
+    found = [j for j in alone if j.line["samples"] <= audit.SMALL]
+    found += [j for j in pair if j.line["samples"] > audit.SMALL]
+    keys: dict[str, Any] = {"all": lambda x: True}
+    for label, key in (
+        ("", lambda x: x["attack"]), ("classes ", lambda x: x["classes"]), ("", kind_of),
+    ):  # fmt: skip
+        for value in sorted({key(j.line) for j in found if key(j.line) is not None}):
+            keys[f"{label}{value}"] = _is(key, value)
+    calm, bad = ([j for j in found if bool(j.line["attack"]) is b] for b in (False, True))
+    text += [
+        "## The default\n",
+        f"Sets of up to {audit.SMALL:,} samples by contamination_analyzer alone: reclassification, beside",
+        f"it, has no table that could call. Others by {' and '.join(audit.DEFAULT_AUDITS)} together.\n",
+        *table(found, alpha, keys),
+        "",
+        f"At alpha {2 * alpha:g}: {_share([j.p_value <= 2 * alpha for j in calm])} and",
+        f"{_share([j.p_value <= 2 * alpha for j in bad])}. What stands out most is the poisoned class",
+        f"in {sum(j.first for j in bad)} of {len(bad)} poisoned sets, called or not.\n",
+        "## Each alone, and both\n",
+        "| detectors | kinds | unpoisoned: called | poisoned: called | right class | TPR | FPR | CPU s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for names in (*((n,) for n in OTHERS), audit.DEFAULT_AUDITS):
+        row = table(judged(lines, names, alpha), alpha, {", ".join(names): keys["all"]})[-1]
+        name, _, rest = row[2:].partition(" | ")
+        text.append(f"| {name} | {known[names[0]]} | {rest}")
+    text += [
+        "\n## Every set\n",
+        "| set | samples | poisoned | p-value | called class is the target | TPR | FPR |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for j in sorted(found, key=lambda j: (bool(j.line["attack"]), j.p_value, j.line["net"])):
+        right, x = "" if j.right is None else ("yes" if j.right else "no"), j.line
+        text.append(
+            f"| {x['net']} | {x['samples']:,} | {x['poisoned']:,} | {j.p_value:.3f} | {right} "
+            f"| {100 * j.tpr:.0f} % | {100 * j.fpr:.1f} % |"
+        )
     return "\n".join(text).rstrip() + "\n"
+
+
+def _unpoisoned(lines: Sequence[Line], name: str) -> int:
+    """Kinds of unpoisoned sets that a detector was asked about."""
+    return len({sized(x) for x in lines if x["audit"] == name and not x["attack"]})
 
 
 def _is(key: Any, value: Any) -> Any:

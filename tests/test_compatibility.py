@@ -51,6 +51,7 @@ OTHER_LINES = (
     "language-repairs",
     "adapters",
     "small-sets",
+    "audits-kinds",
 )  # networks that were built, and what a script of its own made
 NEAR = 1e-5  # another processor rounds otherwise
 
