@@ -26,16 +26,25 @@ import numpy as np
 import torch
 
 from backsweep.auditing import audit, nulls
+from backsweep.auditing.detector import SetDetector
 from backsweep.auditing.nulls import ANY, Together
 from backsweep.bench.kinds import kind_of
 from backsweep.bench.records import about, read
+from backsweep.core.discovery import find, make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import write_json, write_text
 from backsweep.core.statistics import Share
 from backsweep.core.versions import versions
 from backsweep.zoo import build
 
-OTHERS = (*audit.DEFAULT_AUDITS, "activation_clustering", "spectral_signatures", "spectre")
+OTHERS = (
+    *audit.DEFAULT_AUDITS,
+    "cross_confusion parts=groups",
+    "activation_clustering",
+    "spectral_signatures",
+    "spectre",
+)
+USUAL = tuple(n for n in OTHERS if " " not in n)
 FOUND = ("target", "statistic", "flagged", "poison")  # what is known of a class
 Line = Mapping[str, Any]
 
@@ -76,7 +85,7 @@ def measured(net: build.Net, names: Sequence[str], most: int) -> list[dict[str, 
 def run(out: Path, zoo: Path, names: Sequence[str], most: int) -> None:
     """Measure what is missing."""
     torch.set_num_threads(1)
-    known = {(x["net"], x["audit"]) for x in read(out)} if out.is_file() else set()
+    known = {(x["net"], asked(x)) for x in read(out)} if out.is_file() else set()
     for folder in sorted(p.parent for p in zoo.glob("*/manifest.json")):
         net = build.Net.read(folder)
         left = [n for n in names if (net.id, n) not in known]
@@ -109,6 +118,13 @@ class Judged:
     cpu_seconds: float
 
 
+def asked(line: Line) -> str:
+    """The detector of a line, and how it is set where that is not the usual way."""
+    kind, name = find(SetDetector, line["audit"]), str(line["audit"])
+    own, usual = kind.completed(line["settings"]), make(SetDetector, name).settings()
+    return " ".join([name, *(f"{k}={v}" for k, v in own.items() if v != usual[k])])
+
+
 def sized(line: Line) -> str:
     """A kind as a table counts it: task, architecture and number of samples."""
     return f"{kind_of(line)} {line['samples']:,} samples"
@@ -118,7 +134,7 @@ def judged(lines: Sequence[Line], names: Sequence[str], alpha: float) -> list[Ju
     """Every set that all detectors were asked about, by the unpoisoned ones of other kinds."""
     by_net: dict[str, dict[str, Line]] = {}
     for x in lines:
-        by_net.setdefault(x["net"], {})[x["audit"]] = x
+        by_net.setdefault(x["net"], {})[asked(x)] = x
     sets = [own for own in by_net.values() if all(n in own for n in names)]
     first, found = names[0], []
     for own in (s for s in sets if s[first]["split"] == build.JUDGING):
@@ -208,7 +224,7 @@ def page(lines: Sequence[Line], alpha: float) -> str:
         "| detectors | kinds | unpoisoned: called | poisoned: called | right class | TPR | FPR | CPU s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for names in (*((n,) for n in OTHERS), audit.DEFAULT_AUDITS):
+    for names in (*((n,) for n in OTHERS), audit.DEFAULT_AUDITS, (*OTHERS[1:3],)):
         row = table(judged(lines, names, alpha), alpha, {", ".join(names): keys["all"]})[-1]
         name, _, rest = row[2:].partition(" | ")
         text.append(f"| {name} | {known[names[0]]} | {rest}")
@@ -228,7 +244,7 @@ def page(lines: Sequence[Line], alpha: float) -> str:
 
 def _unpoisoned(lines: Sequence[Line], name: str) -> int:
     """Kinds of unpoisoned sets that a detector was asked about."""
-    return len({sized(x) for x in lines if x["audit"] == name and not x["attack"]})
+    return len({sized(x) for x in lines if asked(x) == name and not x["attack"]})
 
 
 def _is(key: Any, value: Any) -> Any:
@@ -248,7 +264,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.verb == "run":
-        run(given.lines[0], given.zoo, given.detector or OTHERS, given.most)
+        run(given.lines[0], given.zoo, given.detector or USUAL, given.most)
         return
     known = [x for path in given.lines for x in read(path)]
     if given.verb == "null":

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from backsweep.auditing.audit import streamed
 from backsweep.auditing.detector import TrainingSet
-from backsweep.auditing.detectors.cross_confusion import CrossConfusion, clusters, least_suspicious, principal
+from backsweep.auditing.detectors.cross_confusion import (
+    CrossConfusion,
+    clusters,
+    groups,
+    least_suspicious,
+    principal,
+)
 from backsweep.auditing.mixture import LEAST, two_components
 from backsweep.core.errors import BadInput
 from backsweep.guarding.detector import SampleDetector
@@ -368,7 +374,8 @@ def test_features_that_are_alike_within_a_class_do_no_harm(twins: Twins) -> None
     halves = clusters(given)
     for label in range(10):
         assert abs(2 * int(halves[given.of(label)].sum()) - len(given.of(label))) <= 1
-    scores, evidence = CrossConfusion(updates=3).measure(given)
+    assert torch.equal(groups(given), halves)
+    scores, evidence = CrossConfusion(updates=3, parts="groups").measure(given)
     assert bool(torch.isfinite(scores).all())
     assert [e.target for e in evidence] == list(range(10))
 
@@ -389,6 +396,13 @@ def test_clusters_are_those_that_are_there(twins: Twins) -> None:
         else:
             same = float((found[rows] == side[rows]).double().mean())
             assert max(same, 1 - same) > 0.95, label
+
+
+def test_parts_are_groups_or_clusters_and_were_clusters() -> None:
+    with pytest.raises(ValueError, match="neither groups nor clusters"):
+        CrossConfusion(parts="thirds")
+    assert CrossConfusion.completed({"samples": 9})["parts"] == CrossConfusion().parts == "clusters"
+    assert CrossConfusion.completed({"parts": "groups"}) == {"parts": "groups"}
 
 
 def test_it_needs_a_class_with_enough_samples_and_weights(twins: Twins) -> None:

@@ -5,7 +5,7 @@ learned from a trigger has nothing to do with their look and stays (the observat
 Training, Qi et al. 2023, and BaDExpert, Xie et al. 2024, which both need samples that are known to be
 clean). Here the samples come from the suspect set itself:
 
-1. Two experts. The samples of every class fall into two groups; an expert is confused on samples of the
+1. Two experts. The samples of every class fall into two clusters; an expert is confused on samples of the
    one and judges those of the other. However many samples of a class are poisoned, one of the experts
    never saw them with wrong labels.
 2. A third expert is confused on the half of every class that seemed least suspicious.
@@ -36,7 +36,7 @@ from backsweep.models.confusion_training import confused, log_probabilities, usu
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence
 
-PARTS = ("groups", "clusters")
+PARTS = ("clusters", "groups")
 CLUSTER_DIMENSIONS, DISCRIMINANT_DIMENSIONS = 5, 50
 Array = NDArray[np.float64]
 
@@ -46,8 +46,8 @@ class CrossConfusion(SetDetector):
     """Flags samples whose label survives the confusion of the network.
 
     Attributes:
-        parts: how the samples of a class are parted in two: "groups", as SCAn does, by the clearest split
-            given how classes scatter; "clusters", 2-means on five principal axes, as it was before.
+        parts: how the samples of a class are parted in two: "clusters", 2-means on five principal axes;
+            "groups", as SCAn does, by the clearest split given how classes scatter (decision 0033).
         samples: that an expert is confused with, the same number of every class.
         updates: at most, of an expert.
         batch_size: samples in an update.
@@ -62,7 +62,7 @@ class CrossConfusion(SetDetector):
     summary: ClassVar[str] = "samples that keep their label when the network forgets its classes (ours)"
     code: ClassVar[str] = "BSW200"
 
-    parts: str = "groups"
+    parts: str = "clusters"
     samples: int = 2000
     updates: int = 300
     batch_size: int = 128
