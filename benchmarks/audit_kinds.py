@@ -7,7 +7,7 @@
 FOLDER is what `backsweep zoo build plans/kinds.toml` made. `run` measures what is not yet in LINES, one JSON
 line for a set and a detector; it can be stopped and goes on. Sets whose attack did not pass the gate of the
 zoo, and attacks without a poisoned set (they control the training), are left out. `null` makes the table over
-kinds of the package, of the unpoisoned sets of any seed; `judge` judges those of judging seeds, each
+kinds of the package, of the default detectors on unpoisoned sets of any seed; `judge` judges those of judging seeds, each
 without all sets of its own task and architecture.
 """
 
@@ -268,7 +268,8 @@ def main() -> None:
         return
     known = [x for path in given.lines for x in read(path)]
     if given.verb == "null":
-        write_json(given.out, [t for t in nulls.make(known) if t["layout"] == ANY])
+        own = [x for x in known if x["audit"] in audit.DEFAULT_AUDITS]  # the others stay uncalibrated
+        write_json(given.out, [t for t in nulls.make(own) if t["layout"] == ANY])
     else:
         write_text(given.out, page(known, given.alpha))
 
