@@ -7,8 +7,8 @@
 FOLDER is what `backsweep zoo build plans/kinds.toml` made. `run` measures what is not yet in LINES, one JSON
 line for a set and a detector; it can be stopped and goes on. Sets whose attack did not pass the gate of the
 zoo, and attacks without a poisoned set (they control the training), are left out. `null` makes the table over
-kinds of the package, of the default detectors on unpoisoned sets of any seed; `judge` judges those of judging seeds, each
-without all sets of its own task and architecture.
+kinds of the package, of the default detectors on unpoisoned sets of any seed; `judge` judges those of judging
+seeds, each without all sets of its own task and architecture.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def page(lines: Sequence[Line], alpha: float) -> str:
     text += [
         "## The default\n",
         f"Sets of up to {audit.SMALL:,} samples by contamination_analyzer alone: reclassification, beside",
-        f"it, has no table that could call. Others by {' and '.join(audit.DEFAULT_AUDITS)} together.\n",
+        f"it, can only say \"cannot tell\". Others by {' and '.join(audit.DEFAULT_AUDITS)} together.\n",
         *table(found, alpha, keys),
         "",
         f"At alpha {2 * alpha:g}: {_share([j.p_value <= 2 * alpha for j in calm])} and",

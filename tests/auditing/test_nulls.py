@@ -207,17 +207,21 @@ def test_two_detectors_over_kinds_hold_their_rate_for_a_set_of_another_kind() ->
 def test_the_table_of_all_kinds_says_which_kind_each_set_is(monkeypatch: pytest.MonkeyPatch) -> None:
     name = NAMES[0]
     lines = [
-        line(1000 + i, name, float(i), task=f"task {i % 3}", settings=BOTH[0].settings(), layout=f"l{i % 3}")
-        for i in range(9)
-    ]
+        line(
+            1000 + i, name, float(i), task=f"task {i % 20}", settings=BOTH[0].settings(), layout=f"l{i % 20}"
+        )
+        for i in range(40)
+    ]  # fmt: skip
     *own, every = [Sets(**t) for t in nulls.make(lines)]
-    assert [t.kinds for t in own] == [[], [], []]
+    assert not any(t.kinds for t in own)
     assert every.layout == ANY
-    assert sorted(set(every.kinds)) == [f"task {i} 1,200 samples" for i in range(3)]
+    assert set(every.kinds) == {f"task {i} 1,200 samples" for i in range(20)}
     use(monkeypatch, every)
     (found,) = asked(1200, BOTH[:1], layout="unknown")
-    assert found.words == "9 unpoisoned sets of 3 other kinds"
-    assert found.p_value(name, 100.0) == 1 / 4
+    assert found.words == "40 unpoisoned sets of 20 other kinds"
+    assert found.p_value(name, 100.0) == found.least == 1 / 21
+    use(monkeypatch, replace(every, kinds=["task 0", "task 1"] * 20))
+    assert not asked(1200, BOTH[:1], layout="unknown"), "two kinds are no table"
 
 
 def test_a_detector_whose_table_cannot_call_takes_no_share_of_alpha(monkeypatch: pytest.MonkeyPatch) -> None:

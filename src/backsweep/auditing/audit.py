@@ -188,8 +188,9 @@ def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detecto
         }
         groups = together(methods, own, report.model, len(report.labels))
         of = {m.name: next((g for g in groups if m.name in g.names), None) for m in methods}
-        # detectors without a common table share alpha; one whose table is too small to call takes no share
-        able = [n for n, g in of.items() if g is None or g.least <= said["alpha"]]
+        # detectors without a common table share alpha; one that can only say "cannot tell" takes no share
+        doubtful = {m.name for m in methods if getattr(m, "cautious", False)}
+        able = [n for n, g in of.items() if (g.least <= said["alpha"] if g else n not in doubtful)]
         for method in methods:
             group = of[method.name]
             part = float(len(group.names) if group else 1)

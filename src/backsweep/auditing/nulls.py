@@ -37,7 +37,10 @@ from backsweep.scanning.calibration import Judging, list_of, measured_as
 FOLDER = Path(__file__).parent / "unpoisoned"
 ANY = "*"  # layout of a table for networks of every kind
 ALIKE = 2.0  # sets of up to so many times more or fewer samples are of one size
-ENOUGH = 19  # sets, or kinds, that can decide at 0.05; a table with fewer only speaks where no other does
+ENOUGH = (
+    19  # sets, or kinds, that can decide at 0.05: a table over fewer kinds is none, and one of fewer sets
+)
+# of its own kind only speaks where no other does
 STEPS = 60  # of the search for the statistic at which an alarm begins
 Array = NDArray[np.float64]
 
@@ -202,6 +205,8 @@ def together(
                     far = table.far(samples)
                     wide = table.layout == ANY
                     few = len({table.kinds[i] for i in known_by} if table.kinds else rows) < ENOUGH
+                    if few and table.kinds:
+                        continue
                     key = (few, wide or far > ALIKE, -len(columns), wide, far)
                     found.append((key, table, tuple(columns), rows, known_by))
         if not found:

@@ -40,6 +40,7 @@ class Reclassification(SetDetector):
     name: ClassVar[str] = "reclassification"
     summary: ClassVar[str] = "groups that a network without them takes for many other classes (ours)"
     code: ClassVar[str] = "BSW205"
+    cautious: ClassVar[bool] = True  # on small sets of other kinds nothing is known of it (decision 0033)
 
     dimensions: int = 64
     samples: int = 10000
