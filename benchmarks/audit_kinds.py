@@ -214,7 +214,7 @@ def page(lines: Sequence[Line], alpha: float) -> str:
     text += [
         "## The default\n",
         f"Sets of up to {audit.SMALL:,} samples by contamination_analyzer alone: reclassification, beside",
-        f"it, can only say \"cannot tell\". Others by {' and '.join(audit.DEFAULT_AUDITS)} together.\n",
+        f'it, can only say "cannot tell". Others by {" and ".join(audit.DEFAULT_AUDITS)} together.\n',
         *table(found, alpha, keys),
         "",
         f"At alpha {2 * alpha:g}: {_share([j.p_value <= 2 * alpha for j in calm])} and",

@@ -112,7 +112,7 @@ def key_of(line: Mapping[str, Any]) -> tuple[Any, ...]:
 def null(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The tables of the package: of unpoisoned sets that nothing is judged on."""
     calm = [x for x in lines if x["attack"] is None and split_of(x["seed"]) == CALIBRATION]
-    return nulls.make(
+    made = nulls.make(
         {
             **x, "arch": None, "audit": name, "settings": x["settings"][name],
             "net": f"{x['task']}-{x['samples']}-s{x['seed']}",
@@ -120,6 +120,7 @@ def null(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for x in calm for name in x["settings"]
     )  # fmt: skip
+    return [t for t in made if t["layout"] != nulls.ANY]  # digits say nothing of other kinds
 
 
 @dataclass(frozen=True)

@@ -220,8 +220,10 @@ def test_the_table_of_all_kinds_says_which_kind_each_set_is(monkeypatch: pytest.
     (found,) = asked(1200, BOTH[:1], layout="unknown")
     assert found.words == "40 unpoisoned sets of 20 other kinds"
     assert found.p_value(name, 100.0) == found.least == 1 / 21
-    use(monkeypatch, replace(every, kinds=["task 0", "task 1"] * 20))
-    assert not asked(1200, BOTH[:1], layout="unknown"), "two kinds are no table"
+    pooled = replace(every, kinds=[], samples=1200)
+    use(monkeypatch, pooled, replace(every, samples=9000))
+    assert asked(1200, BOTH[:1], layout="unknown")[0].kinds is not None, "kinds before pooled sets"
+    assert not Sets(**nulls.make(lines[:9])[-1]).kinds, "of few kinds, sets are pooled"
 
 
 def test_a_detector_whose_table_cannot_call_takes_no_share_of_alpha(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,9 +205,8 @@ def together(
                     far = table.far(samples)
                     wide = table.layout == ANY
                     few = len({table.kinds[i] for i in known_by} if table.kinds else rows) < ENOUGH
-                    if few and table.kinds:
-                        continue
-                    key = (few, wide or far > ALIKE, -len(columns), wide, far)
+                    pooled = wide and not table.kinds
+                    key = (few, wide or far > ALIKE, pooled, -len(columns), wide, far)
                     found.append((key, table, tuple(columns), rows, known_by))
         if not found:
             break
@@ -260,7 +259,8 @@ class _Kind:
             columns.append({"detector": name, "settings": settings, "scores": known})
         size = int(np.median(list(self.sizes.values())))
         made = {"kind": " and ".join(sorted(set(self.kinds.values()))), "sets": sets, **self.versions}
-        several = [self.kinds[s] for s in sets] if self.about["layout"] == ANY else []
+        wide = self.about["layout"] == ANY and len(set(self.kinds.values())) >= ENOUGH
+        several = [self.kinds[s] for s in sets] if wide else []  # of few kinds, sets are pooled
         return asdict(Sets(**self.about, samples=size, columns=columns, made=made, kinds=several))
 
 
