@@ -206,7 +206,7 @@ def together(
                     wide = table.layout == ANY
                     few = len({table.kinds[i] for i in known_by} if table.kinds else rows) < ENOUGH
                     pooled = wide and not table.kinds
-                    key = (few, wide or far > ALIKE, pooled, -len(columns), wide, far)
+                    key = (few, wide or far > ALIKE, -len(columns), wide, pooled, far)
                     found.append((key, table, tuple(columns), rows, known_by))
         if not found:
             break
