@@ -37,10 +37,8 @@ from backsweep.scanning.calibration import Judging, list_of, measured_as
 FOLDER = Path(__file__).parent / "unpoisoned"
 ANY = "*"  # layout of a table for networks of every kind
 ALIKE = 2.0  # sets of up to so many times more or fewer samples are of one size
-ENOUGH = (
-    19  # sets, or kinds, that can decide at 0.05: a table over fewer kinds is none, and one of fewer sets
-)
-# of its own kind only speaks where no other does
+# Sets, or kinds, that can decide at 0.05: a table of fewer only speaks where no other does.
+ENOUGH = 19
 STEPS = 60  # of the search for the statistic at which an alarm begins
 Array = NDArray[np.float64]
 
@@ -258,8 +256,9 @@ class _Kind:
             known = [scores.get(s) for s in sets]
             columns.append({"detector": name, "settings": settings, "scores": known})
         size = int(np.median(list(self.sizes.values())))
-        made = {"kind": " and ".join(sorted(set(self.kinds.values()))), "sets": sets, **self.versions}
-        wide = self.about["layout"] == ANY and len(set(self.kinds.values())) >= ENOUGH
+        kinds = sorted(set(self.kinds.values()))
+        made = {"kind": " and ".join(kinds), "sets": sets, **self.versions}
+        wide = self.about["layout"] == ANY and len(kinds) >= ENOUGH
         several = [self.kinds[s] for s in sets] if wide else []  # of few kinds, sets are pooled
         return asdict(Sets(**self.about, samples=size, columns=columns, made=made, kinds=several))
 

@@ -260,7 +260,7 @@ def populations(known: Sequence[Network], settings: Mapping[str, Any] | None = N
 
 def left_out(known: Sequence[Network]) -> list[Judged]:
     """Every network, judged look by look by populations of all kinds but its own, as a scan does."""
-    return [judged for kind in sorted({n.kind for n in known}) for judged in apart(known, kind)]
+    return [j for kind in sorted({n.kind for n in known}) for j in apart(known, kind)]
 
 
 def apart(known: Sequence[Network], kind: str) -> list[Judged]:

@@ -117,14 +117,11 @@ def run_cell(net: build.Net, repair: Repair, share: float = SHARE, scans: str = 
             case = replace(case, aims=said.pop("aims"))
         else:
             report = scan_of(net, clean, share)
-            case, said = (
-                case_of(work, clean, report, seed),
-                {
-                    "verdict": report.verdict,
-                    "p_value": report.p_value,
-                    "scan_cpu_seconds": round(sum(e.cpu_seconds for e in report.evidence), 2),
-                },
-            )
+            case = case_of(work, clean, report, seed)
+            said = {
+                "verdict": report.verdict, "p_value": report.p_value,
+                "scan_cpu_seconds": round(sum(e.cpu_seconds for e in report.evidence), 2),
+            }  # fmt: skip
         line |= said | {"suspected": [list(way) for way in case.aims], "recovered": len(case.triggers)}
         if reason := repair.applies(case):
             return {**line, "skipped": reason}

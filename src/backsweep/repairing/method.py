@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from backsweep.core.method import Method
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
+from backsweep.inversion.loop import batches
 from backsweep.models.model import Model
 
 
@@ -42,10 +44,21 @@ class Case:
         """Accuracy of a model on the held-out clean samples."""
         return model.accuracy(self.held_out.x, self.held_out.y)
 
+    def batches(self, name: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Clean samples (n, *shape) and labels (n,) on the model's device, again and again, shifted anew.
+
+        Args:
+            name: of the repair; the order and the shifts follow from it and the seed.
+            size: samples in a batch, at most.
+        """
+        data, kind, device = self.clean, self.model.modality, self.model.device
+        generator, shifted = self.generator(name, "shift"), kind.shifts(self.model.shape)
+        for rows in batches(torch.arange(len(data)), derive_seed(self.seed, name), min(size, len(data))):
+            x = kind.shift(data.x[rows], generator) if shifted else data.x[rows]
+            yield x.to(device), data.y[rows].to(device)
+
     def generator(self, *parts: object) -> torch.Generator:
         """Random numbers that depend on the seed and on what they are for."""
-        import torch
-
         return torch.Generator().manual_seed(derive_seed(self.seed, *parts))
 
 
@@ -67,6 +80,25 @@ class Repair(Method):
     def apply(self, case: Case) -> Model:
         """The repaired network, a frozen working copy like the one that was given."""
         raise NotImplementedError
+
+
+def affordable(case: Case, attempts: Sequence[Callable[[Case], Model]], loss: float) -> Model:
+    """The first attempt, from strong to mild, that costs at most `loss` of held-out accuracy; else the last.
+
+    Args:
+        attempts: each repairs a case, and tells its `tick` which share of itself is done.
+    """
+    least = case.accuracy(case.model) - loss if len(attempts) > 1 else -1.0
+    for k, attempt in enumerate(attempts):
+
+        def tick(done: float, before: int = k) -> None:
+            case.tick((before + done) / len(attempts))
+
+        repaired = attempt(replace(case, tick=tick))
+        if least < 0 or case.accuracy(repaired) >= least:
+            break
+    case.tick(1.0)
+    return repaired
 
 
 def strongest(case: Case, candidates: Iterable[Model], loss: float) -> Model:

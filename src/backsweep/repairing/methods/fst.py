@@ -12,7 +12,8 @@ The norm is put back after every update; without that the second term would only
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -20,12 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
-from backsweep.inversion.loop import batches
 from backsweep.models.layers import set_mode
 from backsweep.models.model import Model
 from backsweep.models.neurons import head
 from backsweep.models.training import thawed
-from backsweep.repairing.method import Case, Repair
+from backsweep.repairing.method import Case, Repair, affordable
 
 # Passes over the samples, updates at least, and the attempts: alpha of each.
 RECIPES: dict[str, tuple[int, int, tuple[float, ...]]] = {
@@ -79,34 +79,21 @@ class Fst(Repair):
         passes, least, attempts = RECIPES[self.preset]
         updates = self.updates or max(least, passes * math.ceil(len(case.clean) / self.batch_size))
         alphas = attempts if self.alpha is None else (self.alpha,)
-        wanted = case.accuracy(case.model) - self.loss if len(alphas) > 1 else -1.0
-        for k, alpha in enumerate(alphas):
-
-            def tick(done: float, before: int = k) -> None:
-                case.tick((before + done) / len(alphas))
-
-            repaired = self._tuned(replace(case, tick=tick), updates, alpha)
-            if wanted < 0 or case.accuracy(repaired) >= wanted:
-                break
-        case.tick(1.0)
-        return repaired
+        tries = [partial(self._tuned, updates=updates, alpha=alpha) for alpha in alphas]
+        return affordable(case, tries, self.loss)
 
     def _tuned(self, case: Case, updates: int, alpha: float) -> Model:
         """The suspect with a new head, after so many updates."""
-        twin, data, device = thawed(case.model), case.clean, case.model.device
-        seed, generator = derive_seed(case.seed, self.name), case.generator(self.name, "shift")
-        shifted = case.model.modality.shifts(case.model.shape)
+        twin, device = thawed(case.model), case.model.device
         weight, old = new_head(twin, case.generator(self.name, "head"))
-        rows = batches(torch.arange(len(data)), seed, min(self.batch_size, len(data)))
+        shown = case.batches(self.name, self.batch_size)
         optimizer = torch.optim.SGD(list(twin.net.parameters()), self.rate, 0.9)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)  # of dropout
+            torch.manual_seed(derive_seed(case.seed, self.name))  # of dropout
             set_mode(twin.net, training=True)
             for step in range(updates):
-                chosen = next(rows)
-                x, y = data.x[chosen], data.y[chosen].to(device)
-                x = (case.model.modality.shift(x, generator) if shifted else x).to(device)
+                x, y = next(shown)
                 optimizer.zero_grad(set_to_none=True)
                 (F.cross_entropy(twin.logits(x).float(), y) + alpha * (weight * old).sum()).backward()
                 optimizer.step()

@@ -13,7 +13,8 @@ two passes: the first finds e, the second the gradient at w + e, which is applie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -21,11 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
-from backsweep.inversion.loop import batches
 from backsweep.models.layers import set_mode
 from backsweep.models.model import Model
 from backsweep.models.training import thawed
-from backsweep.repairing.method import Case, Repair
+from backsweep.repairing.method import Case, Repair, affordable
 
 # Updates, and the attempts: share of the updates, learning rate.
 RECIPES: dict[str, tuple[int, tuple[tuple[float, float], ...]]] = {
@@ -82,34 +82,21 @@ class FtSam(Repair):
 
     def apply(self, case: Case) -> Model:
         updates, attempts = RECIPES[self.preset]
-        updates, least = self.updates or updates, -1.0
-        if len(attempts) > 1:
-            least = case.accuracy(case.model) - self.loss
-        for k, (share, rate) in enumerate(attempts):
-
-            def tick(done: float, before: int = k) -> None:
-                case.tick((before + done) / len(attempts))
-
-            repaired = self._tuned(replace(case, tick=tick), round(share * updates), rate)
-            if least < 0 or case.accuracy(repaired) >= least:
-                break
-        return repaired
+        updates = self.updates or updates
+        tries = [partial(self._tuned, updates=round(share * updates), rate=rate) for share, rate in attempts]
+        return affordable(case, tries, self.loss)
 
     def _tuned(self, case: Case, updates: int, rate: float) -> Model:
         """The suspect after so many updates."""
-        twin, data, device = thawed(case.model), case.clean, case.model.device
-        weights, seed = list(twin.net.parameters()), derive_seed(case.seed, self.name)
-        generator, shifted = case.generator(self.name, "shift"), case.model.modality.shifts(case.model.shape)
-        rows = batches(torch.arange(len(data)), seed, min(self.batch_size, len(data)))
+        twin, device = thawed(case.model), case.model.device
+        weights, shown = list(twin.net.parameters()), case.batches(self.name, self.batch_size)
         optimizer = torch.optim.SGD(weights, rate, 0.9, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=updates)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)  # of dropout
+            torch.manual_seed(derive_seed(case.seed, self.name))  # of dropout
             set_mode(twin.net, training=True)
             for step in range(updates):
-                chosen = next(rows)
-                x, y = data.x[chosen], data.y[chosen].to(device)
-                x = (case.model.modality.shift(x, generator) if shifted else x).to(device)
+                x, y = next(shown)
                 optimizer.zero_grad(set_to_none=True)
                 sharp_gradient(twin, x, y, self.rho, self.smoothing)
                 if self.preset == "standard":

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
-from backsweep.inversion.loop import batches
 from backsweep.models.layers import set_mode
 from backsweep.models.model import Model
 from backsweep.models.training import OneCycleAdamW, thawed
@@ -61,18 +60,14 @@ class GnFt(Repair):
         return ""
 
     def apply(self, case: Case) -> Model:
-        twin, data, device = thawed(case.model), case.clean, case.model.device
-        seed, modality = derive_seed(case.seed, self.name), case.model.modality
-        generator, shifted = case.generator(self.name, "shift"), modality.shifts(case.model.shape)
-        rows = batches(torch.arange(len(data)), seed, min(self.batch_size, len(data)))
+        twin, device = thawed(case.model), case.model.device
+        shown = case.batches(self.name, self.batch_size)
         optimizer = OneCycleAdamW(twin.net.parameters(), self.rate, 1e-4, self.updates)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)  # of dropout
+            torch.manual_seed(derive_seed(case.seed, self.name))  # of dropout
             set_mode(twin.net, training=True)
             for step in range(self.updates):
-                chosen = next(rows)
-                x, y = data.x[chosen], data.y[chosen].to(device)
-                x = (modality.shift(x, generator) if shifted else x).to(device)
+                x, y = next(shown)
                 penalised_gradient(twin, x, y, self.penalty / self.radius, self.radius)
                 optimizer.step()
                 case.tick((step + 1) / self.updates)

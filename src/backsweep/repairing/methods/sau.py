@@ -17,7 +17,8 @@ That need not be the right answer (robustness to every perturbation costs accura
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -28,7 +29,7 @@ from backsweep.core.seeds import derive_seed
 from backsweep.inversion.loop import batches
 from backsweep.models.model import Model
 from backsweep.models.training import thawed
-from backsweep.repairing.method import Case, Repair
+from backsweep.repairing.method import Case, Repair, affordable
 
 BETA_1, BETA_2 = 0.01, 1.0
 STEPS, STRIDE = 5, 0.2  # of the search
@@ -78,17 +79,8 @@ class Sau(Repair):
 
     def apply(self, case: Case) -> Model:
         updates, _, rates = RECIPES[self.preset]
-        least = case.accuracy(case.model) - self.loss if len(rates) > 1 else -1.0
-        for k, rate in enumerate(rates):
-
-            def tick(done: float, before: int = k) -> None:
-                case.tick((before + done) / len(rates))
-
-            repaired = self._tuned(replace(case, tick=tick), self.updates or updates, rate)
-            if least < 0 or case.accuracy(repaired) >= least:
-                break
-        case.tick(1.0)
-        return repaired
+        attempts = [partial(self._tuned, updates=self.updates or updates, rate=rate) for rate in rates]
+        return affordable(case, attempts, self.loss)
 
     def _tuned(self, case: Case, updates: int, rate: float) -> Model:
         """The suspect after so many updates. BatchNorm keeps its running statistics."""
