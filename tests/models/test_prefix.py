@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from backsweep.engine import precision
 from backsweep.models import architectures, prefix
 from backsweep.models.model import Model
 from backsweep.models.prefix import Prefix, Unkept, prefix_of
@@ -37,13 +38,14 @@ def inputs(model: Model, count: int = 12) -> Tensor:
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("name", NETS)
-def test_resumed_passes_are_whole_passes(name: str, bf16: bool) -> None:
+def test_resumed_passes_are_whole_passes(name: str, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "pays", lambda device_type: True)
     model = model_of(name)
     x, rows = inputs(model), torch.tensor([3, 7, 11, 3])
     for layer in (0, max(1, round((model.layers() - 1) / 3)), model.layers() - 1):
         kept = Prefix(model, x, layer, bf16=bf16)
         shift = torch.randn((4, *kept.zeros(1).shape[1:]), generator=torch.Generator().manual_seed(2)) / 10
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), precision.bfloat16("cpu", bf16):
             whole = model.logits_at(x[rows], layer, shift).float()
             resumed = kept.logits(model, rows, shift).float()
         assert torch.allclose(whole, resumed, atol=0.02 if bf16 else 1e-4)

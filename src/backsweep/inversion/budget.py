@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backsweep.engine.precision import bfloat16
 from backsweep.inputs.space import Ball, per
 from backsweep.inputs.space import Space as InputSpace
 from backsweep.inversion.loop import batches
@@ -201,14 +202,14 @@ def follow(
         space: where the perturbation lives.
         steps: budgets, from the smallest to the largest of the space's range.
         batch: inputs of an aim in a step.
-        bf16: run the network in bfloat16 autocast.
+        bf16: run the network in bfloat16 where that pays.
         down: from a random change as large as twice the range to the smallest budget, instead of from nothing
             upwards: what no gradient at a clean input shows, a small patch that only counts when all of it
             is there, is found by shrinking what holds it, as Neural Cleanse does.
         on_step: told the share that is done.
     """
     device = model.device
-    precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
+    precision = partial(bfloat16, device.type, bf16)
     with precision():
         y, (low, high) = y[space.inputs(model, x)], space.range(model, x)
         delta = space.zeros(model, len(aims), x)

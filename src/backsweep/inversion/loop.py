@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backsweep.engine.precision import bfloat16
 from backsweep.inputs.family import EPS, Family
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
@@ -220,7 +221,7 @@ def invert(
         updates: most Adam updates a job gets; a multiple of `control.period`.
         batch: inputs of one job in an update.
         lr, betas: of Adam.
-        bf16: run the network in bfloat16 autocast; parameters stay float32.
+        bf16: run the network in bfloat16 where that pays; parameters stay float32.
         on_update: called with the number of jobs still running.
     """
     device = model.device
@@ -240,7 +241,7 @@ def invert(
         clean = x[rows.flatten().to(device)].unflatten(0, rows.shape)
         params = [t[live].requires_grad_() for t in theta]
         stamped = family.apply(params, clean).flatten(0, 1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with bfloat16(device.type, bf16):
             logits = model.logits(stamped)
         goal = targets[live].repeat_interleave(batch)
         error = F.cross_entropy(logits.float(), goal, reduction="none").unflatten(0, rows.shape)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from backsweep.engine.precision import bfloat16
 from backsweep.models.layers import AFFINE, added
 from backsweep.models.model import Model
 
@@ -178,7 +179,7 @@ class Prefix:
         x: clean inputs, a tensor or what else gives some of them for indices.
         layer: the cut lies behind this affine operation, whose output can be shifted.
         before: instead, the cut lies before the first call that uses one of these tensors.
-        bf16: whether passes run in bfloat16 autocast.
+        bf16: whether passes run in bfloat16 where that pays.
         most_bytes: that are kept.
 
     Raises:
@@ -219,7 +220,7 @@ class Prefix:
     def _record(self, model: Model, x: Tensor) -> list[Any]:
         recorder = _Recorder()
         x = x.to(model.device)
-        with torch.no_grad(), torch.autocast(self._type, torch.bfloat16, enabled=self.bf16), recorder:
+        with torch.no_grad(), bfloat16(self._type, self.bf16), recorder:
             model.logits(x)
         return recorder.calls
 
@@ -257,7 +258,7 @@ class Prefix:
         for start in range(0, len(self.rows), size):
             part = self.rows[start : start + size]
             filler, there = _Filler(self), x[part].to(model.device)
-            with torch.no_grad(), torch.autocast(self._type, torch.bfloat16, enabled=self.bf16):
+            with torch.no_grad(), bfloat16(self._type, self.bf16):
                 try:
                     with filler:
                         model.logits(there)
@@ -277,7 +278,7 @@ class Prefix:
         """Resumed passes must give what whole ones give."""
         some = torch.linspace(0, len(self.rows) - 1, min(8, len(self.rows))).long()
         with torch.no_grad():
-            with torch.autocast(self._type, torch.bfloat16, enabled=self.bf16):
+            with bfloat16(self._type, self.bf16):
                 whole = model.logits(x[self.rows[some]].to(model.device)).float()
             try:
                 with torch.enable_grad():  # as it is used; some code of others asks for that
@@ -323,7 +324,7 @@ class Prefix:
         rows = rows.to(model.device)
         shell = model.modality.blank(1, model.shape).to(model.device).expand(len(rows), *model.shape)
         resumer = _Resumer(self, rows, shift, mix)
-        with torch.autocast(self._type, torch.bfloat16, enabled=self.bf16), resumer:
+        with bfloat16(self._type, self.bf16), resumer:
             return model.logits(shell)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from backsweep.engine.precision import bfloat16
 from backsweep.inputs.modality import Augment
 from backsweep.inputs.samples import Data
 from backsweep.models.black_box import Learner
@@ -37,7 +38,7 @@ class Recipe:
         batch_size: samples in an update.
         weight_decay: of the optimizer; decoupled in AdamW.
         augment: None, or "shift" for inputs that are slightly changed (images: random translations).
-        bf16: bfloat16 autocast and channels_last, where it pays.
+        bf16: bfloat16 where that pays.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         label_smoothing: share of a label that is spread over all classes.
         statistics: whether the running statistics of BatchNorm follow the batches. A trained network that
@@ -104,7 +105,7 @@ def fit(
             if augment is not None:
                 x = augment(x, generator)
             x = x.to(device).contiguous(memory_format=layout)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+            with bfloat16(device.type, recipe.bf16):
                 return loss_of(net, x, y)
 
         steps = descend(net, len(data), recipe, generator, loss_at, on_epoch)

@@ -10,6 +10,7 @@ import torch
 from backsweep.core.progress import Event, OnEvent, split
 from backsweep.core.text import duration
 from backsweep.engine.jobs import one_thread
+from backsweep.engine.precision import bfloat16
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.models.washing import MOST_UPDATES, PUPIL, VIEWS
@@ -88,7 +89,7 @@ def seconds(plan: Sequence[Stage], model: Model, data: Data, threads: int = 1) -
         threads: that work on it.
     """
     x = data.x[torch.arange(min(PASS, len(data)))].to(model.device)
-    with one_thread(), torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
+    with one_thread(), torch.no_grad(), bfloat16(model.device.type):
         model.logits(x)
         begin = time.perf_counter()
         model.logits(x)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
+from backsweep.engine.precision import bfloat16
 from backsweep.inputs.samples import Data
 from backsweep.inversion.budget import margin
 from backsweep.models.model import Model
@@ -102,7 +103,7 @@ class MmBd(ModelDetector):
         last = torch.full((len(x),), 1000.0)
         for k in range(steps):
             here = x[live].requires_grad_()
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=not paper):
+            with bfloat16(x.device.type, not paper):
                 logits = model.logits(model.modality.clip(here).flatten(0, 1))
             reached = margin(logits.float(), goal[live].repeat_interleave(images)).unflatten(0, (-1, images))
             (grad,) = torch.autograd.grad(reached.sum(), here)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backsweep.engine.precision import bfloat16
 from backsweep.inputs.image.triggers import Patch
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.layers import dense_of, entering
@@ -172,7 +173,7 @@ class Trojaning(Attack):
         x = denoise(0.5 * (grey + torch.rand((len(y), *setup.shape), generator=generator)), 0.1)
         for i in range(self.invert):
             x.requires_grad_(True)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=setup.recipe.bf16):
+            with bfloat16(x.device.type, setup.recipe.bf16):
                 logits = net(x).float()
             cost = (1 - logits.softmax(1).gather(1, y[:, None])).square().sum()
             (slope,) = torch.autograd.grad(cost, x)
