@@ -201,9 +201,11 @@ def test_a_repair_gives_a_network_of_the_same_kind_and_leaves_the_suspect(
         held_out, clean = (part.labelled_by(model.predict(part.x)) for part in (held_out, clean))
     before = {k: v.clone() for k, v in model.net.state_dict().items()}
     seen: list[float] = []
+    origin = {k: p.detach() for k, p in twins.clean.copy("cpu").net.named_parameters()}
     case = Case(
-        model, clean, held_out, [twins.trigger], [(None, twins.trigger.target)], seed=1, tick=seen.append
-    )
+        model, clean, held_out, [twins.trigger], [(None, twins.trigger.target)], seed=1, tick=seen.append,
+        origin=origin,
+    )  # fmt: skip
     repair = make(Repair, name)
     assert repair.applies(case) == ""
     repaired = repair.apply(case)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from backsweep import __version__
 from backsweep.bench import kinds
@@ -29,6 +30,7 @@ from backsweep.core.provenance import is_own, provenance, reason_of
 from backsweep.core.seeds import derive_seed, run_key
 from backsweep.core.versions import versions
 from backsweep.engine.engine import Engine
+from backsweep.formats.weights import origins
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger, acted_on
 from backsweep.models.model import Model
@@ -122,6 +124,7 @@ def run_cell(net: build.Net, repair: Repair, share: float = SHARE, scans: str = 
                 "verdict": report.verdict, "p_value": report.p_value,
                 "scan_cpu_seconds": round(sum(e.cpu_seconds for e in report.evidence), 2),
             }  # fmt: skip
+        case = replace(case, origin=origin_of(net, work))
         line |= said | {"suspected": [list(way) for way in case.aims], "recovered": len(case.triggers)}
         if reason := repair.applies(case):
             return {**line, "skipped": reason}
@@ -142,6 +145,14 @@ def run_cell(net: build.Net, repair: Repair, share: float = SHARE, scans: str = 
             raise
         line["error"] = reason_of(e) or type(e).__name__
     return line
+
+
+def origin_of(net: build.Net, work: Model) -> dict[str, Tensor]:
+    """What a network was tuned from, as its parameters; empty where it began anew."""
+    before = build.entry_of(net).before
+    if before is None:
+        return {}
+    return origins.of(work.net, build.build_net(before, net.folder.parent).model().net)
 
 
 def scan_of(net: build.Net, clean: Data, share: float) -> Report:

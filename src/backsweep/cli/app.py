@@ -215,6 +215,9 @@ def repair(
         list[str] | None, typer.Option("--method", "-m", help="May repeat: the first that applies is made.")
     ] = None,
     p: Settings = None,
+    origin: Annotated[
+        str | None, typer.Option(help="What the model was tuned from, a file or folder, for fine_mixing.")
+    ] = None,
     verify: Annotated[bool, typer.Option(help="Scan again, and try to bring the backdoor back.")] = True,
     seed: Seed = 0,
 ) -> None:
@@ -251,7 +254,7 @@ def repair(
             saying.notes([f"{out} will hold the weights alone; what else the file holds stays behind"])
         repaired = repair.repair(
             loaded, clean, before, methods, seed=seed, device=reading.device, verify=verify, on_event=rest,
-            out=folder,
+            out=folder, origin=origin,
         )  # fmt: skip
     repaired.save(out)
     repaired.about["command"] = ["backsweep", *sys.argv[1:]]

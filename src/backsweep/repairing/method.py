@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -30,6 +30,7 @@ class Case:
             every next class. Empty: the scan suspects nothing.
         seed: of everything that is drawn.
         tick: told now and then which share of the repair is done.
+        origin: by name, what parameters of the model were before it was tuned; empty: nobody said.
     """
 
     model: Model
@@ -39,6 +40,7 @@ class Case:
     aims: Sequence[tuple[int | None, int | None]] = ()
     seed: int = 0
     tick: Callable[[float], None] = lambda _: None
+    origin: Mapping[str, Tensor] = field(default_factory=dict)
 
     def accuracy(self, model: Model) -> float:
         """Accuracy of a model on the held-out clean samples."""

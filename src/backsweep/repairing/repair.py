@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from backsweep.core.provenance import failures, provenance, reason_of, remade, u
 from backsweep.core.seeds import derive_seed
 from backsweep.core.text import one_line
 from backsweep.core.versions import versions
+from backsweep.formats.weights import origins
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
 from backsweep.inversion.recover import Way, works
@@ -55,6 +57,7 @@ def repair(
     verify: bool = True,
     on_event: OnEvent | None = None,
     out: str | os.PathLike[str] | None = None,
+    origin: str | os.PathLike[str] | nn.Module | None = None,
 ) -> Repaired:
     """Take the backdoor that a scan found out of a network, and try to prove that it is gone.
 
@@ -71,9 +74,12 @@ def repair(
         on_event: told about progress (`run.Event`).
         out: folder for the page and the record; the scan of the repaired network lies in it, and goes on
             where an interrupted one stopped.
+        origin: what the model was tuned from, for repairs that ask for it: the network, or its file or
+            folder of weights. It may have another head.
 
     Raises:
-        BadInput: model, data or report cannot be used or do not belong together, or no repair applies.
+        BadInput: model, data, report or origin cannot be used or do not belong together, or no repair
+            applies.
     """
     classes = not isinstance(model, Model) or model.modality.classified
     model, data = fitted(model, data, needs_labels=classes)
@@ -101,6 +107,8 @@ def repair(
         raise BadInput(doubt)
     clock = _Clock(on_event, SHARES if verify else SHARES[:2])
     case = case_of(work, data, report, seed, tick=lambda share: clock.tell("repair", share))
+    if origin is not None:
+        case = replace(case, origin=origins.of(work.net, origin))
     with clock.stage("repair"):
         chosen, mended, skipped = _made(method, case)
     findings = report.findings if report is not None else []

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.repairing.methods.contrastive_unlearning import (
         ContrastiveUnlearning as ContrastiveUnlearning,
     )
+    from backsweep.repairing.methods.fine_mixing import FineMixing as FineMixing
     from backsweep.repairing.methods.fine_pruning import FinePruning as FinePruning
     from backsweep.repairing.methods.fine_tuning import FineTuning as FineTuning
     from backsweep.repairing.methods.fst import Fst as Fst
