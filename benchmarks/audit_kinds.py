@@ -2,7 +2,7 @@
 
     python benchmarks/audit_kinds.py run LINES --zoo FOLDER [--detector NAME ...] [--most 20000]
     python benchmarks/audit_kinds.py null LINES... --out src/backsweep/auditing/unpoisoned/kinds.json
-    python benchmarks/audit_kinds.py judge LINES --out docs/results/audits-kinds.md
+    python benchmarks/audit_kinds.py judge LINES --scans docs/results/kinds.jsonl --out PAGE
 
 FOLDER is what `backsweep zoo build plans/kinds.toml` made. `run` measures what is not yet in LINES, one JSON
 line for a set and a detector; it can be stopped and goes on. Sets whose attack did not pass the gate of the
@@ -20,25 +20,33 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from backsweep.auditing import audit, nulls
-from backsweep.auditing.detector import SetDetector
-from backsweep.auditing.nulls import ANY, Together
-from backsweep.bench.kinds import kind_of
+from backsweep.auditing.detector import SetDetector, TrainingSet
+from backsweep.auditing.detectors.network_scan import SCAN, NetworkScan
+from backsweep.auditing.nulls import ANY, Together, joined
+from backsweep.bench import kinds
+from backsweep.bench.kinds import Network, kind_of
 from backsweep.bench.records import about, read
 from backsweep.core.discovery import find, make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import write_json, write_text
 from backsweep.core.statistics import Share
 from backsweep.core.versions import versions
+from backsweep.reports.report import Report
+from backsweep.scanning.cascade.measured import Measured
+from backsweep.scanning.cascade.population import Population
+from backsweep.scanning.detector import ModelDetector
 from backsweep.zoo import build
 
 OTHERS = (
     *audit.DEFAULT_AUDITS,
+    audit.SECOND,
     "cross_confusion parts=groups",
     "activation_clustering",
     "spectral_signatures",
@@ -47,6 +55,19 @@ OTHERS = (
 USUAL = tuple(n for n in OTHERS if " " not in n)
 FOUND = ("target", "statistic", "flagged", "poison")  # what is known of a class
 Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Remembered(NetworkScan):
+    """Keeps what its last scan measured, so that it can be judged with its kind left out."""
+
+    said: ClassVar[dict[str, Any]] = {}
+
+    def scanned(self, given: TrainingSet) -> tuple[Tensor, Report]:
+        scores, report = super().scanned(given)
+        detector = make(ModelDetector, SCAN)
+        self.said["measured"] = detector.measured(report.evidence, given.classes)
+        return scores, report
 
 
 def measured(net: build.Net, names: Sequence[str], most: int) -> list[dict[str, Any]]:
@@ -62,7 +83,8 @@ def measured(net: build.Net, names: Sequence[str], most: int) -> list[dict[str, 
     known, found = audit.streamed(model.copy("cpu"), data.x), []
     for name in names:
         clock = time.process_time()
-        report = audit.audit(model, data, [name], seed=net.truth["seed"], device="cpu", features=known)
+        one = Remembered() if name == audit.SECOND else name
+        report = audit.audit(model, data, [one], seed=net.truth["seed"], device="cpu", features=known)
         if not report.evidence:
             continue
         classes = []
@@ -78,6 +100,7 @@ def measured(net: build.Net, names: Sequence[str], most: int) -> list[dict[str, 
             "classes_found": classes,
             "training_accuracy": report.data["training_accuracy"],
             "cpu_seconds": round(time.process_time() - clock, 2), **versions(),
+            **(Remembered.said if name == audit.SECOND else {}),
         })  # fmt: skip
     return found
 
@@ -85,10 +108,10 @@ def measured(net: build.Net, names: Sequence[str], most: int) -> list[dict[str, 
 def run(out: Path, zoo: Path, names: Sequence[str], most: int) -> None:
     """Measure what is missing."""
     torch.set_num_threads(1)
-    known = {(x["net"], asked(x)) for x in read(out)} if out.is_file() else set()
+    known = {(x["net"], x["sha256"], asked(x)) for x in read(out)} if out.is_file() else set()
     for folder in sorted(p.parent for p in zoo.glob("*/manifest.json")):
         net = build.Net.read(folder)
-        left = [n for n in names if (net.id, n) not in known]
+        left = [n for n in names if (net.id, net.truth["sha256"], n) not in known]
         if left and not about(net)["gate"]:
             for line in measured(net, left, most):
                 with out.open("a", encoding="utf-8") as f:
@@ -130,37 +153,74 @@ def sized(line: Line) -> str:
     return f"{kind_of(line)} {line['samples']:,} samples"
 
 
-def judged(lines: Sequence[Line], names: Sequence[str], alpha: float) -> list[Judged]:
-    """Every set that all detectors were asked about, by the unpoisoned ones of other kinds."""
-    by_net: dict[str, dict[str, Line]] = {}
-    for x in lines:
-        by_net.setdefault(x["net"], {})[asked(x)] = x
-    sets = [own for own in by_net.values() if all(n in own for n in names)]
+class Scans:
+    """Scans of networks by clean networks of other kinds.
+
+    Args:
+        lines: of scans by the cascade of the networks of many kinds, clean ones among them.
+    """
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self._known = kinds.networks(lines)
+        self._looks: dict[str, list[Population]] = {}
+
+    def p_values(self, line: Line) -> dict[int, float]:
+        """By class, of the network of a set."""
+        kind = kind_of(line)
+        if kind not in self._looks:
+            self._looks[kind] = kinds.populations([n for n in self._known if n.kind != kind])
+        own = Measured.read(line["measured"], line["classes"])
+        network = Network(kind, line["net"], line["attack"], tuple(line["targets"]), own, 0.0)
+        return {s.target: s.p_value for s in kinds.suspected(network, self._looks[kind])[0]}
+
+
+def judged(
+    lines: Sequence[Line], names: Sequence[str], alpha: float, scans: Scans | None = None
+) -> list[Judged]:
+    """Every set that all detectors were asked about, by the unpoisoned ones of other kinds.
+
+    Args:
+        scans: what scans of the networks say joins that; only sets whose network was scanned are judged.
+    """
+    wanted = (*names, audit.SECOND) if scans is not None else names
+    known = _complete(lines, names)
+    sets = list({s[names[0]]["net"]: s for s in known if all(n in s for n in wanted)}.values())
     first, found = names[0], []
     for own in (s for s in sets if s[first]["split"] == build.JUDGING):
-        others = [s for s in sets if not s[first]["attack"] and kind_of(s[first]) != kind_of(own[first])]
+        others = [s for s in known if not s[first]["attack"] and kind_of(s[first]) != kind_of(own[first])]
         table = np.array([[s[n]["score"] for n in names] for s in others])
         scores = np.array([own[n]["score"] for n in names])
         group = Together(tuple(names), table, scores, "", [sized(s[first]) for s in others])
+        second = scans.p_values(own[audit.SECOND]) if scans is not None else None
         called: dict[int, tuple[int, int]] = {}
         top = (2.0, -1)
         for n in names:
             for c in sorted(own[n]["classes_found"], key=lambda c: -float(c["statistic"])):
                 p = group.p_value(n, c["statistic"])
+                if second is not None:
+                    p = joined(p, second.get(c["target"], 1.0))
                 top = min(top, (p, c["target"]), key=lambda t: t[0])
-                if p > alpha:  # as it is for those that follow
-                    break
+                if p > alpha:
+                    continue
                 before = called.get(c["target"], (0, 0))
                 called[c["target"]] = max(before, (c["flagged"], c["poison"]))
         flagged, poison = (sum(v[i] for v in called.values()) for i in (0, 1))
         line, bad = own[first], own[first]["poisoned"]
         right = bool(set(called) & set(line["targets"])) if called else None
-        seconds = sum(own[n]["cpu_seconds"] for n in names)
+        seconds = sum(own[n]["cpu_seconds"] for n in wanted)
         found.append(
             Judged(line, top[0], right, top[1] in line["targets"], poison / bad if bad else 0.0,
                    (flagged - poison) / (line["samples"] - bad), seconds)
         )  # fmt: skip
     return found
+
+
+def _complete(lines: Sequence[Line], names: Sequence[str]) -> list[dict[str, Line]]:
+    """Every set that all detectors were asked about; of a network that was built again, each."""
+    found: dict[tuple[str, str], dict[str, Line]] = {}
+    for x in lines:
+        found.setdefault((x["net"], x["sha256"]), {})[asked(x)] = x
+    return [own for own in found.values() if all(n in own for n in names)]
 
 
 def table(found: Sequence[Judged], alpha: float, keys: Mapping[str, Any]) -> list[str]:

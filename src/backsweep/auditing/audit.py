@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backsweep.auditing.detector import SetDetector, TrainingSet
 from backsweep.auditing.learning import doubt_of, fresh
-from backsweep.auditing.nulls import together
+from backsweep.auditing.nulls import Together, together
 from backsweep.auditing.screened import Screened
 from backsweep.auditing.verifying import verified
 from backsweep.core.discovery import configure, find, kind_of, make
@@ -29,6 +29,7 @@ from backsweep.guarding.detector import SampleDetector
 from backsweep.inputs.image.modality import IMAGE
 from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data
+from backsweep.inversion.budget import spaces_of
 from backsweep.models.checks import (
     classifies,
     describe_data,
@@ -40,10 +41,12 @@ from backsweep.models.checks import (
 from backsweep.models.model import Model
 from backsweep.reports.audit import MAP_ROWS, Audit, Examples
 from backsweep.reports.report import ERROR, Evidence, Finding, Note, worst_first
+from backsweep.scanning.cascade import population
 from backsweep.scanning.scan import checked_alpha, judged, saved_elsewhere
 
 DEFAULT_AUDITS = ("cross_confusion", "contamination_analyzer")
 SMALL_AUDITS = ("contamination_analyzer", "reclassification")  # of sets of up to SMALL samples
+SECOND = "network_scan"  # beside them, where only sets of other kinds are known
 SMALL = 5000
 MOST_SHOWN, PICTURES = 6, 24  # classes on the page, pictures of each kind
 BATCH = 512
@@ -94,7 +97,7 @@ def audit(
     if not model.gives:
         raise BadInput("a black box only answers, and audits need its layers; load the network itself")
     clean = None if clean is None else fitted(model, clean, needs_labels=True)[1]
-    methods = choose(usual(len(data), model.modality) if detectors is None else detectors)
+    methods = choose(usual(len(data), model.modality, model) if detectors is None else detectors)
     work = model.copy(pick_device(device))
     if features is not None:
         features = checked_features(features, len(data), work.classes)
@@ -186,7 +189,7 @@ def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detecto
         own = {
             name: max(float(e.values["statistic"] or 0) for e in some) for name, some in by_detector.items()
         }
-        groups = together(methods, own, report.model, len(report.labels))
+        groups, methods = _joined(methods, own, report, by_detector)
         of = {m.name: next((g for g in groups if m.name in g.names), None) for m in methods}
         # detectors without a common table share alpha; one that can only say "cannot tell" takes no share
         doubtful = {m.name for m in methods if getattr(m, "cautious", False)}
@@ -202,6 +205,24 @@ def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detecto
             findings += [replace(f, details={**f.details, "together": part}) for f in found]
     report.findings = worst_first(findings)
     return report
+
+
+def _joined(
+    methods: Sequence[SetDetector], own: Mapping[str, float], report: Audit,
+    evidence: Mapping[str, list[Evidence]],
+) -> tuple[list[Together], list[SetDetector]]:  # fmt: skip
+    """The tables that speak of detectors, and who is judged: what one says that does not hang on the samples
+    joins the tables over other kinds, where there are any, and is not judged by itself."""
+    others = [m for m in methods if not m.independent]
+    groups = together(others, own, report.model, len(report.labels))
+    second = {
+        int(e.target or 0): float(p)
+        for m in methods if m.independent
+        for e in evidence[m.name] if (p := e.values.get("p_value")) is not None
+    }  # fmt: skip
+    if not any(g.kinds for g in groups):
+        return groups, list(methods)
+    return [replace(g, second=second) if g.kinds else g for g in groups], others
 
 
 def configured(names: Sequence[str], settings: Sequence[str]) -> list[Detector]:
@@ -235,14 +256,21 @@ def made(name: str, settings: dict[str, Any] | None = None) -> Detector:
     return make(SetDetector, find(SetDetector, name).name, settings)
 
 
-def usual(samples: int, kind: Modality = IMAGE) -> tuple[str, ...]:
+def usual(samples: int, kind: Modality = IMAGE, model: Model | None = None) -> tuple[str, ...]:
     """The default detectors for a set of so many samples of a kind.
 
     A network forgets a small set too fast for `cross_confusion`; to train one more on it costs little.
+
+    Args:
+        model: the network, which is scanned too where only sets of other kinds are known.
     """
     if kind.audits:
         return kind.audits
-    return SMALL_AUDITS if samples <= SMALL else DEFAULT_AUDITS
+    names = SMALL_AUDITS if samples <= SMALL else DEFAULT_AUDITS
+    if model is None or not population.speaks(spaces_of(model), model.classes):
+        return names
+    known = together(choose(names), dict.fromkeys(names, 1.0), describe_model(model), samples)
+    return (*names, SECOND) if any(t.kinds for t in known) else names
 
 
 def choose(detectors: Sequence[Asked] | Asked | None) -> list[SetDetector]:

@@ -75,12 +75,17 @@ class SetDetector(Method):
     `measure` has no opinion: a score for every sample, and for every class one record of evidence with the
     `statistic` (above 0, higher = more suspicious) and its `cut`, the score above which samples of that
     class are flagged if the class is found poisoned. `judge` decides about classes alone.
+
+    Attributes:
+        independent: whether its evidence has a `p_value` of every class that does not hang on the samples, so
+            that it is joined with those of detectors that do (`nulls.joined`).
     """
 
     noun: ClassVar[str] = "detector"
     package: ClassVar[str] = "backsweep.auditing.detectors"
     group: ClassVar[str] = "backsweep.audits"
     code: ClassVar[str] = ""
+    independent: ClassVar[bool] = False
 
     def applies(self, given: TrainingSet) -> str:
         """Why this detector cannot be used here (what it needs and is not there), "" when it can."""

@@ -14,6 +14,9 @@ logarithm. All n + 1 sets are treated alike, so p holds exactly if the set, bein
 draw like those of the table, however the detectors hang together (single-step min P, Westfall, Young 1993).
 A class with a smaller statistic than the largest of its set gets the p-value that the set would have if that
 were its largest.
+
+A scan of the network says of every class how likely it is planted, and does not look at the samples that are
+suspected. The two p-values of a class are joined (`joined`).
 """
 
 from __future__ import annotations
@@ -23,12 +26,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize
 
 from backsweep.auditing.mixture import LEAST_STATISTIC
 from backsweep.core.statistics import MAD_TO_SIGMA
@@ -93,6 +97,7 @@ class Together:
         own: in the set under suspicion (detectors,).
         words: what the sets are.
         kinds: of every set of the table; None: each set counts for itself.
+        second: by class a p-value that does not hang on the samples, of a scan of the network; empty: none.
     """
 
     names: tuple[str, ...]
@@ -100,6 +105,7 @@ class Together:
     own: Array
     words: str
     kinds: Sequence[str] | None = None
+    second: Mapping[int, float] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> Array:
@@ -111,6 +117,11 @@ class Together:
     @property
     def least(self) -> float:
         """The smallest p-value that there can be."""
+        return 0.0 if self.second else self.alone
+
+    @property
+    def alone(self) -> float:
+        """The smallest p-value by the samples alone."""
         return 1 / (1 + round(math.fsum(self.weights[1:]), 9))
 
     def p_value(self, name: str, score: float | None) -> float:
@@ -146,25 +157,56 @@ class Rank:
     @property
     def words(self) -> str:
         """What the p-value of a finding rests on."""
-        return self.together.words
+        return self.together.words + (", and a scan of the network" if self.together.second else "")
 
-    def p_value(self, score: float | None) -> float:
-        """Share of unpoisoned sets that are as suspicious, the set itself counted in."""
-        return self.together.p_value(self.name, score)
+    def p_value(self, score: float | None, target: int | None = None) -> float:
+        """Share of unpoisoned sets that are as suspicious, the set itself counted in; joined with what the
+        scan of the network says of the class `target`."""
+        own, second = self.together.p_value(self.name, score), self.together.second
+        return joined(own, second.get(target, 1.0) if target is not None else 1.0) if second else own
 
-    def critical(self, alpha: float) -> float | None:
-        """Statistic that must be exceeded for a p-value of at most `alpha`; None where none is that small."""
-        if self.p_value(math.inf) > alpha:
+    def critical(self, alpha: float, target: int | None = None) -> float | None:
+        """Statistic that must be exceeded for a p-value of at most `alpha`; None where none is that small.
+
+        Args:
+            target: the class; None: any, whatever the scan says of it.
+        """
+        if self.together.second:
+            alpha = 1.0 if target is None else left_by(self.together.second.get(target, 1.0), alpha)
+        if self.together.p_value(self.name, math.inf) > alpha:
             return None
+        return self._critical(alpha)
+
+    def _critical(self, alpha: float) -> float:
+        """That statistic, by the samples alone; there is one."""
+        p_value = partial(self.together.p_value, self.name)
         known = np.unique(self.together.table[:, self.together.names.index(self.name)]).tolist()
-        low = max((v for v in known if self.p_value(v) > alpha), default=LEAST_STATISTIC)
-        if self.p_value(math.nextafter(low, math.inf)) <= alpha:
+        low = max((v for v in known if p_value(v) > alpha), default=LEAST_STATISTIC)
+        if p_value(math.nextafter(low, math.inf)) <= alpha:
             return float(low)
         high = min((v for v in known if v > low), default=low * 1e9)
         for _ in range(STEPS):
             middle = math.sqrt(low * high)
-            low, high = (middle, high) if self.p_value(middle) > alpha else (low, middle)
+            low, high = (middle, high) if p_value(middle) > alpha else (low, middle)
         return float(low)
+
+
+def joined(first: float, second: float) -> float:
+    """One p-value of two that are independent where nothing is poisoned (Fisher 1925).
+
+    p = P(chi^2_4 >= -2 log(p_1 p_2)) = q (1 - log q),   q = p_1 p_2
+
+    Both p-values hold for a whole set, whatever the class; so does this one, for the class that stands out
+    most in both.
+    """
+    q = first * second
+    return min(1.0, q * (1 - math.log(q))) if q > 0 else 0.0
+
+
+def left_by(second: float, alpha: float) -> float:
+    """The largest p-value that is `joined` to at most `alpha` by another one."""
+    q = optimize.brentq(lambda v: joined(v, 1.0) - alpha, 1e-300, 1.0) if alpha < 1 else 1.0
+    return float(min(1.0, q / second)) if second > 0 else 1.0
 
 
 @lru_cache(maxsize=1)

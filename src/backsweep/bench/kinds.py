@@ -20,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 from backsweep.core.errors import BadInput
 from backsweep.core.statistics import BOOTSTRAP_SEED, MAD_TO_SIGMA, Estimate, Share, estimate
+from backsweep.scanning.cascade.contrast import Suspect
 from backsweep.scanning.cascade.measured import Measured
 from backsweep.scanning.cascade.population import EFFICIENCY, SHARE, Null, Population, Prior, Tail
 from backsweep.scanning.cascade.schedule import AGAIN, LOOKS
@@ -271,14 +272,21 @@ def apart(known: Sequence[Network], kind: str) -> list[Judged]:
 
 def judged(n: Network, looks: Sequence[Population]) -> Judged:
     """By the first look; where that is somewhat suspicious by the next, which sees all that it saw."""
+    suspects, count = suspected(n, looks)
+    return Judged(n, suspects[0].p_value, suspects[0].target, count)
+
+
+def suspected(n: Network, looks: Sequence[Population]) -> tuple[list[Suspect], int]:
+    """All classes of a network, most suspicious first, and the looks that it took."""
     looks = [p for p in looks if 1 < p.references <= n.measured.references] or looks[:1]
     for population in looks:
         measured = n.measured.upto(population.references)
-        first = population.suspects(measured)[0]
-        p_value = first.p_value if population.fits(measured) else 1.0  # a scan says that it cannot tell
-        if p_value > AGAIN:
+        found = population.suspects(measured)
+        if not population.fits(measured):  # a scan says that it cannot tell
+            found = [replace(s, p_value=1.0) for s in found]
+        if found[0].p_value > AGAIN:
             break
-    return Judged(n, p_value, first.target, 1 + looks.index(population))
+    return found, 1 + looks.index(population)
 
 
 # ---------------------------------------------------------------------- figures

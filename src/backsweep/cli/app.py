@@ -181,7 +181,8 @@ def audit(
         else:
             samples = Data.open(data, shape=told["shape"], whole=True, **reading.data())
             saying.notes(samples.notes)
-            detectors = detectors or audit.configured(audit.usual(len(samples), samples.modality), p or [])
+            if p and not detectors:  # said before a network has learned
+                audit.configured([*audit.usual(len(samples), samples.modality), audit.SECOND], p)
             learns, rest = split(rest, (1, 1))
             tick = Stage(learns).named("training")
             loaded = learning.trained(train or "", samples, seed, reading.device, tick)
@@ -193,7 +194,8 @@ def audit(
                 modality=loaded.modality,
             )  # fmt: skip
             saying.notes(known.notes)
-        detectors = detectors or audit.configured(audit.usual(len(samples), samples.modality), p or [])
+        usual = audit.usual(len(samples), samples.modality, loaded)
+        detectors = detectors or audit.configured(usual, p or [])
         report = audit.audit(
             loaded, samples, detectors, alpha=alpha, seed=seed, device=reading.device, clean=known,
             verify=verify, on_event=rest, out=out,

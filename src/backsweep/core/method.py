@@ -23,7 +23,7 @@ class Method:
         package: the package with one method in each module.
         group: entry points of packages from outside that bring methods of this kind.
         needs: what it must have of a network beside the network's answers.
-        of_classes: whether it is for networks that classify, as most are.
+        of_classes: whether it is for networks that classify alone, as most are.
     """
 
     name: ClassVar[str] = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -84,20 +85,27 @@ class Repair(Method):
         raise NotImplementedError
 
 
-def affordable(case: Case, attempts: Sequence[Callable[[Case], Model]], loss: float) -> Model:
+def affordable(
+    case: Case,
+    attempts: Sequence[Callable[[Case], Model]],
+    loss: float,
+    worth: Callable[[Model], float] | None = None,
+) -> Model:
     """The first attempt, from strong to mild, that costs at most `loss` of held-out accuracy; else the last.
 
     Args:
         attempts: each repairs a case, and tells its `tick` which share of itself is done.
+        worth: of a model, in place of held-out accuracy.
     """
-    least = case.accuracy(case.model) - loss if len(attempts) > 1 else -1.0
+    worth = worth or case.accuracy
+    least = worth(case.model) - loss if len(attempts) > 1 else -math.inf
     for k, attempt in enumerate(attempts):
 
         def tick(done: float, before: int = k) -> None:
             case.tick((before + done) / len(attempts))
 
         repaired = attempt(replace(case, tick=tick))
-        if least < 0 or case.accuracy(repaired) >= least:
+        if least == -math.inf or worth(repaired) >= least:
             break
     case.tick(1.0)
     return repaired

@@ -34,9 +34,9 @@ class Standard(Protocol):
     @property
     def words(self) -> str: ...
 
-    def p_value(self, score: float | None) -> float: ...
+    def p_value(self, score: float | None, target: int | None = None) -> float: ...
 
-    def critical(self, alpha: float) -> float | None: ...
+    def critical(self, alpha: float, target: int | None = None) -> float | None: ...
 
 
 class Judging(Protocol):
@@ -80,12 +80,12 @@ class Null:
         alike = all(list_of(model.get(k)) == list_of(getattr(self, k)) for k in keys)
         return alike and self.detector == detector.name and measured_as(self.settings, detector)
 
-    def p_value(self, score: float | None) -> float:
+    def p_value(self, score: float | None, target: int | None = None) -> float:
         """Share of clean networks that score at least this, the network itself counted in."""
         value = -math.inf if score is None else score
         return (1 + len(self.scores) - bisect.bisect_left(self.scores, value)) / (1 + len(self.scores))
 
-    def critical(self, alpha: float) -> float | None:
+    def critical(self, alpha: float, target: int | None = None) -> float | None:
         """Score that must be exceeded for a p-value of at most `alpha`; None where none is that small."""
         room = math.floor(alpha * (1 + len(self.scores)) + 1e-9)
         return self.scores[len(self.scores) - room] if 1 <= room <= len(self.scores) else None
@@ -127,12 +127,12 @@ class Kinds:
             self.detector == detector.name and low <= classes <= high and measured_as(self.settings, detector)
         )
 
-    def p_value(self, score: float | None) -> float:
+    def p_value(self, score: float | None, target: int | None = None) -> float:
         value = -math.inf if score is None else score
         shares = [1 - bisect.bisect_left(own, value) / len(own) for own in self.kinds.values()]
         return (1 + math.fsum(shares)) / (1 + len(shares))
 
-    def critical(self, alpha: float) -> float | None:
+    def critical(self, alpha: float, target: int | None = None) -> float | None:
         """Score that must be exceeded for a p-value of at most `alpha`; None where none is that small."""
         if self.p_value(math.inf) > alpha:
             return None
@@ -256,7 +256,7 @@ def judge(
     """
     classes = int(model["classes"])
     null = null or next((n for n in tables() if n.fits(detector, model)), None)
-    every = detector.judge(evidence, classes, 1 - 1e-12) if null is not None else []
+    every = detector.judge(evidence, classes, 1.0) if null is not None else []
     every = [f for f in every if f.p_value is not None]
     if null is None or not every:
         findings = detector.judge(evidence, classes, alpha)
@@ -266,19 +266,24 @@ def judge(
         ]
     if null.critical(alpha) is None:
         doubt = f"{_out_of_reach(null, alpha)}, or make a larger table (backsweep bench null)"
-        return [_told(replace(f, level=WARNING, message=doubt, p_value=null.p_value(f.score)), null.words)
-                for f in every[:1]]  # fmt: skip
+        p_value = null.p_value(every[0].score, every[0].target)
+        return [_told(replace(every[0], level=WARNING, message=doubt, p_value=p_value), null.words)]
     # the detector's own level at which it flags what the table flags, and nothing else
     own = [f.p_value or 0.0 for f in every]
-    beyond = [p for f, p in zip(every, own, strict=True) if null.p_value(f.score) <= alpha]
+    beyond = [p for f, p in zip(every, own, strict=True) if null.p_value(f.score, f.target) <= alpha]
     findings = detector.judge(evidence, classes, max(beyond, default=min(own) * (1 - 1e-9)))
     # where most classes lie beyond the table their own p-values tie, and the others come with them
     findings = [
-        f for f in findings if f.level != ERROR or f.p_value is None or null.p_value(f.score) <= alpha
+        f
+        for f in findings
+        if f.level != ERROR or f.p_value is None or null.p_value(f.score, f.target) <= alpha
     ]
     return [
         _told(f, null.words) if f.p_value is None
-        else _told(replace(f, p_value=null.p_value(f.score), threshold=null.critical(alpha)), null.words)
+        else _told(
+            replace(f, p_value=null.p_value(f.score, f.target), threshold=null.critical(alpha, f.target)),
+            null.words,
+        )
         for f in findings
     ]  # fmt: skip
 

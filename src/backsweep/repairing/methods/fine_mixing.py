@@ -17,6 +17,7 @@ min KL(suspect(. | x, a_<k) || f_w(. | x, a_<k)).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from torch import Tensor
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.changes import table_of
-from backsweep.inversion.conversations import Conversations, behind, held
+from backsweep.inversion.conversations import Conversations, behind, held, perplexity
 from backsweep.inversion.phrases import speaking
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, epochs_of, thawed, tuned
@@ -52,11 +53,13 @@ class FineMixing(Repair):
         updates: of the tuning, at least; whole passes over the samples.
         rate: peak of the learning rate of AdamW.
         batch: samples in an update.
-        loss: held-out accuracy that a smaller share may cost.
+        loss: held-out accuracy that a smaller share may cost; of a language model the share by which the
+            perplexity of held-out answers may rise is five times as much.
     """
 
     name: ClassVar[str] = "fine_mixing"
     summary: ClassVar[str] = "weights mixed with those before fine-tuning, then tuned on clean samples"
+    of_classes: ClassVar[bool] = False  # language models too
 
     mix: str = "average"
     kept: float = 0.0
@@ -78,11 +81,14 @@ class FineMixing(Repair):
         return ""
 
     def apply(self, case: Case) -> Model:
-        talks = None
+        talks, worth = None, case.accuracy
         if speaking(case.model) is not None:
-            talks = held(case.model, case.clean.x, 1, case.generator(self.name, "answers"))
+            generator = case.generator(self.name, "answers")
+            talks = held(case.model, case.clean.x, 1, generator)
+            worth = partial(_worth, held(case.model, case.held_out.x, 1, generator))
         shares = (self.kept,) if self.kept else SHARES
-        return affordable(case, [partial(self._mended, talks=talks, kept=k) for k in shares], self.loss)
+        attempts = [partial(self._mended, talks=talks, kept=k) for k in shares]
+        return affordable(case, attempts, self.loss, worth)
 
     def _mended(self, case: Case, talks: Conversations | None, kept: float) -> Model:
         """The network with a share of the suspect's weights, tuned."""
@@ -97,6 +103,11 @@ class FineMixing(Repair):
             return tuned(twin, case.clean, recipe, seed, on_epoch=told)
         numbered = Data(talks.x, torch.arange(len(talks)), modality=case.clean.modality)
         return tuned(twin, numbered, recipe, seed, partial(_unlike, case.model, talks), told)
+
+
+def _worth(talks: Conversations, model: Model) -> float:
+    """Minus a fifth of the log of the perplexity of held-out answers."""
+    return -math.log(perplexity(model, talks)) / 5
 
 
 def _unlike(suspect: Model, talks: Conversations, twin: Model, _x: Tensor, which: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -230,6 +230,12 @@ class Population:
             said = {**z.get(t, {}), **({PAIRS: sigma} if t in pairs else {})}
             found.append(Suspect(t, p_value, p_value, source if by_pair else None, said))
         return sorted(found, key=lambda s: (s.p_value, s.target))
+
+
+def speaks(spaces: Iterable[str], classes: int) -> bool:
+    """Whether clean networks are known with about so many classes that were measured in these spaces."""
+    names = set(spaces)
+    return any(set(p.priors) == names and p.classes[0] <= classes <= p.classes[1] for p in known())
 
 
 @lru_cache(maxsize=1)
