@@ -36,7 +36,7 @@ from backsweep.models.model import Model
 from backsweep.models.training import Recipe, epochs_of, thawed, tuned
 from backsweep.repairing.method import Case, Repair, affordable
 
-SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # rho, from strong to mild
+SHARES = (0.1, 0.4, 0.7)  # rho, from strong to mild
 RARE = 20  # no word counts as rarer, as in the paper
 WAYS = "average", "random"
 
@@ -48,7 +48,7 @@ class FineMixing(Repair):
     Attributes:
         mix: "random": each weight is the suspect's with probability `kept`, as in the paper; "average": all
             of them are `kept` times the suspect's.
-        kept: rho; 0 tries 0.1, 0.3, ... 0.9 and takes the first that costs at most `loss`.
+        kept: rho; 0 tries 0.1, 0.4 and 0.7 and takes the first that costs at most `loss`.
         words: embeddings that are purified; 0: none.
         updates: of the tuning, at least; whole passes over the samples.
         rate: peak of the learning rate of AdamW.
