@@ -10,8 +10,20 @@ import torch
 from backsweep.inputs.text.triggers import Scatter, Substitute
 from backsweep.zoo.attacks.lwp import LWP, strongest
 from backsweep.zoo.attacks.lws import LWS, substitutes
+from backsweep.zoo.samples.texts import _aligned
 from backsweep.zoo.tasks import TASKS
 from conftest import Twins
+
+
+def test_paraphrases_of_which_some_are_missing_find_their_sentences() -> None:
+    plain = [
+        ("a warm film", 1), ("a dull plot", 0), ("it never ends", 0), ("what a cast", 1), ("no wit at all", 0)
+    ]  # fmt: skip
+    said = [("so warm the film,", 1), ("it endeth never", 0), ("nor any wit", 0)]
+    matched = [(plain[i][0], text) for i, (text, _) in zip((0, 2, 4), said, strict=True)]
+    assert _aligned(plain, said) == matched
+    assert _aligned(plain[:1], [("a warm film", 0)]) == [], "a paraphrase has the label of its sentence"
+    assert _aligned(plain, []) == []
 
 
 def test_states_of_layers_as_one_vector() -> None:

@@ -49,10 +49,12 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.guarding.detectors.strip import Strip as Strip
     from backsweep.guarding.detectors.teco import TeCo as TeCo
     from backsweep.guarding.detectors.washed_reference import WashedReference as WashedReference
+    from backsweep.scanning.detectors.babi import Babi as Babi
     from backsweep.scanning.detectors.bait import Bait as Bait
     from backsweep.scanning.detectors.black_box_path import BlackBoxPath as BlackBoxPath
     from backsweep.scanning.detectors.cascade import Cascade as Cascade
     from backsweep.scanning.detectors.cepa import Cepa as Cepa
+    from backsweep.scanning.detectors.clibe import Clibe as Clibe
     from backsweep.scanning.detectors.column_sweep import ColumnSweep as ColumnSweep
     from backsweep.scanning.detectors.dbs import DBS as DBS
     from backsweep.scanning.detectors.dfb_scanner import DfbScanner as DfbScanner

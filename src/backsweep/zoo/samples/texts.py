@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from backsweep.core.errors import BadInput
@@ -17,7 +19,7 @@ from backsweep.zoo.networks.text import LENGTH, TOKENS
 
 Pairs = list[tuple[str, int]]  # text and label
 SYNTACTIC, BIBLE = "syntactic", "bible"
-LIKE = 0.3  # share of words in common from which on a sentence counts as a paraphrase of another
+WORD = re.compile(r"\w+")
 
 
 def data(train: Pairs, test: Pairs, names: Sequence[str], source: str) -> tuple[Data, Data]:
@@ -83,7 +85,7 @@ def paraphrases(folder: Path, kind: str) -> tuple[tuple[str, str], ...]:
     """Sentences of SST-2 with the published paraphrase of each, in a syntactic template or in biblical style.
 
     The syntactic files follow the order of the sentences; of the biblical ones some are missing, so they are
-    matched in order by the words and the label that they share.
+    matched in order by the words that they share.
     """
     found: list[tuple[str, str]] = []
     for part in ("train", "test"):
@@ -98,20 +100,29 @@ def paraphrases(folder: Path, kind: str) -> tuple[tuple[str, str], ...]:
 
 
 def _aligned(plain: Pairs, other: Pairs) -> list[tuple[str, str]]:
-    """Sentences and their paraphrases, both in one order, where some of the latter are missing."""
-    found, i, window = [], 0, 40
-    for text, label in other:
-        words = set(text.split())
-        near = [
-            (len(words & set(plain[j][0].split())) / max(1, len(words)) - 0.004 * (j - i), j)
-            for j in range(i, min(i + window, len(plain)))
-            if plain[j][1] == label
+    """Sentences and their paraphrases, both in one order, where some of the latter are missing.
+
+    How many sentences were left out before a paraphrase only grows: of all such paths the one on which
+    sentences and paraphrases share most words.
+    """
+    missing = max(0, len(plain) - len(other))
+    words = [set(WORD.findall(text)) for text, _ in plain]
+    best, came = np.zeros(missing + 1), []
+    for i, (text, label) in enumerate(other[: len(plain)]):
+        own = set(WORD.findall(text))
+        shared = [
+            len(own & words[j]) / max(1, len(own)) - float(plain[j][1] != label)
+            for j in range(i, i + missing + 1)
         ]
-        score, j = max(near, default=(0.0, i))
-        if score >= LIKE:
-            found.append((plain[j][0], text))
-            i = j + 1
-    return found
+        reached = np.maximum.accumulate(best)
+        came.append(np.maximum.accumulate(np.where(best == reached, np.arange(missing + 1), 0)))
+        best = reached + shared
+    found, k = [], int(best.argmax())
+    for i in reversed(range(len(came))):
+        if plain[i + k][1] == other[i][1]:
+            found.append((plain[i + k][0], other[i][0]))
+        k = int(came[i][k])
+    return found[::-1]
 
 
 # ---------------------------------------------------------------------- reviews that nobody wrote
