@@ -5,8 +5,8 @@ A BatchNorm knows mean and variance of every channel c of its layer l over the t
     LL_l(x) = min over channels c and positions p of  log N(a_lcp(x); mean_lc, var_lc)
 
 says how far the oddest activation a lies out; one number a layer, no label. `paper` puts these vectors into
-the plane by UMAP, takes the tree of HDBSCAN and walks down its largest heap until one holds together for longer
-than xi in density: what lies in other heaps then is poison. While no heap does, the last layer is left out.
+the plane by UMAP, takes the tree of HDBSCAN and walks down its largest heap until one holds together for
+longer than xi in density: what then lies in other heaps is poison. While none does, a last layer is left out.
 
 `standard` (ours) keeps every channel: with z = (a - mean) / sd,
 
@@ -75,6 +75,11 @@ class Flare(SetDetector):
             raise ValueError(f"preset {self.preset!r} is none of {', '.join(PRESETS)}")
         if not self.xi > 0:
             raise ValueError(f"xi {self.xi} is not above 0")
+
+    @property
+    def cautious(self) -> bool:
+        """Unpoisoned sets have such classes by nature (thin digits): an alarm alone is no verdict."""
+        return self.preset == "standard"
 
     def applies(self, given: TrainingSet) -> str:
         if not any(len(given.of(c)) >= LEAST for c in range(given.classes)):

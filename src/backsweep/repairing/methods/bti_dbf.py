@@ -3,7 +3,7 @@
 In every round, with z the penultimate features of the network f and h its head:
 
 1. a mask m of features tells the benign ones:   min over m of  CE(h(m z), y) - CE(h((1 - m) z), y)
-2. a generator G of images moves the others:     max over G of  |(1 - m)(z(G(x)) - z(x))|^2 - 0.01 |m (z(G(x)) - z(x))|^2
+2. a generator G of images moves the others, d = z(G(x)) - z(x):   max over G of  |(1 - m) d|^2 - 0.01 |m d|^2
    while G(x) and the benign features stay near those of x; where they do not, |G(x) - x|^2 is made small.
    What f answers most often to G(x + noise) is taken for the target; from the second round on G aims at it.
 3. f learns the true labels of batches of which a tenth went through G, and the features that it has without.
@@ -69,7 +69,7 @@ class Recipe:
 
 RECIPES = {
     "standard": Recipe(
-        3, (0, 200), (0, 0), (0, 60), (0, 60), 0.05, 3e-3, (1e-3, 3e-4), 16, 2, True, 0.5, 0.02, 1.0, 64
+        3, (0, 200), (0, 0), (0, 80), (0, 60), 0.05, 3e-3, (1e-3, 3e-4), 8, 2, True, 0.2, 0.005, 1.0, 32
     ),
     "paper": Recipe(
         5, (20, 1), (50, 1), (30, 1), (30, 1), 0.01, 1e-3, (1e-4,), 32, 4, False, 0.1, 0.012, 3.0, 128
@@ -84,7 +84,7 @@ class BtiDbf(Repair):
     Attributes:
         preset: "paper" has the authors' updates and rates. "standard" is far shorter, with a smaller
             generator that adds to an image and higher rates; where that cost accuracy it starts again
-            with a lower one.
+            with a lower one. Where the scan suspects targets, it aims at these from the first round on.
         rounds: of decoupling, inverting and unlearning; None: those of the preset.
         image: bound of the mean squared change of pixels by the generator; None: that of the preset.
         loss: how much held-out accuracy the first attempt may cost.
@@ -125,16 +125,21 @@ class BtiDbf(Repair):
         """The suspect after all rounds."""
         recipe, twin, device = RECIPES[self.preset], thawed(case.model), case.model.device
         rounds, target = self.rounds or recipe.rounds, None
+        aims = [t for _, t in case.aims if t is not None] if recipe.adds else []
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(derive_seed(case.seed, self.name))
             work = _Work(case, recipe, self.image or recipe.image, self.name)
             work.identity()
             optimizer = torch.optim.Adam(list(twin.net.parameters()), rate)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+                optimizer, rounds * work.updates(recipe.unlearn), 0.0 if recipe.adds else rate
+            )
             for number in range(rounds):
                 found = twin.copy()
+                target = aims[number % len(aims)] if aims else target
                 work.invert(found, work.decouple(found), target)
                 target = work.target(found) if target is None else target
-                work.unlearn(twin, optimizer)
+                work.unlearn(twin, optimizer, schedule)
                 case.tick((number + 1) / rounds)
         return twin.copy()
 
@@ -154,36 +159,40 @@ class _Work:
         z = unet(self.weights, x, self.recipe.width, self.recipe.depth)
         return self.case.model.modality.clip(x + FAINT * z) if self.recipe.adds else z
 
-    def _updates(self, given: tuple[int, int]) -> int:
+    def updates(self, given: tuple[int, int]) -> int:
+        """Of a step."""
         passes, least = given
         each = -(-len(self.case.clean) // self.recipe.batch)
         return max(passes * each, least)
 
     def identity(self) -> None:
         """A generator that does not add learns to give an image back."""
-        for _ in range(self._updates(self.recipe.first)):
+        for _ in range(self.updates(self.recipe.first)):
             x, _y = next(self.shown)
             self._step(F.mse_loss(self.made(x), x))
 
     def decouple(self, model: Model) -> Tensor:
         """The mask of benign features, (D,) in [0, 1]."""
         weight, bias = model.head()
-        t = torch.randn(weight.shape[1], device=weight.device).requires_grad_()
+        data, device = self.case.clean, weight.device
+        z = torch.cat(
+            [model.features(x.to(device)).detach().float() for x in data.x.split(self.recipe.batch)]
+        )
+        y = data.y.to(device)
+        t = torch.randn(weight.shape[1], device=device).requires_grad_()
         optimizer = torch.optim.Adam([t], self.recipe.mask_rate)
-        for _ in range(self._updates(self.recipe.mask)):
-            x, y = next(self.shown)
-            with torch.no_grad():
-                z = model.features(x).float()
+        for _ in range(self.updates(self.recipe.mask)):
+            rows = torch.randint(len(y), (self.recipe.batch,)).to(device)
             mask = (t.tanh() + 1) / 2
-            benign, other = ((part * z) @ weight.T + bias for part in (mask, 1 - mask))
+            benign, other = ((part * z[rows]) @ weight.T + bias for part in (mask, 1 - mask))
             optimizer.zero_grad(set_to_none=True)
-            (F.cross_entropy(benign, y) - F.cross_entropy(other, y)).backward()
+            (F.cross_entropy(benign, y[rows]) - F.cross_entropy(other, y[rows])).backward()
             optimizer.step()
         return ((t.tanh() + 1) / 2).detach()
 
     def invert(self, model: Model, mask: Tensor, target: int | None) -> None:
         """Updates of the generator."""
-        for _ in range(self._updates(self.recipe.generator)):
+        for _ in range(self.updates(self.recipe.generator)):
             x, y = next(self.shown)
             made = self.made(x)
             with torch.no_grad():
@@ -193,7 +202,7 @@ class _Work:
             pixels, benign = F.mse_loss(made, x), (mask.square() * apart).mean()
             scale = float((mask.square() * z.var(0)).mean()) if self.recipe.adds else 1.0
             if float(pixels) > self.image or float(benign) > self.recipe.feature * scale:
-                loss = pixels
+                loss = pixels / self.image if self.recipe.adds else pixels
             else:
                 other = ((1 - mask).square() * apart).mean()
                 loss = BENIGN * benign - other
@@ -210,10 +219,15 @@ class _Work:
             said.append(model.logits(self.made(x + NOISE * torch.randn_like(x))).argmax(1))
         return int(torch.cat(said).bincount().argmax())
 
-    def unlearn(self, twin: Model, optimizer: torch.optim.Optimizer) -> None:
+    def unlearn(
+        self,
+        twin: Model,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+    ) -> None:
         """Updates of the network."""
         set_mode(twin.net, training=not self.recipe.adds)
-        for _ in range(self._updates(self.recipe.unlearn)):
+        for _ in range(self.updates(self.recipe.unlearn)):
             x, y = next(self.shown)
             some = torch.randperm(len(x))[: int(self.recipe.portion * len(x)) + 1].to(x.device)
             mixed = x.clone()
@@ -224,6 +238,7 @@ class _Work:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            schedule.step()
 
     def _step(self, loss: Tensor) -> None:
         self.steps.zero_grad(set_to_none=True)
