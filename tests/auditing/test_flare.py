@@ -19,7 +19,7 @@ from backsweep.models.model import Model
 SHAPE = (1, 4, 4)
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     """A convolution of two channels, a BatchNorm that knows their statistics, and a head."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
@@ -27,7 +27,8 @@ def network() -> nn.Module:
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
     norm.running_mean.copy_(torch.tensor([0.5, -1.0]))
     norm.running_var.copy_(torch.tensor([4.0, 0.25]))
-    return net.eval()
+    net.eval()
+    return net
 
 
 def given_of(data: Data, model: Model) -> TrainingSet:
