@@ -19,6 +19,8 @@ from backsweep.core.method import Method
 from backsweep.guarding.detector import SampleDetector
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
+from backsweep.models.architectures import gap_cnn
+from backsweep.models.model import Model
 from backsweep.models.training import Recipe, fit
 from backsweep.repairing.method import Case, Repair
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence
@@ -274,6 +276,9 @@ def test_set_detectors_measure_every_class_and_touch_nothing(
     training_set = training_set_of(twins)
     if "images have none" in detector.applies(training_set):  # it says that it needs other inputs
         training_set = training_set_of(request.getfixturevalue("text_twins"))
+    elif "needs BatchNorm" in detector.applies(training_set):
+        net = Model(gap_cnn(10, 1, 8).eval(), twins.clean.shape, 10)
+        training_set = training_set_of(dataclasses.replace(twins, infected=net))
     assert detector.applies(training_set) == ""
     before = training_set.model.digest
     scores, evidence = detector.measure(training_set)

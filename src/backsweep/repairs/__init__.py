@@ -17,6 +17,7 @@ from backsweep.repairing.method import Repair as Repair
 if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.repairing.methods.anp import Anp as Anp
     from backsweep.repairing.methods.answer_unlearning import AnswerUnlearning as AnswerUnlearning
+    from backsweep.repairing.methods.bti_dbf import BtiDbf as BtiDbf
     from backsweep.repairing.methods.clp import Clp as Clp
     from backsweep.repairing.methods.contrastive_unlearning import (
         ContrastiveUnlearning as ContrastiveUnlearning,

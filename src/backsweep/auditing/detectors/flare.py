@@ -1,0 +1,241 @@
+"""FLARE (Hou et al., TIFS 2025): poisoned samples leave what the normalisation of some layer expects.
+
+A BatchNorm knows mean and variance of every channel c of its layer l over the training set. Of a sample x
+
+    LL_l(x) = min over channels c and positions p of  log N(a_lcp(x); mean_lc, var_lc)
+
+says how far the oddest activation a lies out; one number a layer, no label. `paper` puts these vectors into
+the plane by UMAP, takes the tree of HDBSCAN and walks down its largest heap until one holds together for
+longer than xi in density: what then lies in other heaps is poison. While none does, a last layer is left out.
+
+`standard` (ours) keeps every channel: with z = (a - mean) / sd,
+
+    r_lc(x) = max over positions of |z_lcp(x)|
+
+and asks of every class whether its samples have two means there, as SCAn asks of the penultimate features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
+from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC
+from backsweep.auditing.neighbours import Tree, layout
+from backsweep.auditing.untangling import principal, remoteness, suspected, untangled, whitened, within_groups
+from backsweep.core.seeds import derive_seed
+from backsweep.models.model import Model
+from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
+
+PRESETS = ("standard", "paper")
+NORMALISATIONS = {
+    "batch_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit_no_training",
+}
+NEIGHBOURS, HEAP, STEPS = 40, 100, 3  # of UMAP; samples in a heap; heaps that the walk looks at
+BEFORE = 1e-4  # density before a heap falls apart at which heaps are told
+MOST = 20_000  # samples that are laid out; more go with their nearest one
+DIMENSIONS = 64  # of the representation, at most
+SHARPNESS = 2.5  # power of the separation, so that its logarithm spreads by about 0.5 among clean classes
+EPS = 1e-5  # of variances
+BATCH = 256
+What = Callable[[Tensor, Tensor], Tensor]  # of z (N, C, P) and the deviations (C,)
+
+
+@dataclass(frozen=True)
+class Flare(SetDetector):
+    """Samples whose activations lie outside what BatchNorm layers expect.
+
+    Attributes:
+        preset: "paper" looks for heaps in the whole set, without labels, and flags all but the largest,
+            whether there is poison or not; "standard" for a second kind of samples in each class.
+        xi: density that a heap holds together for, of the preset "paper".
+    """
+
+    name: ClassVar[str] = "flare"
+    summary: ClassVar[str] = "samples outside what BatchNorm layers expect (FLARE, 2025)"
+    code: ClassVar[str] = "BSW208"
+
+    preset: str = "standard"
+    xi: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset {self.preset!r} is none of {', '.join(PRESETS)}")
+        if not self.xi > 0:
+            raise ValueError(f"xi {self.xi} is not above 0")
+
+    @property
+    def cautious(self) -> bool:
+        """Unpoisoned sets have such classes by nature (thin digits): an alarm alone is no verdict."""
+        return self.preset == "standard"
+
+    def applies(self, given: TrainingSet) -> str:
+        if not any(len(given.of(c)) >= LEAST for c in range(given.classes)):
+            return f"it needs a class with at least {LEAST} samples"
+        if not normalised(given.model, given.data.x[:1], remotest):
+            return "it needs BatchNorm layers with running statistics; this network has none"
+        return ""
+
+    def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
+        parts = given.data.x.split(BATCH)
+        seen, what = [], likelihood if self.preset == "paper" else remotest
+        for k, x in enumerate(parts):
+            seen.append(torch.cat(normalised(given.model, x, what), 1))
+            given.tick(0.6 * (k + 1) / len(parts))
+        told = self._heaps if self.preset == "paper" else self._classes
+        return told(given, torch.cat(seen))
+
+    def _classes(self, given: TrainingSet, r: Tensor) -> tuple[Tensor, list[Evidence]]:
+        """Two means in every class, in the space of the channels (N, C)."""
+        labels = [c for c in range(given.classes) if len(given.of(c)) >= LEAST]
+        scores = torch.full((len(r),), -1.0)
+        mean, axes = principal(r.log1p(), DIMENSIONS)
+        if not axes.shape[1]:
+            return scores, [class_evidence(self.name, c, LEAST_STATISTIC, 0.0) for c in labels]
+        z, evidence = (r.log1p() - mean).double() @ axes, []
+        s_e = within_groups(z, given.data.y, labels)
+        remote = remoteness(z, given.data.y, labels, s_e)
+        for label in labels:
+            rows = given.of(label)
+            best = untangled(whitened(z[rows], s_e), False)
+            position, upper = suspected(best, remote[rows])
+            scores[rows] = position.float()
+            evidence.append(class_evidence(
+                self.name, label, max(best.separation**SHARPNESS, LEAST_STATISTIC), 0.0,
+                separation=best.separation, share=float(upper.double().mean()), distance=best.distance,
+            ))  # fmt: skip
+        return scores, evidence
+
+    def _heaps(self, given: TrainingSet, ll: Tensor) -> tuple[Tensor, list[Evidence]]:
+        """Everything outside the largest heap of the first layers that have a lasting one."""
+        odd, kept = np.zeros(len(ll), dtype=bool), 0
+        seed = derive_seed(given.seed, self.name) % 2**31
+        some = np.random.default_rng(seed).permutation(len(ll))[:MOST]
+        for count in range(ll.shape[1], 0, -1):
+            x = ll[:, :count].double().numpy()
+            heap = split(Tree.of(layout(x[some], NEIGHBOURS, seed), HEAP), self.xi)
+            given.tick(0.6 + 0.4 * (ll.shape[1] - count + 1) / ll.shape[1])
+            if heap is not None:
+                odd, kept = _everywhere(x, some, heap), count
+                break
+        scores, evidence = torch.from_numpy(odd).float(), []
+        for label in range(given.classes):
+            rows = given.of(label)
+            if len(rows) >= LEAST:
+                share = float(scores[rows].mean())
+                evidence.append(class_evidence(
+                    self.name, label, max(share, LEAST_STATISTIC), 0.5, layers=float(kept),
+                    outside=float(scores[rows].sum()),
+                ))  # fmt: skip
+        return scores, evidence
+
+    def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
+        """The outliers among the classes; with "paper" every class of which anything is flagged."""
+        if self.preset == "standard":
+            return super().judge(evidence, classes, alpha)
+        order = sorted(evidence, key=lambda e: -float(e.values["statistic"] or 0))
+        some = [e for e in order if float(e.values.get("outside") or 0) > 0]
+        return [
+            Finding(
+                self.code, self.name, ERROR if some else NOTE, _message(e), e.target,
+                score=float(e.values["statistic"] or 0), threshold=LEAST_STATISTIC,
+            )
+            for e in some or order[:1]
+        ]  # fmt: skip
+
+
+def _message(e: Evidence) -> str:
+    outside = float(e.values.get("outside") or 0)
+    if not outside:
+        return "the set does not fall into heaps; nothing is flagged"
+    return f"{outside:.0f} samples of this label lie outside the largest heap of the set, poison or not"
+
+
+def split(tree: Tree, xi: float) -> NDArray[np.bool_] | None:
+    """Which samples (N,) lie in another heap than the largest one, once that lasts; None: it never does.
+
+    A heap lasts when the density at which it falls apart is by more than xi above that of its birth.
+    """
+    parts = tree.halves(2 * len(tree.left), HEAP)  # of all samples
+    for _ in range(STEPS):
+        if parts is None:
+            return None
+        born, largest, _small = parts
+        parts = tree.halves(largest, HEAP)
+        if parts is None or parts[0] - born > xi:
+            at = born * (1 + 1e-9) if parts is None else parts[0] - BEFORE
+            heap = tree.cut(max(at, born * (1 + 1e-9)), HEAP)
+            names, counts = np.unique(heap[heap >= 0], return_counts=True)
+            return (heap >= 0) & (heap != names[counts.argmax()]) if len(names) else None
+    return None
+
+
+def _everywhere(x: NDArray[Any], some: NDArray[Any], heap: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What is known of some rows of x, for all: as the nearest of them."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    if len(some) == len(x):
+        found = np.empty(len(x), dtype=bool)
+        found[some] = heap
+        return found
+    return np.asarray(KNeighborsClassifier(1).fit(x[some], heap).predict(x), dtype=bool)
+
+
+@torch.no_grad()
+def normalised(model: Model, x: Tensor, what: What) -> list[Tensor]:
+    """What `what` makes of the inputs of every BatchNorm with running statistics, on the CPU."""
+    with _Watch(what, len(x)) as watch:
+        model.logits(x.to(model.device))
+    return [v.float().cpu() for v in watch.seen]
+
+
+def likelihood(z: Tensor, deviation: Tensor) -> Tensor:
+    """LL_l (N, 1) of one layer from z (N, C, P): the least log-likelihood over channels and positions."""
+    density = -z.square() / 2 - deviation.log()[:, None] - math.log(2 * math.pi) / 2
+    return density.flatten(1).amin(1, keepdim=True)
+
+
+def remotest(z: Tensor, _deviation: Tensor) -> Tensor:
+    """r_lc (N, C) of one layer: the largest |z| over the positions."""
+    return z.abs().amax(2)
+
+
+class _Watch(TorchFunctionMode):
+    """Asks `what` about every BatchNorm of a forward pass; below modules, as an exported program has none."""
+
+    def __init__(self, what: What, count: int) -> None:
+        super().__init__()
+        self.what, self.count = what, count
+        self.seen: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__name__", "").split(".")[0] in NORMALISATIONS:
+            places = (0, 1, 2) if func is F.batch_norm else (0, 3, 4)
+            given: list[Any] = [
+                (kwargs or {}).get(name, args[i] if i < len(args) else None)
+                for name, i in zip(("input", "running_mean", "running_var"), places, strict=True)
+            ]
+            a, mean, var = given
+            if mean is not None and var is not None and a.ndim > 1 and len(a) == self.count:
+                deviation = (var + EPS).sqrt()
+                z = (a.reshape(*a.shape[:2], -1) - mean[:, None]) / deviation[:, None]
+                self.seen.append(self.what(z, deviation))
+        return func(*args, **(kwargs or {}))
