@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def audit(
     stage = Stage(on_event, 1 + len(methods) + verify)
     z, logits = features or streamed(work, data.x, stage.named("features"))
     given = TrainingSet(
-        data, work.classes, z, logits, work, train or (lambda d, s: fresh(model, d, s)), clean, seed
+        data, work.classes, z, logits, work, train or partial(_fresh, model, None), clean, seed
     )
     accuracy = float((logits.argmax(1) == data.y).double().mean())
     report = Audit(
@@ -127,7 +128,8 @@ def audit(
     if few := given.too_small():
         report.skipped.append(Note("small classes", few))
     for method in methods:
-        told = replace(given, tick=stage.named(method.name))
+        tick = stage.named(method.name)
+        told = replace(given, tick=tick, train=train or partial(_fresh, model, tick))
         if reason := method.applies(told):
             report.skipped.append(Note(method.name, reason))
             continue
@@ -160,6 +162,11 @@ def audit(
     if out is not None:
         report.save(Path(out))
     return report
+
+
+def _fresh(model: Model, tick: Callable[[float], None] | None, data: Data, seed: int) -> Model:
+    """A network like the one that is audited, trained on other samples."""
+    return fresh(model, data, seed, tick=tick)
 
 
 def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detector] | Detector = ()) -> Audit:
@@ -262,7 +269,8 @@ def usual(samples: int, kind: Modality = IMAGE, model: Model | None = None) -> t
     A network forgets a small set too fast for `cross_confusion`; to train one more on it costs little.
 
     Args:
-        model: the network, which is scanned too where only sets of other kinds are known.
+        model: the network, which is scanned too where only sets of other kinds are known, in place of what
+            no table speaks of.
     """
     if kind.audits:
         return kind.audits
@@ -270,7 +278,9 @@ def usual(samples: int, kind: Modality = IMAGE, model: Model | None = None) -> t
     if model is None or not population.speaks(spaces_of(model), model.classes):
         return names
     known = together(choose(names), dict.fromkeys(names, 1.0), describe_model(model), samples)
-    return (*names, SECOND) if any(t.kinds for t in known) else names
+    if not any(t.kinds for t in known):
+        return names
+    return (*(n for n in names if any(n in t.names for t in known)), SECOND)  # others could not decide here
 
 
 def choose(detectors: Sequence[Asked] | Asked | None) -> list[SetDetector]:

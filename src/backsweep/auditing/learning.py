@@ -88,17 +88,24 @@ def trained(
     return model
 
 
-def fresh(model: Model, data: Data, seed: int, recipe: Recipe | None = None) -> Model:
+def fresh(
+    model: Model,
+    data: Data,
+    seed: int,
+    recipe: Recipe | None = None,
+    tick: Callable[[float], None] | None = None,
+) -> Model:
     """A network like `model` with all weights drawn anew, trained on `data`.
 
     Args:
         recipe: of one training; None: until it has learned the samples.
+        tick: told then which share of the longest training is done.
     """
     twin = thawed(model)
     redraw(twin.net, torch.Generator().manual_seed(derive_seed(seed, "fresh")), kept=0.0)
     if recipe is not None:
         return tuned(twin, data, recipe, derive_seed(seed, "fresh", "order"))
-    return learned(twin, data, derive_seed(seed, "fresh", "order"))[0]
+    return learned(twin, data, derive_seed(seed, "fresh", "order"), tick or (lambda _: None))[0]
 
 
 def doubt_of(accuracy: float) -> str:
