@@ -54,6 +54,9 @@ results: $(VENV)/.dev   ## train the standard zoo, scan it, remake docs/results 
 	$(BIN)/backsweep bench table docs/results/repairs.jsonl --out docs/results/repairs.md
 	$(BIN)/backsweep bench run plans/repairs-kinds.toml --out docs/results/repairs-kinds.jsonl --workers 2
 	$(BIN)/backsweep bench table docs/results/repairs-kinds.jsonl --out docs/results/repairs-kinds.md
+	$(BIN)/backsweep zoo build plans/repairs-tuned.toml --workers 2
+	$(BIN)/backsweep bench run plans/repairs-tuned.toml --out docs/results/repairs-tuned.jsonl --workers 2
+	$(BIN)/backsweep bench table docs/results/repairs-tuned.jsonl --out docs/results/repairs-tuned.md
 	$(BIN)/backsweep zoo build plans/audit-calibration.toml --workers 2
 	$(BIN)/backsweep bench run plans/audit-calibration.toml --out docs/results/audit-calibration.jsonl --workers 2
 	$(BIN)/backsweep bench null docs/results/audit-calibration.jsonl --out src/backsweep/auditing/unpoisoned/audits.json

@@ -206,10 +206,13 @@ def judged(
                 called[c["target"]] = max(before, (c["flagged"], c["poison"]))
         flagged, poison = (sum(v[i] for v in called.values()) for i in (0, 1))
         line, bad = own[first], own[first]["poisoned"]
-        right = bool(set(called) & set(line["targets"])) if called else None
+        planted = set(line["targets"])
+        if line["attack"] and not planted:  # all to all
+            planted = {c["target"] for c in own[first]["classes_found"]}
+        right = bool(set(called) & planted) if called else None
         seconds = sum(own[n]["cpu_seconds"] for n in wanted)
         found.append(
-            Judged(line, top[0], right, top[1] in line["targets"], poison / bad if bad else 0.0,
+            Judged(line, top[0], right, top[1] in planted, poison / bad if bad else 0.0,
                    (flagged - poison) / (line["samples"] - bad), seconds)
         )  # fmt: skip
     return found
@@ -250,7 +253,59 @@ def _share(called: Sequence[bool]) -> str:
     return f"{share.hits}/{share.n} ({low:.0%}-{high:.0%})"
 
 
-def page(lines: Sequence[Line], alpha: float) -> str:
+def by_size(lines: Sequence[Line], alpha: float, scans: Scans | None = None) -> list[Judged]:
+    """Every set judged by the detectors of samples that are the default for its size."""
+    alone = judged(lines, audit.SMALL_AUDITS[:1], alpha, scans)
+    pair = judged(lines, audit.DEFAULT_AUDITS, alpha, scans)
+    found = [j for j in alone if j.line["samples"] <= audit.SMALL]
+    return found + [j for j in pair if j.line["samples"] > audit.SMALL]
+
+
+def scanned(lines: Sequence[Line], alpha: float, scans: Scans) -> list[str]:
+    """The section of sets whose network was scanned too, beside the same sets without that."""
+    both = by_size(lines, alpha, scans)
+    builds = {(j.line["net"], j.line["sha256"]) for j in both}
+    only = [x for x in lines if (x["net"], x["sha256"]) in builds or not x["attack"]]
+    before = [j for j in by_size(only, alpha) if (j.line["net"], j.line["sha256"]) in builds]
+    keys: dict[str, Any] = {"samples and network": lambda x: True}
+    for value in sorted({j.line["attack"] for j in both if j.line["attack"]}):
+        keys[value] = _is(lambda x: x["attack"], value)
+    for value in sorted({kind_of(j.line) for j in both}):
+        keys[value] = _is(kind_of, value)
+    first = table(before, alpha, {"the same sets, samples alone": lambda x: True})
+    calm, bad = ([j for j in both if bool(j.line["attack"]) is b] for b in (False, True))
+    return [
+        "## The default: samples and network\n",
+        "The detectors of samples, and a scan of the network with unsuspected samples (`network_scan`),",
+        "joined; the scan too is judged by clean networks of other kinds alone. Networks of these sets were",
+        "built anew, in float32.\n",
+        *first,
+        *table(both, alpha, keys)[2:],
+        "",
+        f"At alpha {2 * alpha:g}: {_share([j.p_value <= 2 * alpha for j in calm])} and",
+        f"{_share([j.p_value <= 2 * alpha for j in bad])}. The poisoned class stands out most in",
+        f"{sum(j.first for j in bad)} of {len(bad)}. Every set:\n",
+        *listed(both),
+        "",
+    ]
+
+
+def listed(found: Sequence[Judged]) -> list[str]:
+    """Every set, a row each."""
+    text = [
+        "| set | samples | poisoned | p-value | called class is the target | TPR | FPR |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for j in sorted(found, key=lambda j: (bool(j.line["attack"]), j.p_value, j.line["net"])):
+        right, x = "" if j.right is None else ("yes" if j.right else "no"), j.line
+        text.append(
+            f"| {x['net']} | {x['samples']:,} | {x['poisoned']:,} | {j.p_value:.3f} | {right} "
+            f"| {100 * j.tpr:.0f} % | {100 * j.fpr:.1f} % |"
+        )
+    return text
+
+
+def page(lines: Sequence[Line], alpha: float, scans: Scans | None = None) -> str:
     """The page of results."""
     text = [
         "# Audits of sets of many kinds\n",
@@ -260,10 +315,8 @@ def page(lines: Sequence[Line], alpha: float) -> str:
         "Networks outside the gate of the zoo, and attacks that control the training (WaNet), have no line.",
         "Made by `benchmarks/audit_kinds.py`.\n",
     ]
-    alone, pair = judged(lines, audit.SMALL_AUDITS[:1], alpha), judged(lines, audit.DEFAULT_AUDITS, alpha)
     known = {name: _unpoisoned(lines, name) for name in OTHERS}
-    found = [j for j in alone if j.line["samples"] <= audit.SMALL]
-    found += [j for j in pair if j.line["samples"] > audit.SMALL]
+    found = by_size(lines, alpha)
     keys: dict[str, Any] = {"all": lambda x: True}
     for label, key in (
         ("", lambda x: x["attack"]), ("classes ", lambda x: x["classes"]), ("", kind_of),
@@ -272,7 +325,8 @@ def page(lines: Sequence[Line], alpha: float) -> str:
             keys[f"{label}{value}"] = _is(key, value)
     calm, bad = ([j for j in found if bool(j.line["attack"]) is b] for b in (False, True))
     text += [
-        "## The default\n",
+        *(scanned(lines, alpha, scans) if scans is not None else []),
+        "## Samples alone\n",
         f"Sets of up to {audit.SMALL:,} samples by contamination_analyzer alone: reclassification, beside",
         f'it, can only say "cannot tell". Others by {" and ".join(audit.DEFAULT_AUDITS)} together.\n',
         *table(found, alpha, keys),
@@ -284,21 +338,11 @@ def page(lines: Sequence[Line], alpha: float) -> str:
         "| detectors | kinds | unpoisoned: called | poisoned: called | right class | TPR | FPR | CPU s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for names in (*((n,) for n in OTHERS), audit.DEFAULT_AUDITS, (*OTHERS[1:3],)):
+    for names in (*((n,) for n in OTHERS if n != audit.SECOND), audit.DEFAULT_AUDITS, (OTHERS[1], OTHERS[3])):
         row = table(judged(lines, names, alpha), alpha, {", ".join(names): keys["all"]})[-1]
         name, _, rest = row[2:].partition(" | ")
         text.append(f"| {name} | {known[names[0]]} | {rest}")
-    text += [
-        "\n## Every set\n",
-        "| set | samples | poisoned | p-value | called class is the target | TPR | FPR |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for j in sorted(found, key=lambda j: (bool(j.line["attack"]), j.p_value, j.line["net"])):
-        right, x = "" if j.right is None else ("yes" if j.right else "no"), j.line
-        text.append(
-            f"| {x['net']} | {x['samples']:,} | {x['poisoned']:,} | {j.p_value:.3f} | {right} "
-            f"| {100 * j.tpr:.0f} % | {100 * j.fpr:.1f} % |"
-        )
+    text += ["\n## Every set, samples alone\n", *listed(found)]
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -321,6 +365,7 @@ def main() -> None:
     parser.add_argument("--detector", action="append")
     parser.add_argument("--most", type=int, default=20000)
     parser.add_argument("--alpha", type=float, default=0.05)
+    parser.add_argument("--scans", type=Path, help="lines of the cascade on the networks of many kinds")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.verb == "run":
@@ -331,7 +376,8 @@ def main() -> None:
         own = [x for x in known if x["audit"] in audit.DEFAULT_AUDITS]  # the others stay uncalibrated
         write_json(given.out, [t for t in nulls.make(own) if t["layout"] == ANY])
     else:
-        write_text(given.out, page(known, given.alpha))
+        scans = None if given.scans is None else Scans(list(read(given.scans)))
+        write_text(given.out, page(known, given.alpha, scans))
 
 
 if __name__ == "__main__":

@@ -157,6 +157,9 @@ def report_of(statistics: Sequence[float], p_values: Sequence[float | None]) -> 
         ([1, 2, 1, 2], [0.003, 1.0, 1.0, 1.0], BACKDOORED),  # the scan alone
         ([1, 2, 1, 1e6], [None, None, None, None], BACKDOORED),  # the samples alone
         ([1, 2, 1, 2], [None, None, None, None], CLEAN),
+        ([2, 35.5], [1.0, 0.02], BACKDOORED),  # two classes: no outlier, but a table of other sets
+        ([2, 1e6], [None, None], BACKDOORED),
+        ([2, 35.5], [0.5, 1.0], CLEAN),
     ],
 )
 def test_both_say_it_of_the_same_class(

@@ -15,9 +15,10 @@ from backsweep.core.method import Method
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
-from backsweep.reports.report import Evidence, Finding
-from backsweep.scanning.outliers import outlier_findings
+from backsweep.reports.report import ERROR, WARNING, Evidence, Finding
+from backsweep.scanning.outliers import TWO_CLASSES, outlier_findings
 
+FOUND = "two kinds of samples bear this label"
 LEAST_SPREAD = 0.5  # of the logarithms of clean classes
 
 
@@ -101,10 +102,24 @@ class SetDetector(Method):
         The statistic itself is the score: it is a pure number that clean sets of other kinds can be asked
         about (`calibration.py`).
         """
+        if classes < 3:
+            return self._of_two(evidence, alpha)
         values = [-math.log(max(float(e.values["statistic"] or 0), LEAST_STATISTIC)) for e in evidence]
         found = outlier_findings(self, evidence, values, alpha, classes, _message, least_spread=LEAST_SPREAD)
         statistic = {e.target: float(e.values["statistic"] or 0) for e in evidence}
         return [replace(f, score=statistic[f.target], threshold=_at(f)) for f in found]
+
+    def _of_two(self, evidence: Sequence[Evidence], alpha: float) -> list[Finding]:
+        """Neither of two classes stands out from the other: each has p-value 1, for a table to overrule."""
+        order = sorted(evidence, key=lambda e: -float(e.values["statistic"] or 0))
+        return [
+            Finding(
+                self.code, self.name, ERROR if alpha >= 1 else WARNING,
+                FOUND if alpha >= 1 else TWO_CLASSES, e.target, score=float(e.values["statistic"] or 0),
+                p_value=1.0 if alpha >= 1 else None,
+            )
+            for e in (order if alpha >= 1 else order[:1])
+        ]  # fmt: skip
 
 
 def _at(finding: Finding) -> float | None:
@@ -128,5 +143,5 @@ def _message(e: Evidence, flagged: bool, median: float) -> str:
     """What is found about a class, in a sentence; `median` is minus the log of the median statistic."""
     found, usual = float(e.values["statistic"] or 0), math.exp(-median)
     if flagged:
-        return f"two kinds of samples bear this label: {found:.3g}, the median class {usual:.3g}"
+        return f"{FOUND}: {found:.3g}, the median class {usual:.3g}"
     return f"no class is an outlier; the largest statistic is {found:.3g}, the median class has {usual:.3g}"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backsweep.core.method import Method
-from backsweep.reports.report import ERROR, WARNING, Evidence, Finding
+from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
 
 FOLDER = Path(__file__).parent / "nulls"
 UNCALIBRATED = "within the model, not calibrated on clean networks of this kind"
@@ -272,6 +272,8 @@ def judge(
     own = [f.p_value or 0.0 for f in every]
     beyond = [p for f, p in zip(every, own, strict=True) if null.p_value(f.score, f.target) <= alpha]
     findings = detector.judge(evidence, classes, max(beyond, default=min(own) * (1 - 1e-9)))
+    if not beyond and all(f.p_value is None for f in findings):  # alone it could not tell, the table can
+        findings = [replace(every[0], level=NOTE, message="no class stands out among those of the table")]
     # where most classes lie beyond the table their own p-values tie, and the others come with them
     findings = [
         f
