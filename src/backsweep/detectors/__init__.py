@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.auditing.detectors.cross_confusion import CrossConfusion as CrossConfusion
     from backsweep.auditing.detectors.cube import Cube as Cube
     from backsweep.auditing.detectors.flare import Flare as Flare
+    from backsweep.auditing.detectors.network_scan import NetworkScan as NetworkScan
     from backsweep.auditing.detectors.reclassification import Reclassification as Reclassification
     from backsweep.auditing.detectors.spectral_signatures import SpectralSignatures as SpectralSignatures
     from backsweep.auditing.detectors.spectre import Spectre as Spectre
