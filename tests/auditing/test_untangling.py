@@ -35,10 +35,11 @@ def test_the_group_that_is_farther_from_the_other_classes_is_suspected_however_l
 
 def test_of_groups_that_are_as_far_the_smaller_one_is_suspected() -> None:
     z = torch.cat([torch.randn(90, 3) - 6, torch.randn(30, 3) + 6]).double()
-    _, upper = suspected(untangled(z - z.mean(0), False), torch.ones(len(z)))
-    assert int(upper.sum()) == 30
-    _, upper = suspected(untangled(z.flip(0) - z.mean(0), False), torch.ones(len(z)))
-    assert int(upper.sum()) == 30
+    for rows in (z, z.flip(0)):
+        best = suspected(untangled(rows - z.mean(0), False), torch.ones(len(z)))
+        assert int(best.upper.sum()) == 30
+        assert best.share == 0.25
+        assert bool(((best.position > 0) == best.upper).all())
 
 
 def test_remoteness_is_measured_in_spreads_and_a_lone_class_has_none() -> None:

@@ -6,8 +6,8 @@ The step that SCAn (Tang et al., USENIX Security 2021) shares with what is built
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,8 +63,8 @@ def _climbed(z: Tensor, upper: Tensor, iterations: int, tolerance: float) -> Unt
     return Untangled(position, upper, j, separation(position), p, float((mu_1 - mu_2).norm()))
 
 
-def suspected(best: Untangled, remote: Tensor) -> tuple[Tensor, Tensor]:
-    """The line (n,) and the groups (n,) of a split, turned so that the suspected group is the upper one.
+def suspected(best: Untangled, remote: Tensor) -> Untangled:
+    """A split of n samples, turned so that the suspected group is the upper one.
 
     That is the one which lies farther from the other classes: what a class has by nature it shares in part
     with its neighbours, and a trigger sends samples beyond that. Size says little: of 43 classes with 10 %
@@ -75,9 +75,9 @@ def suspected(best: Untangled, remote: Tensor) -> tuple[Tensor, Tensor]:
     """
     upper = best.upper
     high, low = (float(remote[part].mean()) if part.any() else -math.inf for part in (upper, ~upper))
-    if low > high or (low == high and float(upper.double().mean()) > 0.5):
-        return -best.position, ~upper
-    return best.position, upper
+    if low > high or (low == high and best.share > 0.5):
+        return replace(best, position=-best.position, upper=~upper, share=float((~upper).double().mean()))
+    return best
 
 
 def remoteness(r: Tensor, y: Tensor, labels: Sequence[int], s_e: Tensor) -> Tensor:
@@ -103,6 +103,24 @@ def within_groups(
     return scatter(r, groups)
 
 
+def of_classes(
+    r: Tensor, y: Tensor, labels: Sequence[int], s_e: Tensor, known: bool = False,
+    iterations: int = 100, tolerance: float = 1e-5,
+) -> Iterator[tuple[int, Tensor, Untangled]]:  # fmt: skip
+    """Every class with its rows and their split, the suspected group upper.
+
+    Args:
+        r, y: rows (N, d) of a set, and their classes.
+        s_e: how classes scatter (d, d); `known`: from clean samples.
+        iterations, tolerance: of each split.
+    """
+    remote = remoteness(r, y, labels, s_e)
+    for label in labels:
+        rows = torch.nonzero(y == label).flatten()
+        best = untangled(whitened(r[rows], s_e), known, iterations, tolerance)
+        yield label, rows, suspected(best, remote[rows])
+
+
 def parted(features: Tensor, y: Tensor, labels: Sequence[int], dimensions: int = 64) -> tuple[Tensor, Tensor]:
     """Two groups of every class, the suspected one upper, of a set of which nothing is known.
 
@@ -119,12 +137,8 @@ def parted(features: Tensor, y: Tensor, labels: Sequence[int], dimensions: int =
     if not axes.shape[1]:
         return position, upper
     r = (features - mean).double() @ axes
-    s_e = within_groups(r, y, labels)
-    remote = remoteness(r, y, labels, s_e)
-    for label in labels:
-        rows = torch.nonzero(y == label).flatten()
-        line, own = suspected(untangled(whitened(r[rows], s_e), False), remote[rows])
-        position[rows], upper[rows] = line.float(), own
+    for _, rows, best in of_classes(r, y, labels, within_groups(r, y, labels)):
+        position[rows], upper[rows] = best.position.float(), best.upper
     return position, upper
 
 

@@ -17,15 +17,7 @@ from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
 from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC
-from backsweep.auditing.untangling import (
-    principal,
-    remoteness,
-    scatter,
-    suspected,
-    untangled,
-    whitened,
-    within_groups,
-)
+from backsweep.auditing.untangling import of_classes, principal, scatter, within_groups
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
 
@@ -94,19 +86,17 @@ class ContaminationAnalyzer(SetDetector):
             _, s_e = decomposed(known, given.clean.y, self.iterations, self.tolerance)
         else:
             s_e = within_groups(r, given.data.y, labels, self.iterations, self.tolerance)
-        remote, found = remoteness(r, given.data.y, labels, s_e), []
-        for i, label in enumerate(labels):
-            rows = given.of(label)
-            best = untangled(whitened(r[rows], s_e), self.clean, self.iterations, self.tolerance)
-            position, upper = suspected(best, remote[rows])
-            scores[rows] = position.float()
+        found: list[Evidence] = []
+        parts = of_classes(r, given.data.y, labels, s_e, self.clean, self.iterations, self.tolerance)
+        for label, rows, best in parts:
+            scores[rows] = best.position.float()
             clear = best.separation**SHARPNESS
             found.append(class_evidence(
                 self.name, label, max(best.ratio if self.preset == "paper" else clear, LEAST_STATISTIC), 0.0,
-                likelihood_ratio=best.ratio, separation=best.separation, share=float(upper.double().mean()),
+                likelihood_ratio=best.ratio, separation=best.separation, share=best.share,
                 distance=best.distance,
             ))  # fmt: skip
-            given.tick((i + 1) / len(labels))
+            given.tick(len(found) / len(labels))
         return scores, found
 
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:

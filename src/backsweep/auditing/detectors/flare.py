@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
 from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC
 from backsweep.auditing.neighbours import Tree, layout
-from backsweep.auditing.untangling import principal, remoteness, suspected, untangled, whitened, within_groups
+from backsweep.auditing.untangling import of_classes, principal, within_groups
 from backsweep.core.seeds import derive_seed
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
@@ -104,17 +104,12 @@ class Flare(SetDetector):
         mean, axes = principal(r.log1p(), DIMENSIONS)
         if not axes.shape[1]:
             return scores, [class_evidence(self.name, c, LEAST_STATISTIC, 0.0) for c in labels]
-        z, evidence = (r.log1p() - mean).double() @ axes, []
-        s_e = within_groups(z, given.data.y, labels)
-        remote = remoteness(z, given.data.y, labels, s_e)
-        for label in labels:
-            rows = given.of(label)
-            best = untangled(whitened(z[rows], s_e), False)
-            position, upper = suspected(best, remote[rows])
-            scores[rows] = position.float()
+        z, y, evidence = (r.log1p() - mean).double() @ axes, given.data.y, []
+        for label, rows, best in of_classes(z, y, labels, within_groups(z, y, labels)):
+            scores[rows] = best.position.float()
             evidence.append(class_evidence(
                 self.name, label, max(best.separation**SHARPNESS, LEAST_STATISTIC), 0.0,
-                separation=best.separation, share=float(upper.double().mean()), distance=best.distance,
+                separation=best.separation, share=best.share, distance=best.distance,
             ))  # fmt: skip
         return scores, evidence
 
