@@ -296,10 +296,11 @@ def test_a_mask_hangs_on_its_input_alone(twins: Twins, monkeypatch: pytest.Monke
         together = score(x)
         torch.manual_seed(1)
         # with betas of 0.1 Adam steps by the gradient's sign, even where that is rounding
-        assert torch.allclose(torch.cat([score(one) for one in x.split(1)]), together, atol=0.2)
+        alone = torch.cat([score(one) for one in x.split(1)])
+        assert torch.allclose(alone, together, atol=0.2, rtol=0.02)
         assert torch.equal(score(x), together), "the colours are drawn from a seed of their own"
         monkeypatch.setattr("backsweep.guarding.detectors.cognitive_distillation.VALUES", 64 * 5)
-        assert torch.allclose(score(x), together, atol=0.2), "in parts that fit in memory"
+        assert torch.allclose(score(x), together, atol=0.2, rtol=0.02), "in parts that fit in memory"
         assert bool((together < 0).all() and (together > -64).all())
 
 
