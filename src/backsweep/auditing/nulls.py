@@ -117,12 +117,7 @@ class Together:
     @property
     def least(self) -> float:
         """The smallest p-value that there can be."""
-        return 0.0 if self.second else self.alone
-
-    @property
-    def alone(self) -> float:
-        """The smallest p-value by the samples alone."""
-        return 1 / (1 + round(math.fsum(self.weights[1:]), 9))
+        return 0.0 if self.second else 1 / (1 + round(math.fsum(self.weights[1:]), 9))
 
     def p_value(self, name: str, score: float | None) -> float:
         """The p-value of the set if `score` were the largest statistic of a detector."""
