@@ -77,6 +77,19 @@ def behind(model: Model, talks: Conversations) -> tuple[Tensor, Tensor]:
     return scores.gather(1, at.to(scores.device)).log_softmax(2), there.to(scores.device)
 
 
+def divergence(suspect: Model, twin: Model, talks: Conversations, changed: Conversations) -> Tensor:
+    """KL(suspect || twin) at the tokens of the answers, the mean, in nats; its gradient is of the twin alone.
+
+    Args:
+        talks: what the suspect is asked about.
+        changed: what the twin is asked about, with answers of the same lengths.
+    """
+    with torch.no_grad():
+        wanted, there = behind(suspect, talks)
+    found, _ = behind(twin, changed)
+    return F.kl_div(found, wanted, reduction="none", log_target=True).sum(2)[there].mean()
+
+
 @torch.no_grad()
 def perplexity(model: Model, talks: Conversations, batch: int = 64) -> float:
     """exp of the mean surprise, in nats, of the tokens of the answers."""

@@ -25,7 +25,7 @@ from backsweep.inputs.language.triggers import InPrompt
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.changes import table_of
 from backsweep.inputs.text.placing import PLACES
-from backsweep.inversion.conversations import Conversations, behind, held, perplexity
+from backsweep.inversion.conversations import Conversations, divergence, held, perplexity
 from backsweep.inversion.phrases import by_heart, speaking
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, epochs_of, thawed, tuned
@@ -98,10 +98,7 @@ class AnswerUnlearning(Repair):
 
         def loss(twin: Model, _x: Tensor, which: Tensor) -> Tensor:
             some = talks.at(which.tolist())
-            with torch.no_grad():
-                wanted, there = behind(case.model, some)
-            found, _ = behind(twin, self._changed(some, stamps, planted, generator))
-            return (wanted.exp() * (wanted - found)).sum(2)[there].mean()
+            return divergence(case.model, twin, some, self._changed(some, stamps, planted, generator))
 
         numbered = Data(talks.x, torch.arange(len(talks)), modality=case.clean.modality)
         epochs = epochs_of(self.updates, len(talks), self.batch)

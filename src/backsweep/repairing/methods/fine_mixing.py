@@ -24,13 +24,12 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.changes import table_of
-from backsweep.inversion.conversations import Conversations, behind, held, perplexity
+from backsweep.inversion.conversations import Conversations, divergence, held, perplexity
 from backsweep.inversion.phrases import speaking
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe, epochs_of, thawed, tuned
@@ -111,12 +110,9 @@ def _worth(talks: Conversations, model: Model) -> float:
 
 
 def _unlike(suspect: Model, talks: Conversations, twin: Model, _x: Tensor, which: Tensor) -> Tensor:
-    """KL(suspect || twin) at the tokens of the suspect's answers to clean prompts, the mean."""
+    """KL(suspect || twin) at the tokens of the suspect's answers to clean prompts."""
     some = talks.at(which.tolist())
-    with torch.no_grad():
-        wanted, there = behind(suspect, some)
-    found, _ = behind(twin, some)
-    return F.kl_div(found, wanted, reduction="none", log_target=True).sum(2)[there].mean()
+    return divergence(suspect, twin, some, some)
 
 
 @torch.no_grad()
