@@ -52,6 +52,15 @@ class TrainingSet:
         """Rows of the samples that are labelled `label`."""
         return torch.nonzero(self.data.y == label).flatten()
 
+    @property
+    def looked_at(self) -> list[int]:
+        """Classes with at least `LEAST` samples; others are not looked at."""
+        return [c for c in range(self.classes) if len(self.of(c)) >= LEAST]
+
+    def all_too_small(self) -> str:
+        """Why no class can be looked at, "" where one can."""
+        return "" if self.looked_at else f"it needs a class with at least {LEAST} samples"
+
     def too_small(self) -> str:
         """Which classes have too few samples to be looked at and how many it takes, "" where none has."""
         count = self.data.y.bincount(minlength=self.classes)

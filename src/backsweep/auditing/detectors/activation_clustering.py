@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
-from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC, runners_up, separation, variety
+from backsweep.auditing.mixture import LEAST_STATISTIC, runners_up, separation, variety
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
@@ -65,13 +65,10 @@ class ActivationClustering(SetDetector):
             raise ValueError(f"share {self.share} is not in (0, 0.5] or {self.silhouette} no silhouette")
 
     def applies(self, given: TrainingSet) -> str:
-        if not any(len(given.of(c)) >= LEAST for c in range(given.classes)):
-            return f"it needs a class with at least {LEAST} samples"
-        return ""
+        return given.all_too_small()
 
     def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
-        labels = [c for c in range(given.classes) if len(given.of(c)) >= LEAST]
-        found = [self._split(given, label) for label in labels]
+        found = [self._split(given, label) for label in given.looked_at]
         given.tick(0.5 if self.judging == "exclusionary" else 1.0)
         if self.judging == "distance":
             found = self._by_distance(given, found)

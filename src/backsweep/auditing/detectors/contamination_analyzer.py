@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
-from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC
+from backsweep.auditing.mixture import LEAST_STATISTIC
 from backsweep.auditing.untangling import of_classes, principal, scatter, within_groups
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
@@ -60,8 +60,8 @@ class ContaminationAnalyzer(SetDetector):
                 raise ValueError(f"{field} {getattr(self, field)} is below {least:g}")
 
     def applies(self, given: TrainingSet) -> str:
-        if not any(len(given.of(c)) >= LEAST for c in range(given.classes)):
-            return f"it needs a class with at least {LEAST} samples"
+        if reason := given.all_too_small():
+            return reason
         if not self.clean:
             return ""
         if given.clean is None:
@@ -72,7 +72,7 @@ class ContaminationAnalyzer(SetDetector):
         return ""
 
     def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
-        labels = [c for c in range(given.classes) if len(given.of(c)) >= LEAST]
+        labels = given.looked_at
         most = self.dimensions
         if self.clean and given.clean is not None:
             most = min(most, max(1, len(given.clean) // FOR_EACH))

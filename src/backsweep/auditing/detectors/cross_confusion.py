@@ -85,7 +85,7 @@ class CrossConfusion(SetDetector):
         return {"parts": "clusters", **settings}
 
     def applies(self, given: TrainingSet) -> str:
-        if not any(len(given.of(label)) >= LEAST for label in range(given.classes)):
+        if not given.looked_at:
             return f"no class has {LEAST} samples, which it takes to tell two kinds of them"
         if not any(True for _ in given.model.net.parameters()):
             return "the network has no weights that could be trained"
@@ -170,8 +170,7 @@ class CrossConfusion(SetDetector):
 
 def groups(given: TrainingSet) -> Tensor:
     """The two groups of every class in the penultimate layer, 0 or 1 (N,); halves where there are none."""
-    labels = [c for c in range(given.classes) if len(given.of(c)) >= LEAST]
-    found = parted(given.features, given.data.y, labels)[1].long()
+    found = parted(given.features, given.data.y, given.looked_at)[1].long()
     for label in range(given.classes):
         rows = given.of(label)
         if len(rows) and found[rows].unique().numel() == 1:
@@ -187,10 +186,8 @@ def clusters(given: TrainingSet) -> Tensor:
     from sklearn.cluster import KMeans
 
     found = torch.zeros(len(given.data), dtype=torch.long)
-    for label in range(given.classes):
+    for label in given.looked_at:
         rows = given.of(label)
-        if len(rows) < LEAST:
-            continue
         z = standardised(principal(given.features[rows], CLUSTER_DIMENSIONS))
         if not z.shape[1]:  # all alike: any two halves
             found[rows] = torch.arange(len(rows)) % 2

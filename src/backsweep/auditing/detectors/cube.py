@@ -71,8 +71,8 @@ class Cube(SetDetector):
         return self.preset == "standard"
 
     def applies(self, given: TrainingSet) -> str:
-        if not any(len(given.of(c)) >= LEAST for c in range(given.classes)):
-            return f"it needs a class with at least {LEAST} samples"
+        if reason := given.all_too_small():
+            return reason
         return "" if bool(torch.isfinite(given.features).all()) else "it needs features that are all finite"
 
     def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
@@ -81,10 +81,8 @@ class Cube(SetDetector):
         group = groups(states, self.preset, derive_seed(given.seed, self.name) % 2**31)
         given.tick(1.0)
         scores, labels, evidence = np.zeros(len(group)), given.data.y.numpy(), []
-        for label in range(given.classes):
+        for label in given.looked_at:
             rows = labels == label
-            if rows.sum() < LEAST:
-                continue
             suspected = self._outside(group, rows)
             for own in suspected:
                 scores[rows & (group == own)] = suspected[own]

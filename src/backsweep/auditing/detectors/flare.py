@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
-from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC
+from backsweep.auditing.mixture import LEAST_STATISTIC
 from backsweep.auditing.neighbours import Tree, layout
 from backsweep.auditing.untangling import of_classes, principal, within_groups
 from backsweep.core.seeds import derive_seed
@@ -82,8 +82,8 @@ class Flare(SetDetector):
         return self.preset == "standard"
 
     def applies(self, given: TrainingSet) -> str:
-        if not any(len(given.of(c)) >= LEAST for c in range(given.classes)):
-            return f"it needs a class with at least {LEAST} samples"
+        if reason := given.all_too_small():
+            return reason
         if not normalised(given.model, given.data.x[:1], remotest):
             return "it needs BatchNorm layers with running statistics; this network has none"
         return ""
@@ -99,7 +99,7 @@ class Flare(SetDetector):
 
     def _classes(self, given: TrainingSet, r: Tensor) -> tuple[Tensor, list[Evidence]]:
         """Two means in every class, in the space of the channels (N, C)."""
-        labels = [c for c in range(given.classes) if len(given.of(c)) >= LEAST]
+        labels = given.looked_at
         scores = torch.full((len(r),), -1.0)
         mean, axes = principal(r.log1p(), DIMENSIONS)
         if not axes.shape[1]:
@@ -126,14 +126,13 @@ class Flare(SetDetector):
                 odd, kept = _everywhere(x, some, heap), count
                 break
         scores, evidence = torch.from_numpy(odd).float(), []
-        for label in range(given.classes):
+        for label in given.looked_at:
             rows = given.of(label)
-            if len(rows) >= LEAST:
-                share = float(scores[rows].mean())
-                evidence.append(class_evidence(
-                    self.name, label, max(share, LEAST_STATISTIC), 0.5, layers=float(kept),
-                    outside=float(scores[rows].sum()),
-                ))  # fmt: skip
+            share = float(scores[rows].mean())
+            evidence.append(class_evidence(
+                self.name, label, max(share, LEAST_STATISTIC), 0.5, layers=float(kept),
+                outside=float(scores[rows].sum()),
+            ))  # fmt: skip
         return scores, evidence
 
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
-from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC
+from backsweep.auditing.mixture import LEAST_STATISTIC
 from backsweep.auditing.untangling import parted
 from backsweep.core.progress import Event
 from backsweep.core.seeds import derive_seed
@@ -58,8 +58,8 @@ class NetworkScan(SetDetector):
             raise ValueError("samples and dimensions are at least 1")
 
     def applies(self, given: TrainingSet) -> str:
-        if not any(len(given.of(c)) >= LEAST for c in range(given.classes)):
-            return f"it needs a class with at least {LEAST} samples"
+        if reason := given.all_too_small():
+            return reason
         if not population.speaks(spaces_of(given.model), given.classes):
             return "no clean networks are known beside which a scan of one like this could be judged"
         return ""
@@ -71,7 +71,7 @@ class NetworkScan(SetDetector):
         null = next((str(f.details["null"]) for f in found), UNCALIBRATED)
         p_values = {f.target: f.p_value for f in reversed(found)}  # the smallest, they are the worst first
         evidence = []
-        for label in (c for c in range(given.classes) if len(given.of(c)) >= LEAST):
+        for label in given.looked_at:
             p = None if null == UNCALIBRATED else max(p_values.get(label) or 1.0, 1e-12)
             statistic = LEAST_STATISTIC if p is None else 1 / p
             evidence.append(class_evidence(self.name, label, statistic, 0.0, p_value=p, null=null))
@@ -79,8 +79,7 @@ class NetworkScan(SetDetector):
 
     def scanned(self, given: TrainingSet) -> tuple[Tensor, Report]:
         """Positions (N,) of the samples on the lines of their classes, and the scan of the network."""
-        labels = [c for c in range(given.classes) if len(given.of(c)) >= LEAST]
-        scores, upper = parted(given.features, given.data.y, labels, self.dimensions)
+        scores, upper = parted(given.features, given.data.y, given.looked_at, self.dimensions)
         clean = given.clean or given.data[torch.nonzero(~upper).flatten()]
         some = clean.sample(max(self.samples, EACH * given.classes), derive_seed(given.seed, self.name))
 

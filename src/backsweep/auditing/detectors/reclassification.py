@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
-from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC, variety
+from backsweep.auditing.mixture import LEAST_STATISTIC, variety
 from backsweep.auditing.untangling import parted
 from backsweep.core.seeds import derive_seed
 from backsweep.reports.report import Evidence
@@ -50,15 +50,15 @@ class Reclassification(SetDetector):
             raise ValueError("dimensions and samples are at least 1")
 
     def applies(self, given: TrainingSet) -> str:
-        if not any(len(given.of(c)) >= LEAST for c in range(given.classes)):
-            return f"it needs a class with at least {LEAST} samples"
+        if reason := given.all_too_small():
+            return reason
         if not any(True for _ in given.model.net.parameters()):
             return "the network has no weights, so none like it can be trained"
         return ""
 
     def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
         y = given.data.y
-        labels = [c for c in range(given.classes) if len(given.of(c)) >= LEAST]
+        labels = given.looked_at
         scores, upper = parted(given.features, y, labels, self.dimensions)
         if not upper.any():  # every sample has the same representation
             return scores, [class_evidence(self.name, c, LEAST_STATISTIC, 0.0) for c in labels]

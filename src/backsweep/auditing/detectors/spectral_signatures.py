@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
-from backsweep.auditing.mixture import LEAST, Two, budget_cut, two_components
+from backsweep.auditing.mixture import Two, budget_cut, two_components
 from backsweep.reports.report import ERROR, Evidence, Finding
 
 PRESETS = ("standard", "paper")
@@ -57,10 +57,8 @@ class SpectralSignatures(SetDetector):
     def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
         scores, evidence = torch.zeros(len(given.data)), []
         second, usual = second_choices(given)
-        for label in range(given.classes):
+        for label in given.looked_at:
             rows = given.of(label)
-            if len(rows) < LEAST:
-                continue
             p, share = projections(given.features[rows])
             if self.preset == "paper":
                 scores[rows] = (p * p).float()
@@ -101,7 +99,7 @@ def second_choices(given: TrainingSet) -> tuple[Tensor, float]:
     others, y = given.logits.clone(), given.data.y
     others[torch.arange(len(y)), y] = -math.inf
     second = others.argmax(1)
-    every = [second[y == c] for c in range(given.classes) if int((y == c).sum()) >= LEAST]
+    every = [second[y == c] for c in given.looked_at]
     numbers = [effective(s, torch.ones_like(s, dtype=torch.bool), given.classes) for s in every]
     return second, float(torch.tensor(numbers).median()) if numbers else 1.0
 

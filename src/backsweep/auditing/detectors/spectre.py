@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
-from backsweep.auditing.mixture import LEAST, LEAST_STATISTIC, REMOVED, budget_cut, two_components
+from backsweep.auditing.mixture import LEAST_STATISTIC, REMOVED, budget_cut, two_components
 from backsweep.reports.report import ERROR, Evidence, Finding
 
 C, FAILURE, SHIFT, LIMIT = 10.0, 0.1, 3.0, 2.0  # of the filter; LIMIT times eps n samples leave at most
@@ -70,9 +70,9 @@ class Spectre(SetDetector):
 
     def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
         scores, evidence = torch.zeros(len(given.data)), []
-        for label in range(given.classes):
+        for label in given.looked_at:
             rows = given.of(label)
-            found = self.scores(given.features[rows]) if len(rows) >= LEAST else None
+            found = self.scores(given.features[rows])
             if found is None:
                 continue
             tau, op, k = found
