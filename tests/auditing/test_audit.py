@@ -777,6 +777,7 @@ def test_too_few_samples_of_a_class_are_said_with_the_number_it_takes(twins: Twi
 
 def test_training_goes_on_until_the_set_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     epochs: list[int] = []
+    shifted: list[bool] = []
     right = iter([0.7, 0.9, 0.985])
 
     class Twin:
@@ -785,6 +786,7 @@ def test_training_goes_on_until_the_set_is_learned(monkeypatch: pytest.MonkeyPat
 
     def tuned(_twin: Any, _data: Data, recipe: Recipe, *_: Any) -> Twin:
         epochs.append(recipe.epochs)
+        shifted.append(recipe.augment is not None)
         return Twin()
 
     monkeypatch.setattr(learning, "tuned", tuned)
@@ -792,7 +794,10 @@ def test_training_goes_on_until_the_set_is_learned(monkeypatch: pytest.MonkeyPat
     assert learning.learned(whole, TRAIN, 0)[1] == sum(epochs)
     assert [e / epochs[0] for e in epochs] == [1, 2, 4]
     assert epochs[0] * -(-len(TRAIN) // learning.RECIPE.batch_size) >= learning.UPDATES
-    epochs.clear()
-    right = iter([0.6, 0.602, 0.9])
-    learning.learned(whole, TRAIN, 0)
-    assert len(epochs) == 2, "a cycle that gains nothing is the last one"
+    assert all(shifted)
+    for some, cycles in (([0.91, 0.912], 2), ([0.6, 0.602], 3)):
+        epochs.clear()
+        right = iter(some)
+        learning.learned(whole, TRAIN, 0)
+        assert len(epochs) == cycles, "a cycle that gains nothing is the last one with shifts"
+    assert shifted[-3:] == [True, True, False], "what is not learned is shown as it is"

@@ -3,7 +3,8 @@
 What a network has not learned cannot be seen in it. So training goes on until the samples get the labels that
 they came with: in cycles of a one-cycle learning rate, each twice as long as the one before, from the
 weights of the last one. It ends when `LEARNED` of the samples are right, when a cycle gains less than `GAIN`,
-or after `CYCLES`.
+or after `CYCLES`. Where fewer than `ENOUGH` are right then, a last cycle shows them as they are: a small
+network may not learn the labels of all that random shifts make of them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def learned(
         tick: told now and then which share of the longest training is done.
     """
     first = max(RECIPE.epochs, epochs_of(UPDATES, len(data), RECIPE.batch_size))
-    whole, done, before, model = first * (2**CYCLES - 1), 0, 0.0, twin
+    whole, done, before, model = first * 2**CYCLES, 0, 0.0, twin
     for cycle in range(CYCLES):
         recipe = replace(RECIPE, epochs=first * 2**cycle)
         told = partial(_told, tick, done, whole)
@@ -51,6 +52,10 @@ def learned(
         if accuracy >= LEARNED or accuracy - before < GAIN:
             break
         before = accuracy
+    if accuracy < ENOUGH:
+        recipe, told = replace(RECIPE, epochs=first, augment=None), partial(_told, tick, done, whole)
+        model = tuned(twin, data, recipe, derive_seed(seed, "as they are"), None, told)
+        done += recipe.epochs
     tick(1.0)
     return model, done
 

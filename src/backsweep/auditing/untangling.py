@@ -105,7 +105,7 @@ def within_groups(
 
 def of_classes(
     r: Tensor, y: Tensor, labels: Sequence[int], s_e: Tensor, known: bool = False,
-    iterations: int = 100, tolerance: float = 1e-5,
+    iterations: int = 100, tolerance: float = 1e-5, remote: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor, Untangled]]:  # fmt: skip
     """Every class with its rows and their split, the suspected group upper.
 
@@ -113,33 +113,53 @@ def of_classes(
         r, y: rows (N, d) of a set, and their classes.
         s_e: how classes scatter (d, d); `known`: from clean samples.
         iterations, tolerance: of each split.
+        remote: how far samples are from the other classes (N,), where that is not told by r.
     """
-    remote = remoteness(r, y, labels, s_e)
+    remote = remoteness(r, y, labels, s_e) if remote is None else remote
     for label in labels:
         rows = torch.nonzero(y == label).flatten()
         best = untangled(whitened(r[rows], s_e), known, iterations, tolerance)
         yield label, rows, suspected(best, remote[rows])
 
 
-def parted(features: Tensor, y: Tensor, labels: Sequence[int], dimensions: int = 64) -> tuple[Tensor, Tensor]:
+def parted(
+    features: Tensor, y: Tensor, labels: Sequence[int], dimensions: int = 64, more: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Two groups of every class, the suspected one upper, of a set of which nothing is known.
 
     Args:
         features: penultimate features (N, D), brought to at most so many dimensions.
         y, labels: classes (N,), and those that are parted.
+        more: another representation (N, E): classes are parted in it and in both together too, and of the
+            splits of a class the likeliest is taken. Which group is suspected is told by `features`.
 
     Returns:
         Positions (N,) on the lines of the classes, and who is in the upper groups (N,). Samples of other
         classes are at -1; nobody is in an upper group where all features are the same.
     """
-    mean, axes = principal(features, dimensions)
+    spaces = [reduced(features, dimensions)]
     position, upper = torch.full((len(y),), -1.0), torch.zeros(len(y), dtype=torch.bool)
-    if not axes.shape[1]:
+    if not spaces[0].shape[1]:
         return position, upper
-    r = (features - mean).double() @ axes
-    for _, rows, best in of_classes(r, y, labels, within_groups(r, y, labels)):
+    if more is not None and (other := reduced(more, dimensions)).shape[1]:
+        both = torch.cat([r / r.std(0).mean() for r in (spaces[0], other)], 1)
+        spaces += [other, reduced(both, dimensions)]
+    s_e = [within_groups(r, y, labels) for r in spaces]
+    remote = remoteness(spaces[0], y, labels, s_e[0])
+    found = zip(
+        *(of_classes(r, y, labels, s, remote=remote) for r, s in zip(spaces, s_e, strict=True)), strict=True
+    )
+    for splits in found:
+        rows = splits[0][1]
+        best = max((best for _, _, best in splits), key=lambda b: b.ratio)
         position[rows], upper[rows] = best.position.float(), best.upper
     return position, upper
+
+
+def reduced(features: Tensor, dimensions: int) -> Tensor:
+    """Centred rows (N, d), float64, along the first principal axes of features (N, D)."""
+    mean, axes = principal(features, dimensions)
+    return (features - mean).double() @ axes
 
 
 def scatter(r: Tensor, groups: Tensor) -> Tensor:
