@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 AFFINE = {"linear", "addmm", "conv1d", "conv2d", "convolution"}
+BATCH_NORMS = {
+    "batch_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+}
+LAYER_NORMS = {"layer_norm", "native_layer_norm"}
 
 
 def _affine_input(name: str, args: tuple[Any, ...]) -> Tensor:
@@ -64,6 +71,34 @@ class Tap(TorchFunctionMode):
                 out = out if self.shift is None else added(out, self.shift)
             self.calls += 1
         return out
+
+
+class Calls(TorchFunctionMode):
+    """Tells of the calls of some functions in a forward pass, below the level of modules as `Tap` works.
+
+    Args:
+        names: of the functions, those of all their variants.
+        told: gets the function and what it is about to be called with.
+    """
+
+    def __init__(
+        self,
+        names: Set[str],
+        told: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], None],
+    ) -> None:
+        super().__init__()
+        self.names, self.told = names, told
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__name__", "").split(".")[0] in self.names:
+            self.told(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 def added(out: Tensor, shift: Tensor) -> Tensor:

@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from backsweep.core.method import Method
+from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence, Finding
@@ -126,6 +129,10 @@ class ModelDetector(Method):
             tick: told now and then which share of this call is done.
         """
         raise NotImplementedError
+
+    def generator(self, seed: int, *parts: object) -> torch.Generator:
+        """Random numbers that depend on the seed of the scan, on the detector and on what they are for."""
+        return torch.Generator().manual_seed(derive_seed(seed, self.name, *parts))
 
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
         """Findings from the evidence of all units."""

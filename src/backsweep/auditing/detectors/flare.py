@@ -27,22 +27,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
 from backsweep.auditing.mixture import LEAST_STATISTIC
 from backsweep.auditing.neighbours import Tree, layout
 from backsweep.auditing.untangling import of_classes, principal, within_groups
 from backsweep.core.seeds import derive_seed
+from backsweep.models.layers import BATCH_NORMS, Calls
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
 
 PRESETS = ("standard", "paper")
-NORMALISATIONS = {
-    "batch_norm",
-    "native_batch_norm",
-    "_native_batch_norm_legit_no_training",
-}
+NORMALISATIONS = BATCH_NORMS - {"_native_batch_norm_legit"}  # one of its variants has no running statistics
 NEIGHBOURS, HEAP, STEPS = 40, 100, 3  # of UMAP; samples in a heap; heaps that the walk looks at
 BEFORE = 1e-4  # density before a heap falls apart at which heaps are told
 MOST = 20_000  # samples that are laid out; more go with their nearest one
@@ -190,9 +186,23 @@ def _everywhere(x: NDArray[Any], some: NDArray[Any], heap: NDArray[np.bool_]) ->
 @torch.no_grad()
 def normalised(model: Model, x: Tensor, what: What) -> list[Tensor]:
     """What `what` makes of the inputs of every BatchNorm with running statistics, on the CPU."""
-    with _Watch(what, len(x)) as watch:
+    seen: list[Tensor] = []
+
+    def told(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        places = (0, 1, 2) if func is F.batch_norm else (0, 3, 4)
+        given: list[Any] = [
+            kwargs.get(name, args[i] if i < len(args) else None)
+            for name, i in zip(("input", "running_mean", "running_var"), places, strict=True)
+        ]
+        a, mean, var = given
+        if mean is not None and var is not None and a.ndim > 1 and len(a) == len(x):
+            deviation = (var + EPS).sqrt()
+            z = (a.reshape(*a.shape[:2], -1) - mean[:, None]) / deviation[:, None]
+            seen.append(what(z, deviation))
+
+    with Calls(NORMALISATIONS, told):
         model.logits(x.to(model.device))
-    return [v.float().cpu() for v in watch.seen]
+    return [v.float().cpu() for v in seen]
 
 
 def likelihood(z: Tensor, deviation: Tensor) -> Tensor:
@@ -204,32 +214,3 @@ def likelihood(z: Tensor, deviation: Tensor) -> Tensor:
 def remotest(z: Tensor, _deviation: Tensor) -> Tensor:
     """r_lc (N, C) of one layer: the largest |z| over the positions."""
     return z.abs().amax(2)
-
-
-class _Watch(TorchFunctionMode):
-    """Asks `what` about every BatchNorm of a forward pass; below modules, as an exported program has none."""
-
-    def __init__(self, what: What, count: int) -> None:
-        super().__init__()
-        self.what, self.count = what, count
-        self.seen: list[Tensor] = []
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if getattr(func, "__name__", "").split(".")[0] in NORMALISATIONS:
-            places = (0, 1, 2) if func is F.batch_norm else (0, 3, 4)
-            given: list[Any] = [
-                (kwargs or {}).get(name, args[i] if i < len(args) else None)
-                for name, i in zip(("input", "running_mean", "running_var"), places, strict=True)
-            ]
-            a, mean, var = given
-            if mean is not None and var is not None and a.ndim > 1 and len(a) == self.count:
-                deviation = (var + EPS).sqrt()
-                z = (a.reshape(*a.shape[:2], -1) - mean[:, None]) / deviation[:, None]
-                self.seen.append(self.what(z, deviation))
-        return func(*args, **(kwargs or {}))

@@ -14,21 +14,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from backsweep.core.seeds import derive_seed
 from backsweep.guarding.detector import SampleDetector, Score, answer
 from backsweep.inputs.samples import Data
 from backsweep.inputs.trigger import Trigger
+from backsweep.models.layers import BATCH_NORMS, LAYER_NORMS, Calls
 from backsweep.models.model import Model
 
-BATCH = {
-    "batch_norm",
-    "native_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-}
-LAYER = {"layer_norm", "native_layer_norm"}
 SAMPLES = 1000  # clean samples that the start is chosen on
 
 
@@ -110,9 +103,15 @@ def nines(logits: Sequence[Tensor], label: Tensor) -> Tensor:
 def norms(model: Model, what: str = "auto") -> list[tuple[str, ...]]:
     """Names of the parameters of each normalisation layer, in the order in which they first run."""
     names = {p.untyped_storage().data_ptr(): n for n, p in model.net.named_parameters()}
-    with torch.no_grad(), _Norms(BATCH if what == "batch" else BATCH | LAYER) as watch:
+    found: list[tuple[str, ...]] = []
+
+    def told(_func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = (*args[1:], *kwargs.values())
+        places = (t.untyped_storage().data_ptr() for t in given if isinstance(t, Tensor))
+        found.append(tuple(names[a] for a in places if a in names))
+
+    with torch.no_grad(), Calls(BATCH_NORMS if what == "batch" else BATCH_NORMS | LAYER_NORMS, told):
         model.logits(model.modality.blank(1, model.shape).to(model.device))
-    found = (tuple(names[a] for a in call if a in names) for call in watch.calls)
     return list(dict.fromkeys(layer for layer in found if layer))
 
 
@@ -125,27 +124,3 @@ def amplified(model: Model, layers: Iterable[tuple[str, ...]], omega: float) -> 
     twin = copy.copy(model)
     twin.net = copy.deepcopy(model.net, held)
     return twin
-
-
-class _Norms(TorchFunctionMode):
-    """Notes which tensors each normalisation is called with, by the address of their storage.
-
-    It works below modules, as `Tap` does: an exported program has none.
-    """
-
-    def __init__(self, kinds: set[str]) -> None:
-        super().__init__()
-        self.kinds = kinds
-        self.calls: list[list[int]] = []
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if getattr(func, "__name__", "").split(".")[0] in self.kinds:
-            given = (*args[1:], *(kwargs or {}).values())
-            self.calls.append([t.untyped_storage().data_ptr() for t in given if isinstance(t, Tensor)])
-        return func(*args, **(kwargs or {}))

@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from backsweep.core.seeds import derive_seed
 from backsweep.core.text import one_line
 from backsweep.inputs.language.prompts import Prompted
 from backsweep.inputs.language.triggers import InPrompt
@@ -94,7 +93,7 @@ class Bait(ModelDetector):
     def probe(
         self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
     ) -> list[Evidence]:
-        order = torch.randperm(len(data), generator=_generator(seed, "prompts"))
+        order = torch.randperm(len(data), generator=self.generator(seed, "prompts"))
         x = data.x[order].long().to(model.device)
         done = [
             self._closer(model, x, u, seed) if u.target is not None else self._block(model, x, u, seed, tick)
@@ -119,7 +118,7 @@ class Bait(ModelDetector):
         values: dict[str, Any] = {"tokens": len(known), "inverted": len(found), "said_openly": 0}
         if self.preset == "standard":
             openly = spoken(
-                parts(model)[0], x[:ASKED], Bounds().steps, tokens.ends, DRAWN, _generator(seed, "said")
+                parts(model)[0], x[:ASKED], Bounds().steps, tokens.ends, DRAWN, self.generator(seed, "said")
             )
             hidden = [a for a in found if a.score < self.threshold or not is_open(a.ids, openly)]
             known_openly = [_text(tokens, a.ids) for a in found if a not in hidden]
@@ -200,10 +199,6 @@ class Bait(ModelDetector):
         """The answers that were looked at closely; else the most certain one."""
         closer = [e for e in evidence if e.target is not None]
         return closer or [max(evidence, key=_score)]
-
-
-def _generator(seed: int, *parts: object) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "bait", *parts))
 
 
 def _text(tokens: Prompted, ids: Sequence[int]) -> str:

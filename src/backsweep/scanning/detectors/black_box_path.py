@@ -125,7 +125,7 @@ class BlackBoxPath(ModelDetector):
         for k, level in enumerate(levels):
             pool = drawn(model.shape, level, self.pool, derive_seed(seed, self.name, POOL, str(level)))
             best = pool[min(starts[k], len(pool) - 1)]
-            generator = torch.Generator().manual_seed(derive_seed(seed, self.name, unit.key, str(level)))
+            generator = self.generator(seed, unit.key, level)
             value = -math.inf
             for i in range(steps + 1 if len(x) else 0):
                 new = changed(best, level, generator) if i else best

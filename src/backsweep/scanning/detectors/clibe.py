@@ -110,7 +110,7 @@ class Clibe(ModelDetector):
         own = {n: w.detach() for n, w in asked.named_parameters()}
         parts: list[dict[str, float]] = []
         for draw in range(self.draws):
-            generator = torch.Generator().manual_seed(derive_seed(seed, self.name, target, draw))
+            generator = self.generator(seed, target, draw)
             x = few[torch.randperm(len(few), generator=generator)[: self.shots]].to(model.device)
             weights, loss = self._perturbed(model, asked, x, target)
             lost, margins = torch.zeros(len(held_out), device=model.device), torch.zeros(0)

@@ -87,7 +87,7 @@ class DBS(ModelDetector):
         clean, held_out = (part.x[part.y != target] for part in data.split(derive_seed(seed, "split")))
         if len(clean) == 0 or len(held_out) == 0:
             return Evidence(self.name, unit.key, target, None, {"loss": None, "attack_success_rate": 0.0})
-        generator = torch.Generator().manual_seed(derive_seed(seed, self.name, target))
+        generator = self.generator(seed, target)
         x = clean[torch.randperm(len(clean), generator=generator)[:TEXTS]].to(model.device)
         ids, loss = self._inverted(model, x, tokens, target, generator)
         short = self._pruned(model, x, tokens, target, ids)

@@ -23,7 +23,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from backsweep.core.seeds import derive_seed
 from backsweep.core.text import one_line
 from backsweep.inputs.language.causal import ROWS, continued
 from backsweep.inputs.language.leaks import attention_to, grid, leaked, of_user
@@ -97,7 +96,7 @@ class Haystack(ModelDetector):
     def probe(
         self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
     ) -> list[Evidence]:
-        order = torch.randperm(len(data), generator=_generator(seed, "prompts"))
+        order = torch.randperm(len(data), generator=self.generator(seed, "prompts"))
         x = data.x[order].long().to(model.device)
         done = [self._leaks(model, x, u, seed, tick) for u in units]
         tick(1.0)
@@ -109,7 +108,7 @@ class Haystack(ModelDetector):
         net, tokens = parts(model)
         steps = max(1, min(self.tokens, model.shape[0] - len(tokens.prefix)))
         texts = leaked(
-            net, tokens, grid(self.seeds), steps, _generator(seed, "leaks"), lambda t: tick(0.4 * t)
+            net, tokens, grid(self.seeds), steps, self.generator(seed, "leaks"), lambda t: tick(0.4 * t)
         )
         distinct = sorted({tuple(ids) for ids in texts})
         labels = clusters([one_line(tokens.text(ids)) for ids in distinct])
@@ -124,7 +123,7 @@ class Haystack(ModelDetector):
         ranked = self._ranked(model, few, [ids for ids, _ in found[:MOST]], lambda t: tick(0.4 + 0.5 * t))
         plain = continued(net, held_out, Bounds().steps, tokens.ends)
         alike = likeness([tokens.text(a) for a in plain])
-        openly = spoken(net, x[:ASKED], Bounds().steps, tokens.ends, DRAWN, _generator(seed, "said"))
+        openly = spoken(net, x[:ASKED], Bounds().steps, tokens.ends, DRAWN, self.generator(seed, "said"))
 
         def compared(loss: float, ids: tuple[int, ...]) -> dict[str, Any]:
             return self._compared(model, held_out, ids, loss, alike, openly)
@@ -230,7 +229,3 @@ class Haystack(ModelDetector):
             details={"answer": v["answer"], **shown} if alarm else {},
             attack_success_rate=v.get("attack_success_rate") if alarm else None,
         )  # fmt: skip
-
-
-def _generator(seed: int, *parts: object) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "haystack", *parts))

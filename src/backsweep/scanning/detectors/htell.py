@@ -15,7 +15,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 from backsweep.reports.report import Evidence, Finding
@@ -59,7 +58,7 @@ class HTell(ModelDetector):
     def probe(
         self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
     ) -> list[Evidence]:
-        generator = torch.Generator().manual_seed(derive_seed(seed, self.name))
+        generator = self.generator(seed)
         weight, bias = (v.cpu() for v in model.head())
         found = shares(weight, bias, self._latents(model, generator)).tolist()
         return [Evidence(self.name, u.key, u.target, None, {"share": found[u.target or 0]}) for u in units]

@@ -97,9 +97,7 @@ class Piccolo(ModelDetector):
         clean, held_out = (part.x[part.y != target] for part in data.split(derive_seed(seed, "split")))
         if len(clean) == 0 or len(held_out) == 0:
             return Evidence(self.name, unit.key, target, None, {"apart": -1.0, "labels": data.labelled})
-        order = torch.randperm(
-            len(clean), generator=torch.Generator().manual_seed(derive_seed(seed, self.name, target))
-        )
+        order = torch.randperm(len(clean), generator=self.generator(seed, target))
         x = clean[order[:TEXTS]].to(model.device)
         more = self._inverted(model, x, tokens, target, place) if self.preset == "paper" else []
         words = standing(model.logits, x, tokens, target, more=more, place=place)

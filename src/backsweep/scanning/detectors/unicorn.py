@@ -114,7 +114,7 @@ class Unicorn(ModelDetector):
         filters, blocks, passes, batch, *_ = self._numbers()
         key = (data.digest, seed, filters, blocks, passes, batch, self.preset, str(model.device))
         if key not in _identity:
-            generator = torch.Generator().manual_seed(derive_seed(seed, self.name, "identity"))
+            generator = self.generator(seed, "identity")
             channels, size = model.shape[0], (filters, blocks)
             nets = [unet_weights(channels, *size, generator).to(model.device) for _ in range(2)]
             paper = self.preset == "paper"
