@@ -203,7 +203,9 @@ def judged(
                 if p > alpha:
                     continue
                 before = called.get(c["target"], (0, 0))
-                called[c["target"]] = max(before, (c["flagged"], c["poison"]))
+                parted = own[audit.SECOND]["classes_found"] if second is not None else [c]
+                own_class = next((o for o in parted if o["target"] == c["target"]), c)
+                called[c["target"]] = max(before, (own_class["flagged"], own_class["poison"]))
         flagged, poison = (sum(v[i] for v in called.values()) for i in (0, 1))
         line, bad = own[first], own[first]["poisoned"]
         planted = set(line["targets"])

@@ -183,14 +183,14 @@ def ray_cluster(_folder: Path) -> Iterator[Cluster]:
     with contextlib.ExitStack() as stack:
         for _ in range(3):  # on a busy machine Ray sometimes gives up on its own head before that has begun
             nodes = stack.enter_context(started("-c", RAY_NODES))
-            orders, answers = nodes.stdin, nodes.stdout
-            assert orders is not None
-            assert answers is not None
-            address = answers.readline().strip()
+            assert nodes.stdout is not None
+            address = nodes.stdout.readline().strip()
             if address:
                 break
             stack.close()
         assert address, "Ray did not start its nodes in three attempts"
+        orders = nodes.stdin
+        assert orders is not None
         engine = Engine("ray", address=address)
 
         def lose_a_node() -> None:

@@ -11,8 +11,9 @@ from torch import nn
 
 from backsweep.auditing.audit import streamed
 from backsweep.auditing.detector import TrainingSet
-from backsweep.auditing.detectors.flare import Flare, likelihood, normalised, remotest, split
+from backsweep.auditing.detectors.flare import Flare, split
 from backsweep.auditing.neighbours import Tree, layout
+from backsweep.auditing.normalisation import likelihood, normalised, remotest
 from backsweep.inputs.samples import Data
 from backsweep.models.model import Model
 

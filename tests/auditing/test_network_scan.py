@@ -175,6 +175,10 @@ def test_both_say_it_of_the_same_class(
         )
         assert report.p_value is not None
         assert report.p_value <= 0.05
+        parting = NAME if None in p_values else SECOND
+        report.scores |= {n: torch.full_like(v, -1.0) for n, v in report.scores.items() if n != parting}
+        assert (report.labels[report.flagged] == report.targets[0]).all(), "groups of the scan, if it speaks"
+        assert len(report.flagged) == 30
     if None not in p_values:
         assert all("scan of the network" in str(f.details["null"]) for f in report.findings)
 

@@ -60,3 +60,19 @@ def test_features_without_any_variance_have_no_groups() -> None:
     position, upper = parted(torch.ones(50, 3), torch.arange(50) % 2, [0, 1])
     assert not upper.any()
     assert (position == -1).all()
+
+
+def test_a_second_representation_parts_what_the_first_does_not() -> None:
+    g = torch.Generator().manual_seed(3)
+    y = torch.arange(3).repeat_interleave(200)
+    first, second = torch.randn(600, 4, generator=g), torch.randn(600, 6, generator=g)
+    first += 8 * torch.nn.functional.one_hot(y, 4)
+    bad = torch.zeros(600, dtype=torch.bool)
+    bad[200:240] = True  # of class 1, nothing that the penultimate layer shows
+    second[bad, 2] += 9
+    alone = parted(first, y, [0, 1, 2])[1]
+    both = parted(first, y, [0, 1, 2], more=second)[1]
+    assert (alone[200:400] == bad[200:400]).double().mean() < 0.9
+    split = both[200:400] == bad[200:400]
+    assert split.all() or not split.any()  # which group lies farther from the others the first decides
+    assert torch.equal(parted(first, y, [0, 1, 2], more=torch.ones(600, 2))[1], alone)

@@ -40,7 +40,7 @@ from backsweep.models.checks import (
     pick_device,
 )
 from backsweep.models.model import Model
-from backsweep.reports.audit import MAP_ROWS, Audit, Examples
+from backsweep.reports.audit import MAP_ROWS, SCORED, Audit, Examples, scored_by
 from backsweep.reports.report import ERROR, Evidence, Finding, Note, worst_first
 from backsweep.scanning.cascade import population
 from backsweep.scanning.scan import checked_alpha, judged, saved_elsewhere
@@ -196,6 +196,7 @@ def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detecto
         own = {
             name: max(float(e.values["statistic"] or 0) for e in some) for name, some in by_detector.items()
         }
+        parting = next((m.name for m in methods if m.independent), None)
         groups, methods = _joined(methods, own, report, by_detector)
         of = {m.name: next((g for g in groups if m.name in g.names), None) for m in methods}
         # detectors without a common table share alpha; one that can only say "cannot tell" takes no share
@@ -209,7 +210,8 @@ def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detecto
             alone = said["alpha"] * part / len(methods)
             null = group.of(method.name) if group else None
             found = judged(report, method, by_detector[method.name], alone, null)
-            findings += [replace(f, details={**f.details, "together": part}) for f in found]
+            scored = {SCORED: parting} if group and group.second else {}
+            findings += [replace(f, details={**f.details, "together": part, **scored}) for f in found]
     report.findings = worst_first(findings)
     return report
 
@@ -331,7 +333,7 @@ def examples(report: Audit, given: TrainingSet) -> list[Examples]:
     first = list(dict.fromkeys(f.target for f in report.findings))[:1]
     shown = []
     for label in [c for c in (found or first) if c is not None][:MOST_SHOWN]:
-        by = next((f.detector for f in report.findings if f.target == label), "")
+        by = next((scored_by(f) for f in report.findings if f.target == label), "")
         if by not in report.scores:
             continue
         rows = given.of(label)

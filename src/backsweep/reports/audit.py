@@ -12,7 +12,7 @@ from backsweep.core import documents
 from backsweep.core.discovery import write_beside
 from backsweep.core.errors import BadInput
 from backsweep.core.text import one_line
-from backsweep.reports.report import ERROR, Report, read_json
+from backsweep.reports.report import ERROR, Finding, Report, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TENSORS = "audit.safetensors"
 FRESH, KEPT = "kept.safetensors", "kept.npz"  # a network that learned from the kept samples, those samples
 SCAN = "scan"  # folder of that network's scan
+SCORED = "scored_by"  # detail of a finding: whose scores say which samples of the class, where not its own
 MAP_ROWS = 1500  # samples of a class that the map of the page shows
 
 
@@ -60,6 +61,11 @@ class Retrained:
     measured_on: str
 
 
+def scored_by(finding: Finding) -> str:
+    """The detector whose scores part the samples of the class that a finding names."""
+    return str(finding.details.get(SCORED, finding.detector))
+
+
 @dataclass(eq=False)
 class Audit(Report):
     """The result of an audit of a training set.
@@ -85,16 +91,16 @@ class Audit(Report):
 
     @property
     def flagged(self) -> Tensor:
-        """Indices of the flagged samples, ascending: of a class that a detector found poisoned, those above
-        that detector's cut."""
+        """Indices of the flagged samples, ascending: of a class that is found poisoned, those above the cut
+        of the detector that parts its samples (`scored_by`)."""
         import torch
 
         found = torch.zeros(len(self.labels), dtype=torch.bool)
         cuts = {(e.detector, e.target): e.values.get("cut") for e in self.evidence}
         for finding in self.findings:
-            cut = cuts.get((finding.detector, finding.target))
+            cut = cuts.get((scored_by(finding), finding.target))
             if finding.level == ERROR and isinstance(cut, int | float):
-                found |= (self.labels == finding.target) & (self.scores[finding.detector] > cut)
+                found |= (self.labels == finding.target) & (self.scores[scored_by(finding)] > cut)
         return torch.nonzero(found).flatten()
 
     @property

@@ -17,36 +17,29 @@ and asks of every class whether its samples have two means there, as SCAn asks o
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
 from backsweep.auditing.mixture import LEAST_STATISTIC
 from backsweep.auditing.neighbours import Tree, layout
+from backsweep.auditing.normalisation import likelihood, normalised, outlying, remotest
 from backsweep.auditing.untangling import of_classes, principal, within_groups
 from backsweep.core.seeds import derive_seed
-from backsweep.models.layers import BATCH_NORMS, Calls
-from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
 
 PRESETS = ("standard", "paper")
-NORMALISATIONS = BATCH_NORMS - {"_native_batch_norm_legit"}  # one of its variants has no running statistics
 NEIGHBOURS, HEAP, STEPS = 40, 100, 3  # of UMAP; samples in a heap; heaps that the walk looks at
 BEFORE = 1e-4  # density before a heap falls apart at which heaps are told
 MOST = 20_000  # samples that are laid out; more go with their nearest one
 DIMENSIONS = 64  # of the representation, at most
 SHARPNESS = 2.5  # power of the separation, so that its logarithm spreads by about 0.5 among clean classes
-EPS = 1e-5  # of variances
-BATCH = 256
-What = Callable[[Tensor, Tensor], Tensor]  # of z (N, C, P) and the deviations (C,)
 
 
 @dataclass(frozen=True)
@@ -85,13 +78,10 @@ class Flare(SetDetector):
         return ""
 
     def measure(self, given: TrainingSet) -> tuple[Tensor, list[Evidence]]:
-        parts = given.data.x.split(BATCH)
-        seen, what = [], likelihood if self.preset == "paper" else remotest
-        for k, x in enumerate(parts):
-            seen.append(torch.cat(normalised(given.model, x, what), 1))
-            given.tick(0.6 * (k + 1) / len(parts))
+        what = likelihood if self.preset == "paper" else remotest
+        seen = outlying(given.model, given.data.x, what, lambda share: given.tick(0.6 * share))
         told = self._heaps if self.preset == "paper" else self._classes
-        return told(given, torch.cat(seen))
+        return told(given, torch.cat(seen, 1))
 
     def _classes(self, given: TrainingSet, r: Tensor) -> tuple[Tensor, list[Evidence]]:
         """Two means in every class, in the space of the channels (N, C)."""
@@ -181,36 +171,3 @@ def _everywhere(x: NDArray[Any], some: NDArray[Any], heap: NDArray[np.bool_]) ->
         found[some] = heap
         return found
     return np.asarray(KNeighborsClassifier(1).fit(x[some], heap).predict(x), dtype=bool)
-
-
-@torch.no_grad()
-def normalised(model: Model, x: Tensor, what: What) -> list[Tensor]:
-    """What `what` makes of the inputs of every BatchNorm with running statistics, on the CPU."""
-    seen: list[Tensor] = []
-
-    def told(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        places = (0, 1, 2) if func is F.batch_norm else (0, 3, 4)
-        given: list[Any] = [
-            kwargs.get(name, args[i] if i < len(args) else None)
-            for name, i in zip(("input", "running_mean", "running_var"), places, strict=True)
-        ]
-        a, mean, var = given
-        if mean is not None and var is not None and a.ndim > 1 and len(a) == len(x):
-            deviation = (var + EPS).sqrt()
-            z = (a.reshape(*a.shape[:2], -1) - mean[:, None]) / deviation[:, None]
-            seen.append(what(z, deviation))
-
-    with Calls(NORMALISATIONS, told):
-        model.logits(x.to(model.device))
-    return [v.float().cpu() for v in seen]
-
-
-def likelihood(z: Tensor, deviation: Tensor) -> Tensor:
-    """LL_l (N, 1) of one layer from z (N, C, P): the least log-likelihood over channels and positions."""
-    density = -z.square() / 2 - deviation.log()[:, None] - math.log(2 * math.pi) / 2
-    return density.flatten(1).amin(1, keepdim=True)
-
-
-def remotest(z: Tensor, _deviation: Tensor) -> Tensor:
-    """r_lc (N, C) of one layer: the largest |z| over the positions."""
-    return z.abs().amax(2)

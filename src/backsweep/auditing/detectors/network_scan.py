@@ -7,8 +7,10 @@ the samples say (`nulls.joined`). The cascade (`scanning/detectors/cascade.py`) 
     the known clean samples, or of every class the samples that are not in its suspected group,
 
 since references that learn from poison would have the backdoor too. The groups are SCAn's (Tang et al.,
-USENIX Security 2021), the suspected one lies farther from the other classes (`untangling.py`); the samples
-that are flagged in a class that is found are those of its suspected group.
+USENIX Security 2021), in the penultimate layer or, where the network has BatchNorm, in what its layers do not
+expect (FLARE, TIFS 2025) or in both, whichever parts a class best; the suspected one lies farther from the
+other classes (`untangling.py`). The samples that are flagged in a class that is found are those of its
+suspected group.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
 from backsweep.auditing.mixture import LEAST_STATISTIC
+from backsweep.auditing.normalisation import excess
 from backsweep.auditing.untangling import parted
 from backsweep.core.progress import Event
 from backsweep.core.seeds import derive_seed
@@ -79,7 +82,8 @@ class NetworkScan(SetDetector):
 
     def scanned(self, given: TrainingSet) -> tuple[Tensor, Report]:
         """Positions (N,) of the samples on the lines of their classes, and the scan of the network."""
-        scores, upper = parted(given.features, given.data.y, given.looked_at, self.dimensions)
+        odd = excess(given.model, given.data.x)
+        scores, upper = parted(given.features, given.data.y, given.looked_at, self.dimensions, odd)
         clean = given.clean or given.data[torch.nonzero(~upper).flatten()]
         some = clean.sample(max(self.samples, EACH * given.classes), derive_seed(given.seed, self.name))
 

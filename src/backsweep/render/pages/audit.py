@@ -15,7 +15,7 @@ from backsweep.render.pages.audit_map import Counts, Histogram, Map, Tile, histo
 from backsweep.render.pages.card import Bar, Bars, Fact, isolated
 from backsweep.render.pages.page import template
 from backsweep.render.pages.scan import origin, timing
-from backsweep.reports.audit import Audit, Examples, Retrained
+from backsweep.reports.audit import Audit, Examples, Retrained, scored_by
 from backsweep.reports.report import (
     BACKDOORED,
     CLEAN,
@@ -260,7 +260,7 @@ def _card(report: Audit, shown: Examples, counts: Counts, name: view.Name) -> Ca
     drawn, marked = scatter(shown, counts.rows), None
     by, suspicious, typical, facts = "", list[Tile](), list[Tile](), list[Fact]()
     if finding is not None:
-        scores, by = report.scores[finding.detector], view.title(finding.detector)
+        scores, by = report.scores[scored_by(finding)], view.title(scored_by(finding))
         marked = histogram(scores[counts.labels == shown.label], _cut(report, finding), hot)
         suspicious, typical = tiles(shown, scores, counts.rows, view.modality(report))
         facts = _class_facts(report, of_class)
@@ -275,7 +275,8 @@ def _card(report: Audit, shown: Examples, counts: Counts, name: view.Name) -> Ca
 
 
 def _cut(report: Audit, finding: Finding) -> float | None:
-    e = next((e for e in report.evidence if _same(e, finding)), None)
+    which = scored_by(finding), finding.target
+    e = next((e for e in report.evidence if (e.detector, e.target) == which), None)
     value = None if e is None else e.values.get("cut")
     return float(value) if isinstance(value, int | float) else None
 
