@@ -183,6 +183,15 @@ def test_both_say_it_of_the_same_class(
         assert all("scan of the network" in str(f.details["null"]) for f in report.findings)
 
 
+def test_the_class_that_is_told_stands_out_most_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    table_of([float(v) for v in range(1, 40)], monkeypatch)
+    report = judge(report_of([1, 20, 19, 1], [1.0, 1.0, 0.3, 0.9]))
+    (note,) = report.findings
+    assert report.verdict == CLEAN
+    assert note.target == 2, "class 1 has the larger statistic, but the scan says nothing of it"
+    assert note.p_value == pytest.approx(joined(22 / 40, 0.3), rel=1e-6)
+
+
 def test_alone_it_is_judged_by_its_own_p_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nulls, "tables", lambda: ())
     for p_values, verdict in (([0.9, 0.01], BACKDOORED), ([0.9, 0.3], CLEAN), ([None, None], INCONCLUSIVE)):

@@ -264,16 +264,18 @@ def judge(
             _doubted(_told(f, str(f.details.get("null", UNCALIBRATED))), getattr(detector, "cautious", False))
             for f in findings
         ]
+    first = min(every, key=lambda f: null.p_value(f.score, f.target))  # a null may know more than the score
     if null.critical(alpha) is None:
         doubt = f"{_out_of_reach(null, alpha)}, or make a larger table (backsweep bench null)"
-        p_value = null.p_value(every[0].score, every[0].target)
-        return [_told(replace(every[0], level=WARNING, message=doubt, p_value=p_value), null.words)]
+        p_value = null.p_value(first.score, first.target)
+        return [_told(replace(first, level=WARNING, message=doubt, p_value=p_value), null.words)]
     # the detector's own level at which it flags what the table flags, and nothing else
     own = [f.p_value or 0.0 for f in every]
     beyond = [p for f, p in zip(every, own, strict=True) if null.p_value(f.score, f.target) <= alpha]
     findings = detector.judge(evidence, classes, max(beyond, default=min(own) * (1 - 1e-9)))
-    if not beyond and all(f.p_value is None for f in findings):  # alone it could not tell, the table can
-        findings = [replace(every[0], level=NOTE, message="no class stands out among those of the table")]
+    if not beyond and first.target not in {f.target for f in findings if f.p_value is not None}:
+        # alone it could not tell, the table can; or it tells of another class
+        findings = [replace(first, level=NOTE, message="no class stands out among those of the table")]
     # where most classes lie beyond the table their own p-values tie, and the others come with them
     findings = [
         f
