@@ -14,12 +14,11 @@ demo: $(VENV)/.run   ## train a clean and a backdoored net on real digits, scan 
 	$(BIN)/backsweep demo --out demo-report
 
 test: $(VENV)/.dev lint   ## ruff, strict typing, all tests
-	@if [ -n "$$CI" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi || true
-	@if [ -n "$$CI" ] && ! command -v firefox >/dev/null && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends firefox-esr >/dev/null; fi || true
-	@if [ -n "$$CI" ] && [ ! -d /usr/lib/postgresql ] && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null; fi || true
+	@if [ -n "$$CI" ] && command -v apt-get >/dev/null; then \
+	  missing="$$(command -v chromium >/dev/null || echo chromium; command -v firefox >/dev/null || echo firefox-esr; \
+	    [ -d /usr/lib/postgresql ] || echo postgresql)"; install="apt-get install -y -qq --no-install-recommends"; \
+	  if [ -n "$$missing" ] && apt-get update -qq; then \
+	    $$install $$missing >/dev/null || for one in $$missing; do $$install $$one >/dev/null; done; fi; fi || true
 	@if [ -n "$$CI" ]; then $(PYTHON) -m venv $(VENV)/mlflow && $(VENV)/mlflow/bin/pip install -q mlflow; fi || true
 	BACKSWEEP_MLFLOW=$(abspath $(VENV)/mlflow/bin/python) $(BIN)/python -m pytest -n 2 --dist worksteal
 

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from audit_sets import percent, rates, share, told
 from torch import Tensor
 
 from backsweep.auditing import audit, nulls
@@ -36,7 +37,6 @@ from backsweep.bench.records import about, read
 from backsweep.core.discovery import find, make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import write_json, write_text
-from backsweep.core.statistics import Share
 from backsweep.core.versions import versions
 from backsweep.reports.report import Report
 from backsweep.scanning.cascade.measured import Measured
@@ -53,7 +53,6 @@ OTHERS = (
     "spectre",
 )
 USUAL = tuple(n for n in OTHERS if " " not in n)
-FOUND = ("target", "statistic", "flagged", "poison")  # what is known of a class
 Line = Mapping[str, Any]
 
 
@@ -87,16 +86,12 @@ def measured(net: build.Net, names: Sequence[str], most: int) -> list[dict[str, 
         report = audit.audit(model, data, [one], seed=net.truth["seed"], device="cpu", features=known)
         if not report.evidence:
             continue
-        classes = []
-        for e in report.evidence:
-            above = (data.y == e.target) & (report.scores[name] > float(e.values["cut"] or 0))
-            statistic, count = float(e.values["statistic"] or 0), (int(above.sum()), int((above & bad).sum()))
-            classes.append(dict(zip(FOUND, (e.target, statistic, *count), strict=True)))
+        classes = [told(e, report.scores[name], data.y, bad) for e in report.evidence]
         found.append({
             **about(net), "audit": name, "settings": report.settings["detectors"][name],
             **{k: report.model[k] for k in ("layout", "shape", "classes")}, "samples": len(data),
             "poisoned": int(bad.sum()),
-            "score": max(float(c["statistic"] or 0) for c in classes),
+            "score": max(c["statistic"] for c in classes),
             "classes_found": classes,
             "training_accuracy": report.data["training_accuracy"],
             "cpu_seconds": round(time.process_time() - clock, 2), **versions(),
@@ -192,7 +187,9 @@ def judged(
         scores = np.array([own[n]["score"] for n in names])
         group = Together(tuple(names), table, scores, "", [sized(s[first]) for s in others])
         second = scans.p_values(own[audit.SECOND]) if scans is not None else None
-        called: dict[int, tuple[int, int]] = {}
+        # a set whose network was scanned is parted by the scan, as an audit parts it
+        parted = {c["target"]: c for c in (own[audit.SECOND]["classes_found"] if second is not None else ())}
+        called: list[Line] = []
         top = (2.0, -1)
         for n in names:
             for c in sorted(own[n]["classes_found"], key=lambda c: -float(c["statistic"])):
@@ -200,23 +197,17 @@ def judged(
                 if second is not None:
                     p = joined(p, second.get(c["target"], 1.0))
                 top = min(top, (p, c["target"]), key=lambda t: t[0])
-                if p > alpha:
-                    continue
-                before = called.get(c["target"], (0, 0))
-                parted = own[audit.SECOND]["classes_found"] if second is not None else [c]
-                own_class = next((o for o in parted if o["target"] == c["target"]), c)
-                called[c["target"]] = max(before, (own_class["flagged"], own_class["poison"]))
-        flagged, poison = (sum(v[i] for v in called.values()) for i in (0, 1))
-        line, bad = own[first], own[first]["poisoned"]
+                if p <= alpha:
+                    called.append(parted.get(c["target"], c))
+        line = own[first]
         planted = set(line["targets"])
         if line["attack"] and not planted:  # all to all
             planted = {c["target"] for c in own[first]["classes_found"]}
-        right = bool(set(called) & planted) if called else None
+        right = any(c["target"] in planted for c in called) if called else None
         seconds = sum(own[n]["cpu_seconds"] for n in wanted)
         found.append(
-            Judged(line, top[0], right, top[1] in planted, poison / bad if bad else 0.0,
-                   (flagged - poison) / (line["samples"] - bad), seconds)
-        )  # fmt: skip
+            Judged(line, top[0], right, top[1] in planted, *rates(line, called), cpu_seconds=seconds)
+        )
     return found
 
 
@@ -240,19 +231,14 @@ def table(found: Sequence[Judged], alpha: float, keys: Mapping[str, Any]) -> lis
         hit = [j for j in bad if j.p_value <= alpha]
         cells = [_share([j.p_value <= alpha for j in some]) for some in (calm, bad)]
         cells.append(f"{sum(bool(j.right) for j in hit)}/{len(hit)}" if hit else "")
-        cells += [f"{100 * statistics.fmean(v):.1f} %" if v else "" for v in (
-            [j.tpr for j in hit], [j.fpr for j in hit])]  # fmt: skip
+        cells += [percent(v, "") for v in ([j.tpr for j in hit], [j.fpr for j in hit])]
         cells.append(f"{statistics.median(j.cpu_seconds for j in own):.0f}" if own else "")
         text.append(f"| {name} | " + " | ".join(cells) + " |")
     return text
 
 
 def _share(called: Sequence[bool]) -> str:
-    if not called:
-        return ""
-    share = Share(sum(called), len(called))
-    low, high = share.interval
-    return f"{share.hits}/{share.n} ({low:.0%}-{high:.0%})"
+    return share(called) if called else ""
 
 
 def by_size(lines: Sequence[Line], alpha: float, scans: Scans | None = None) -> list[Judged]:

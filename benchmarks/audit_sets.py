@@ -16,12 +16,13 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from backsweep.auditing import nulls
 from backsweep.auditing.audit import SMALL_AUDITS, audit, choose, judge
@@ -35,7 +36,7 @@ from backsweep.core.statistics import Share
 from backsweep.core.versions import versions
 from backsweep.inputs.samples import Data
 from backsweep.reports.audit import Audit
-from backsweep.reports.report import BACKDOORED, ERROR, INCONCLUSIVE
+from backsweep.reports.report import BACKDOORED, ERROR, INCONCLUSIVE, Evidence
 from backsweep.zoo.attack import Attack
 from backsweep.zoo.build import CALIBRATION, JUDGING, MIN_ATTACK_SUCCESS, split_of
 from backsweep.zoo.tasks import TASKS, loaded
@@ -71,13 +72,9 @@ def measured(task: str, attack: str | None, seed: int) -> dict[str, Any]:
     model = trained(arch, data, seed, "cpu")
     learned = time.process_time() - clock
     report = audit(model, data, choose(DETECTORS), seed=seed, device="cpu")
-    found = []
-    for e in report.evidence:
-        above = (data.y == e.target) & (report.scores[e.detector] > float(e.values["cut"] or 0))
-        found.append({
-            "detector": e.detector, "target": e.target, "statistic": e.values["statistic"],
-            "flagged": int(above.sum()), "poison": int((above & bad).sum()),
-        })  # fmt: skip
+    found = [
+        {"detector": e.detector, **told(e, report.scores[e.detector], data.y, bad)} for e in report.evidence
+    ]
     return {
         "task": task, "arch": arch, "attack": attack, "options": options, "seed": seed, "samples": len(data),
         "poisoned": int(bad.sum()), "target": None if trigger is None else trigger.target,
@@ -87,6 +84,19 @@ def measured(task: str, attack: str | None, seed: int) -> dict[str, Any]:
         "settings": report.settings["detectors"], "classes_found": found,
         "failed": [n.reason for n in report.errors], "training_seconds": round(learned, 2),
         "cpu_seconds": round(time.process_time() - clock, 2), **versions(),
+    }  # fmt: skip
+
+
+def told(e: Evidence, scores: Tensor, y: Tensor, bad: Tensor) -> dict[str, Any]:
+    """What is kept of a class: its statistic, its samples that are flagged, and how many of them are poison.
+
+    Args:
+        scores, y, bad: of all samples (N,): what the detector says, their labels, whether they are poison.
+    """
+    above = (y == e.target) & (scores > float(e.values["cut"] or 0))
+    return {
+        "target": e.target, "statistic": float(e.values["statistic"] or 0),
+        "flagged": int(above.sum()), "poison": int((above & bad).sum()),
     }  # fmt: skip
 
 
@@ -123,6 +133,31 @@ def null(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [t for t in made if t["layout"] != nulls.ANY]  # digits say nothing of other kinds
 
 
+def rates(line: Mapping[str, Any], called: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+    """Shares of the poisoned and of the other samples of a set that are flagged in classes that are called.
+
+    Of a class that several detectors call, as the one says that flags most: they flag the same group.
+    """
+    most: dict[int, tuple[int, int]] = {}
+    for c in called:
+        most[c["target"]] = max(most.get(c["target"], (0, 0)), (c["flagged"], c["poison"]))
+    flagged, poison = (sum(v[i] for v in most.values()) for i in (0, 1))
+    bad = line["poisoned"]
+    return poison / bad if bad else 0.0, (flagged - poison) / (line["samples"] - bad)
+
+
+def share(called: Sequence[bool]) -> str:
+    """How many of some sets, with the interval."""
+    found = Share(sum(called), len(called))
+    low, high = found.interval
+    return f"{found.hits}/{found.n} ({low:.0%}-{high:.0%})"
+
+
+def percent(values: Sequence[float], none: str) -> str:
+    """The mean of some shares; `none` of none."""
+    return f"{100 * statistics.fmean(values):.1f} %" if values else none
+
+
 @dataclass(frozen=True)
 class Judged:
     """One set: whether it was called poisoned, and what was flagged.
@@ -152,16 +187,11 @@ def judged(line: Mapping[str, Any], alpha: float) -> Judged:
     )  # fmt: skip
     judge(report)
     named = {(f.detector, f.target) for f in report.findings if f.level == ERROR}
-    most: dict[int, tuple[int, int]] = {}
-    for c in line["classes_found"]:
-        if (c["detector"], c["target"]) in named:  # both detectors flag the same group
-            most[c["target"]] = max(most.get(c["target"], (0, 0)), (c["flagged"], c["poison"]))
-    flagged, poison = (sum(v[i] for v in most.values()) for i in (0, 1))
-    bad = line["poisoned"]
+    called = [c for c in line["classes_found"] if (c["detector"], c["target"]) in named]
+    right = line["target"] in {c["target"] for c in called}
     return Judged(
-        line, report.verdict == BACKDOORED, report.verdict == INCONCLUSIVE, line["target"] in most,
-        poison / bad if bad else 0.0, (flagged - poison) / (line["samples"] - bad),
-    )  # fmt: skip
+        line, report.verdict == BACKDOORED, report.verdict == INCONCLUSIVE, right, *rates(line, called)
+    )
 
 
 def table(lines: Sequence[Mapping[str, Any]], alpha: float) -> str:
@@ -183,16 +213,14 @@ def table(lines: Sequence[Mapping[str, Any]], alpha: float) -> str:
             sets = [j for j in every if attack is None or j.line["success"] >= MIN_ATTACK_SUCCESS]
             if not every:
                 continue
-            share, hit = Share(sum(j.called for j in sets), len(sets)), [j for j in sets if j.called]
-            low, high = share.interval
-            rates = [f"{100 * statistics.fmean(v):.1f} %" if v else "-" for v in (
-                [j.tpr for j in hit if attack], [j.fpr for j in hit])]  # fmt: skip
+            hit = [j for j in sets if j.called]
+            tpr, fpr = (percent(v, "-") for v in ([j.tpr for j in hit if attack], [j.fpr for j in hit]))
             name = "none" if attack is None else f"{attack}, 5 and 10 %"
             seconds = statistics.median(j.line["cpu_seconds"] for j in every)
             right = "-" if attack is None else f"{sum(j.right for j in hit)}/{len(hit)}"
             text.append(
-                f"| {task}, {KINDS[task][0]:,} samples | {name} | {len(sets)} | {share.hits}/{share.n} "
-                f"({low:.0%}-{high:.0%}) | {right} | {rates[0]} | {rates[1]} | {len(every) - len(sets)} "
+                f"| {task}, {KINDS[task][0]:,} samples | {name} | {len(sets)} "
+                f"| {share([j.called for j in sets])} | {right} | {tpr} | {fpr} | {len(every) - len(sets)} "
                 f"| {seconds:.0f} |"
             )
     open_sets = sum(j.undecided for j in own)

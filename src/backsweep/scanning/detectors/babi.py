@@ -16,7 +16,7 @@ in small networks, one does not; so the standard preset judges single tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -92,16 +92,7 @@ class Babi(ModelDetector):
     def units(self, model: Model, data: Data) -> Sequence[Unit]:
         return [Unit(f"{place}-{t}", t) for t in range(model.classes) for place in (START, END)]
 
-    def probe(
-        self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
-    ) -> list[Evidence]:
-        found = []
-        for i, unit in enumerate(units):
-            found.append(self._measured(model, data, unit, seed))
-            tick((i + 1) / len(units))
-        return found
-
-    def _measured(self, model: Model, data: Data, unit: Unit, seed: int) -> Evidence:
+    def probe_one(self, model: Model, data: Data, unit: Unit, seed: int) -> Evidence:
         tokens, target, place = cast(Tokens, _tokens(model)), unit.target or 0, unit.key.split("-")[0]
         clean, held_out = data.split(derive_seed(seed, "split"))
         x, there = (part.x[part.y != target][:count].to(model.device)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, ClassVar
@@ -89,16 +89,7 @@ class Clibe(ModelDetector):
     def applies(self, model: Model, data: Data) -> str:
         return "" if changed(model)[0] else "no weight before the last layer is known by a name"
 
-    def probe(
-        self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
-    ) -> list[Evidence]:
-        found = []
-        for i, unit in enumerate(units):
-            found.append(self._measured(model, data, unit, seed))
-            tick((i + 1) / len(units))
-        return found
-
-    def _measured(self, model: Model, data: Data, unit: Unit, seed: int) -> Evidence:
+    def probe_one(self, model: Model, data: Data, unit: Unit, seed: int) -> Evidence:
         target = unit.target or 0
         known: dict[str, Any] = {"labels": data.labelled, "weights": len(changed(model)[0])}
         known["attention"] = changed(model)[1]

@@ -14,7 +14,7 @@ words, so the standard preset asks also that a token stands out from natural wor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -73,16 +73,7 @@ class DBS(ModelDetector):
         has = isinstance(getattr(model.modality, "tokens", None), Tokens)
         return "" if has else f"it inverts tokens, and the model takes {model.modality.noun}s"
 
-    def probe(
-        self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
-    ) -> list[Evidence]:
-        found = []
-        for i, unit in enumerate(units):
-            found.append(self._measured(model, data, unit, seed))
-            tick((i + 1) / len(units))
-        return found
-
-    def _measured(self, model: Model, data: Data, unit: Unit, seed: int) -> Evidence:
+    def probe_one(self, model: Model, data: Data, unit: Unit, seed: int) -> Evidence:
         tokens, target = cast(Tokens, getattr(model.modality, "tokens", None)), unit.target or 0
         clean, held_out = (part.x[part.y != target] for part in data.split(derive_seed(seed, "split")))
         if len(clean) == 0 or len(held_out) == 0:

@@ -17,7 +17,7 @@ classes can be told.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -83,16 +83,7 @@ class Piccolo(ModelDetector):
     def units(self, model: Model, data: Data) -> Sequence[Unit]:
         return [Unit(f"{place}-{t}", t) for t in range(model.classes) for place in (START, END)]
 
-    def probe(
-        self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
-    ) -> list[Evidence]:
-        found = []
-        for i, unit in enumerate(units):
-            found.append(self._measured(model, data, unit, seed))
-            tick((i + 1) / len(units))
-        return found
-
-    def _measured(self, model: Model, data: Data, unit: Unit, seed: int) -> Evidence:
+    def probe_one(self, model: Model, data: Data, unit: Unit, seed: int) -> Evidence:
         tokens, target, place = cast(Tokens, tokens_of(model)), unit.target or 0, unit.key.split("-")[0]
         clean, held_out = (part.x[part.y != target] for part in data.split(derive_seed(seed, "split")))
         if len(clean) == 0 or len(held_out) == 0:
