@@ -131,7 +131,7 @@ def parted(
         features: penultimate features (N, D), brought to at most so many dimensions.
         y, labels: classes (N,), and those that are parted.
         more: another representation (N, E): classes are parted in it and in both together too, and of the
-            splits of a class the likeliest is taken. Which group is suspected is told by `features`.
+            splits of a class the likeliest is taken. Which group is suspected both together tell.
 
     Returns:
         Positions (N,) on the lines of the classes, and who is in the upper groups (N,). Samples of other
@@ -145,7 +145,7 @@ def parted(
         both = torch.cat([r / r.std(0).mean() for r in (spaces[0], other)], 1)
         spaces += [other, reduced(both, dimensions)]
     s_e = [within_groups(r, y, labels) for r in spaces]
-    remote = remoteness(spaces[0], y, labels, s_e[0])
+    remote = remoteness(spaces[-1], y, labels, s_e[-1])
     found = zip(
         *(of_classes(r, y, labels, s, remote=remote) for r, s in zip(spaces, s_e, strict=True)), strict=True
     )
