@@ -709,6 +709,26 @@ def test_a_command_says_whether_a_set_is_poisoned(
     assert shell("show", out, "--alpha", "0.0001")[0] == 3, "no p-value of 39 networks is so small"
 
 
+def test_verify_tells_its_progress(twins: Twins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taught(model: Model, _data: Data, _seed: int, tick: Callable[[float], None]) -> Model:
+        tick(0.5)
+        return model.copy()
+
+    def scan(*_: Any, on_event: Callable[[Event], None], **__: Any) -> Report:
+        on_event(Event("cascade", 0.7, 1, 0, 1.0))
+        return Report()
+
+    monkeypatch.setattr(auditing, "fresh", taught)
+    monkeypatch.setattr(verifying, "scan", scan)
+    heard: list[Event] = []
+    told_audit(twins, verify=True, out=tmp_path, on_event=heard.append)
+    shares = [e.share for e in heard]
+    assert shares == sorted(shares), "the bar never runs backwards"
+    training = [v for e, v in zip(heard, shares, strict=True) if e.stage == "verify"]
+    assert len(set(training)) >= 2, "training moves it"
+    assert shares[-1] > max(training), "and the scan does"
+
+
 def test_a_command_trains_a_network(
     shell: Shell,
     files: Path,

@@ -104,7 +104,7 @@ def audit(
         features = checked_features(features, len(data), work.classes)
     if out is not None:
         writable_folder(Path(out))
-    stage = Stage(on_event, 1 + len(methods) + verify)
+    stage = Stage(on_event, 1 + len(methods) + 2 * verify)
     z, logits = features or streamed(work, data.x, stage.named("features"))
     given = TrainingSet(
         data, work.classes, z, logits, work, train or partial(_fresh, model, None), clean, seed
@@ -152,9 +152,9 @@ def audit(
     if out is not None:
         report.save(Path(out))  # what was found is kept, whatever the training comes to
     if verify and not doubt:
-        stage.named("verify")
+        tick = stage.named("verify")
         try:
-            verified(report, given, stage.part, out)
+            verified(report, replace(given, train=train or partial(_fresh, model, tick)), stage, out)
         except (BadInput, RuntimeError, ArithmeticError, ValueError, TypeError) as e:
             report.skipped.append(Note("verify", f"failed: {' '.join(str(e).split())[:300]}"))
     report.timings["total_seconds"] = round(time.perf_counter() - clock[0], 3)

@@ -10,7 +10,7 @@ import numpy as np
 
 from backsweep.auditing.detector import TrainingSet
 from backsweep.core.files import writable_folder
-from backsweep.core.progress import OnEvent
+from backsweep.core.progress import Stage
 from backsweep.core.seeds import derive_seed
 from backsweep.formats.saving import save
 from backsweep.models.model import Model
@@ -24,13 +24,16 @@ SCANNED = 1000  # kept samples that it is scanned with, where there are no clean
 def verified(
     report: Audit,
     given: TrainingSet,
-    on_event: OnEvent | None = None,
+    stage: Stage,
     out: str | os.PathLike[str] | None = None,
 ) -> None:
     """Train a fresh network without the flagged samples and measure it, in place.
 
     With a folder, and if something was flagged, the network and the kept samples are written there, and the
     network is scanned.
+
+    Args:
+        stage: where the training has begun, and the scan will.
     """
     model, report.retrained = retrained(report, given)
     if out is None or not len(report.flagged):
@@ -43,9 +46,10 @@ def verified(
     if arrays is not None:
         np.savez(folder / KEPT, y=kept.y.numpy(), **arrays)
     samples = given.clean or kept.sample(SCANNED, derive_seed(given.seed, "scanned"))
+    stage.named("verify: scan")
     found = scan(
         model, samples, alpha=report.settings["alpha"], seed=given.seed, device=given.model.device,
-        on_event=on_event, out=folder / SCAN,
+        on_event=stage.part, out=folder / SCAN,
     )  # fmt: skip
     report.rescan = said(found, arrays is not None)
 
