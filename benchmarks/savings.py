@@ -1,6 +1,6 @@
 """The default scan without each of its savings: CPU and wall seconds, and what is found.
 
-    python benchmarks/savings.py ZOO [--match 'mnist-*'] [--threads 2]
+    python benchmarks/savings.py ZOO [--match 'mnist-*'] [--way 'all classes in full'] [--threads 2]
 
 ZOO is a folder of networks that `backsweep zoo build` made. Every network is scanned as it is, and with one
 saving taken away at a time (docs/decisions/0020): nothing kept (the reference is trained whole), one class in
@@ -64,6 +64,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("zoo", type=Path)
     parser.add_argument("--match", default="*")
+    parser.add_argument(
+        "--way", action="append", choices=WAYS, help="one of them; may repeat; all by default"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="1 leaves that row out")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -73,7 +76,7 @@ def main() -> None:
         _, test = build.load_data(net.truth["task"])
         seed, model = net.truth["seed"], net.model()
         clean = test.sample(max(1000, 30 * net.task.classes), derive_seed(seed, "bench"))
-        for way in list(WAYS)[: None if given.threads > 1 else -1]:
+        for way in given.way or list(WAYS)[: None if given.threads > 1 else -1]:
             threads = given.threads if way == "threads" else 1
             with without(way):
                 cpu, wall = time.process_time(), time.perf_counter()
