@@ -188,6 +188,7 @@ def test_the_class_that_is_told_stands_out_most_in_both(monkeypatch: pytest.Monk
     report = judge(report_of([1, 20, 19, 1], [1.0, 1.0, 0.3, 0.9]))
     (note,) = report.findings
     assert report.verdict == CLEAN
+    assert report.p_value == note.p_value, "two detectors, one p-value: nothing to correct for"
     assert note.target == 2, "class 1 has the larger statistic, but the scan says nothing of it"
     assert note.p_value == pytest.approx(joined(22 / 40, 0.3), rel=1e-6)
 

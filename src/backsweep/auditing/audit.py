@@ -211,7 +211,8 @@ def judge(report: Audit, alpha: float | None = None, detectors: Sequence[Detecto
             null = group.of(method.name) if group else None
             found = judged(report, method, by_detector[method.name], alone, null)
             scored = {SCORED: parting} if group and group.second else {}
-            findings += [replace(f, details={**f.details, "together": part, **scored}) for f in found]
+            weight = part * len(by_detector) / len(methods)  # who only joins others costs nothing
+            findings += [replace(f, details={**f.details, "together": weight, **scored}) for f in found]
     report.findings = worst_first(findings)
     return report
 
