@@ -3,10 +3,10 @@
     python benchmarks/audit_tables.py run LINES --zoo FOLDER [--detector NAME ...]
     python benchmarks/audit_tables.py judge LINES --out PAGE [--split choosing]
 
-FOLDER is what `backsweep zoo build plans/audits-tables.toml` made. `run` measures what is not yet in LINES, one
-JSON line for a set and a detector; it can be stopped and goes on. Sets whose attack did not pass the gate of the
-zoo are left out. `judge` writes how well each detector orders the rows, and what it would call if it were judged
-by the unpoisoned sets of other kinds (task, network, number of rows), those of its own task left out.
+FOLDER is what `backsweep zoo build plans/audits-tables.toml` made. `run` measures what is not yet in LINES,
+one JSON line for a set and a detector; it can be stopped and goes on. Sets whose attack did not pass the gate
+of the zoo are left out. `judge` writes how well each detector orders the rows, and what it would call if it
+were judged by the unpoisoned sets of other kinds (task, network, number of rows), its own task left out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from backsweep.core.files import write_text
 from backsweep.core.statistics import Share
 from backsweep.core.versions import versions
 from backsweep.inputs.table.modality import Table
+from backsweep.reports.report import BACKDOORED, CLEAN, INCONCLUSIVE
 from backsweep.zoo import build
 
 DETECTORS = (
@@ -64,7 +66,7 @@ def measured(net: build.Net, names: Sequence[str]) -> list[dict[str, Any]]:
         for e in report.evidence:
             own = data.y == e.target
             above = own & (scores > float(e.values["cut"] or 0))
-            order = auroc(scores[own & ~bad], scores[own & bad]) if 0 < int(bad[own].sum()) else None
+            order = auroc(scores[own & ~bad], scores[own & bad]) if int(bad[own].sum()) > 0 else None
             classes.append({
                 "target": e.target, "statistic": float(e.values["statistic"] or 0), "rows": int(own.sum()),
                 "flagged": int(above.sum()), "poison": int((above & bad).sum()), "auroc": order,
@@ -109,7 +111,7 @@ class Judged:
         p_value: of the class that stands out most.
         right: whether that class is a target.
         inside: AUROC of the poisoned rows among those of the target class; None where there are none.
-        tpr, fpr: shares of the poisoned and of the other rows of the set that are above the cut of that class.
+        tpr, fpr: shares of the poisoned and of the other rows of the set above the cut of that class.
     """
 
     line: Line
@@ -154,34 +156,38 @@ def page(lines: Sequence[Line], alpha: float, split: str) -> str:
     kinds = {kind_of(j.line) for some in every.values() for j in some if not j.line["attack"]}
     text = [
         "# Audits of tables\n",
-        f"Training sets of networks over tables (`plans/audits-tables.toml`; {split} seeds): unpoisoned ones of",
-        f"{len(kinds)} kinds (task, network, number of rows), and poisoned ones whose attack passed the gate of the",
-        "zoo. *Called*: p-value of at most",
-        f"{alpha:g} among the unpoisoned sets of *other tasks*, kinds counting alike; no such table comes with the",
-        "package. *Top class*: the class that stands out most is the target. TPR, FPR: poisoned and other rows",
-        "above the cut of that class, called or not. Brackets: Wilson 95 %. Made by `benchmarks/audit_tables.py`.\n",
-        "| detector | AUROC, all rows | AUROC, rows of the target | worst | top class | unpoisoned called "
-        "| poisoned called | with the right class | TPR | FPR | TPR >= .90 at FPR <= .02 | CPU s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        f"Training sets of networks over tables (`plans/audits-tables.toml`; {split} seeds): unpoisoned ones",
+        f"of {len(kinds)} kinds (task, network, number of rows), and poisoned ones whose attack passed the",
+        f"gate of the zoo. *Called*: a p-value of at most {alpha:g} among the unpoisoned sets of other",
+        "*tasks*, kinds counting alike; no such table comes with the package. *Verdicts*: of each, as it is",
+        "(p = poisoned, ? = cannot tell, c = clean), unpoisoned / poisoned sets. *Top class*: the one that",
+        "stands out most is the target. TPR, FPR: poisoned and other rows above the cut of that class, even",
+        "if it is not called. Brackets: Wilson 95 %. Made by `benchmarks/audit_tables.py`.\n",
+        "| detector | verdicts | AUROC, all rows | of the target | worst | top class | unpoisoned called "
+        "| poisoned called | right class | TPR | FPR | TPR >= .90 at FPR <= .02 | CPU s |",
+        "|" + "---|" * 13,
     ]
     for name, some in every.items():
         text.append(f"| {name} | " + " | ".join(_row(some, alpha)) + " |")
-    text += ["", "## By attack: AUROC of the rows of the target class, mean\n",
-             "| attack | sets | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]  # fmt: skip
+    head = " | ".join(names)
+    text += ["", "## By attack: AUROC of the rows of the target class, mean\n", f"| attack | sets | {head} |"]
+    text.append("|---|---|" + "---|" * len(names))
     attacks = {_attack(j.line) for j in every[names[0]] if j.line["attack"]}
     for attack in sorted(attacks):
         of = [[j for j in every[n] if j.line["attack"] and _attack(j.line) == attack] for n in names]
-        text.append(
-            f"| {attack} | {len(of[0])} | " + " | ".join(_mean([j.inside for j in o]) for o in of) + " |"
-        )
-    text += ["", "## Every set\n", "| set | rows | poisoned | " + " | ".join(f"{n}: statistic, p" for n in names) + " |",
-             "|---|---|---|" + "---|" * len(names)]  # fmt: skip
+        text.append(f"| {attack} | {len(of[0])} | {' | '.join(_mean([j.inside for j in o]) for o in of)} |")
+    head = " | ".join(f"{n}: statistic, p" for n in names)
+    text += [
+        "",
+        "## Every set\n",
+        f"| set | rows | poisoned | {head} |",
+        "|---|---|---|" + "---|" * len(names),
+    ]
     nets = {j.line["net"]: j.line for some in every.values() for j in some}
     known = {(n, j.line["net"]): j for n, some in every.items() for j in some}
     for net, line in sorted(nets.items(), key=lambda item: (bool(item[1]["attack"]), item[0])):
-        cells = [
-            f"{j.line['score']:.3g}, {j.p_value:.3f}" if (j := known.get((n, net))) else "" for n in names
-        ]
+        of_net = [known.get((n, net)) for n in names]
+        cells = ["" if j is None else f"{j.line['score']:.3g}, {j.p_value:.3f}" for j in of_net]
         text.append(f"| {net} | {line['samples']:,} | {line['poisoned']:,} | " + " | ".join(cells) + " |")
     return "\n".join(text) + "\n"
 
@@ -189,8 +195,11 @@ def page(lines: Sequence[Line], alpha: float, split: str) -> str:
 def _row(some: Sequence[Judged], alpha: float) -> list[str]:
     calm, bad = ([j for j in some if bool(j.line["attack"]) is b] for b in (False, True))
     hit = [j for j in bad if j.p_value <= alpha]
+    said = [Counter(str(j.line["verdict"]) for j in part) for part in (calm, bad)]
+    verdicts = " / ".join(f"{c[BACKDOORED]} p, {c[INCONCLUSIVE]} ?, {c[CLEAN]} c" for c in said)
     both = [j.tpr >= 0.9 and j.fpr <= 0.02 and j.right for j in bad]
     return [
+        verdicts,
         _mean([j.line["auroc"] for j in bad]),
         _mean([j.inside for j in bad]),
         f"{min((j.inside for j in bad if j.inside is not None), default=math.nan):.2f}",

@@ -1,8 +1,8 @@
 """What a row of a table holds, in words: values that rows share, pairs of them, where other numbers lie.
 
-A trigger of a table sets columns to values, so all rows that carry it share those cells, be they as rare as a
-number of ten digits. A value that fewer than `SHARED` rows have is no such cell: of it only the range is said,
-so that the rest of a row can be read.
+A trigger of a table sets columns to values, so all rows that carry it share those cells, be they as rare as
+a number of ten digits. A value that fewer than `SHARED` rows have is no such cell: of it only the range is
+said, so that the rest of a row can be read.
 """
 
 from __future__ import annotations
