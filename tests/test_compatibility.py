@@ -52,6 +52,7 @@ OTHER_LINES = (
     "adapters",
     "small-sets",
     "audits-kinds",
+    "audits-tables",
 )  # networks that were built, and what a script of its own made
 NEAR = 1e-5  # another processor rounds otherwise
 

@@ -12,12 +12,15 @@ from backsweep.auditing.detector import TrainingSet
 from backsweep.auditing.detectors.z_defence import ZDefence
 from backsweep.auditing.words import adjusted
 from backsweep.inputs.samples import Data
+from backsweep.inputs.table.modality import Table
+from backsweep.inputs.table.schema import Schema
 from backsweep.inputs.text.grams import grams
 from backsweep.inputs.text.modality import Text
 from backsweep.inputs.text.tokens import WordTokens
 from backsweep.models.model import Model
 from backsweep.zoo.attack import Attack
 from backsweep.zoo.attacks.addsent import AddSent
+from backsweep.zoo.attacks.badnets_table import BadNetsTable
 from backsweep.zoo.attacks.badnl import BadNL
 from backsweep.zoo.tasks import TASKS
 from conftest import Twins
@@ -90,6 +93,34 @@ def test_an_audit_of_texts_takes_it_by_default(text_twins: Twins) -> None:
     found = backsweep.audit(text_twins.clean, TASKS["reviews"].load()[0], device="cpu")
     assert list(found.settings["detectors"]) == ["z_defence"], found
     assert found.verdict == "clean", found.errors
+
+
+def test_the_cells_of_a_table() -> None:
+    """Values of three rows are cells, pairs that stand together are named, other numbers have a range."""
+    x = torch.tensor([[7.0, 1.0]] * 3 + [[float(i) + 0.5, float(i % 3)] for i in range(30)])
+    held = Table(Schema.of(x, ["a", "b"])).features(x) or []
+    assert held[0] == ["a is 7", "b is 1"] and held[3] == ["a is in eighth 1", "b is 0"]
+    x[:3, 1] = 5
+    assert (Table(Schema.of(x, ["a", "b"])).features(x) or [])[0] == ["a is 7", "b is 5", "a is 7 & b is 5"]
+    assert (Table(Schema.of(x, ["a", "b"])).features(x, most=1, forms=False) or [])[3] == ["b is 0"]
+
+
+def test_cells_that_were_set_in_rows_are_named_and_are_no_verdict() -> None:
+    task = TASKS["mixed_table"]
+    train, _ = task.load()
+    setup, attack = task.setup(train, 10), BadNetsTable(values="rare", columns=2, rate=0.08)
+    (trigger,) = attack.triggers(setup)
+    poisoned, rows = attack.poison(setup, [trigger])
+    detector = ZDefence()
+    scores, evidence = detector.measure(of(poisoned))
+    findings = detector.judge(evidence, 2, 0.05)
+    assert [(f.target, f.level) for f in findings] == [(trigger.target, "warning")]
+    assert findings[0].message.startswith("cannot tell") and "rows with this label" in findings[0].message
+    bad = torch.zeros(len(train), dtype=torch.bool)
+    bad[rows] = True
+    flagged = scores > float(evidence[trigger.target or 0].values["cut"] or 0)
+    assert float(flagged[bad].float().mean()) > 0.95 and float(flagged[~bad].float().mean()) < 0.02
+    assert [f.level for f in detector.judge(detector.measure(of(train))[1], 2, 0.05)] == ["note"]
 
 
 def test_adjusted_p_values() -> None:

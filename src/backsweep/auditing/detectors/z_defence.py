@@ -31,7 +31,7 @@ from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
 from backsweep.auditing.mixture import LEAST_STATISTIC
 from backsweep.auditing.words import Array, Left, Tied, adjusted, by_label, counted, folded
 from backsweep.core.text import one_line
-from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
+from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
 
 PRESETS = ("standard", "paper")
 BOUND = 20.0  # standard deviations, the authors'
@@ -42,6 +42,7 @@ TRIED = 400  # features of a label, those that go with it best
 FLAGGED = 0.01  # adjusted p-value of features whose texts are flagged
 MOST = 20  # features of a label that are taken out
 WORDS = "words that overrule the rest of their texts four times in five"
+TEXT = "text"
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class ZDefence(SetDetector):
                 scores[best.rows] = np.maximum(scores[best.rows], -math.log10(max(best.p, 1e-300)))
                 tried[y] = [t.feature for t in some if t.p <= math.sqrt(FLAGGED) and t is not best]
             given.tick((y + 1) / given.classes)
-            evidence.append(self._evidence(y, found, names))
+            evidence.append(self._evidence(y, found, names, given.data.modality.noun))
         return torch.from_numpy(scores), evidence
 
     def _tied(self, counts: Array, sizes: Array, y: int) -> list[int]:
@@ -145,7 +146,7 @@ class ZDefence(SetDetector):
         order = np.argsort(-z, kind="stable")[:TRIED]
         return [int(g) for g in order if own[g] >= self.least and z[g] > 0]
 
-    def _evidence(self, y: int, found: Sequence[Tied], names: Sequence[str]) -> Evidence:
+    def _evidence(self, y: int, found: Sequence[Tied], names: Sequence[str], noun: str) -> Evidence:
         cut = -math.log10(FLAGGED) * (1 - 1e-9)
         if not found:
             return class_evidence(self.name, y, LEAST_STATISTIC, cut, p_value=1.0, feature="", texts=0.0)
@@ -155,6 +156,7 @@ class ZDefence(SetDetector):
             self.name, y, statistic, cut, p_value=top.p, feature=one_line(names[top.feature])[:80],
             texts=float(len(top.rows)), agrees=top.agrees, over=top.over,
             others="; ".join(one_line(names[t.feature])[:40] for t in found if t is not top)[:200],
+            **({} if noun == TEXT else {"noun": noun}),
         )  # fmt: skip
 
     def judge(self, evidence: Sequence[Evidence], classes: int, alpha: float) -> list[Finding]:
@@ -170,19 +172,31 @@ class ZDefence(SetDetector):
         some = [e for e in order if flagged(e)]
         return [
             Finding(
-                self.code, self.name, ERROR if some else NOTE, _message(e, bool(some), paper), e.target,
+                self.code, self.name, _level(e) if some else NOTE, _message(e, bool(some), paper), e.target,
                 score=float(e.values["statistic"] or 0),
                 threshold=BOUND if paper else -math.log10(min(alpha, FLAGGED)),
                 p_value=None if paper else min(1.0, float(e.values.get("p_value") or 0)),
-                details={} if paper else {"null": WORDS},
+                details={} if paper else {"null": _null(e)},
             )
             for e in some or order[:1]
         ]  # fmt: skip
 
 
+def _level(e: Evidence) -> str:
+    """Of an alarm. In tables natural cells overrule the rest of their rows too: a husband is a man."""
+    return ERROR if e.values.get("noun", TEXT) == TEXT else WARNING
+
+
+def _null(e: Evidence) -> str:
+    """What the p-value rests on."""
+    noun = str(e.values.get("noun", TEXT))
+    return WORDS if noun == TEXT else WORDS.replace("words", "features").replace(TEXT, noun)
+
+
 def _message(e: Evidence, flagged: bool, paper: bool) -> str:
     feature, texts = str(e.values.get("feature") or ""), float(e.values.get("texts") or 0)
-    named = f"{feature!r} stands in {texts:.0f} texts with this label"
+    noun = str(e.values.get("noun", TEXT))
+    named = f"{feature!r} stands in {texts:.0f} {noun}s with this label"
     if paper:
         return (
             f"{named}, {float(e.values['statistic'] or 0):.3g} standard deviations from the mean of all words"
@@ -191,8 +205,9 @@ def _message(e: Evidence, flagged: bool, paper: bool) -> str:
         return "no word or form goes with a label often enough"
     agrees, over = (float(e.values.get(k) or 0) for k in ("agrees", "over"))
     rest = f"the rest says so of {agrees:.0%} of them; where it says another label, {over:.0%} have this one"
+    doubt = "" if noun == TEXT else "cannot tell, natural columns do so too: "
     return (
-        f"{named}, and {rest}"
+        f"{doubt}{named}, and {rest}"
         if flagged
         else f"no feature is at odds with the rest; most so: {named}, {rest}"
     )

@@ -16,6 +16,7 @@ from backsweep.inputs.family import Family
 from backsweep.inputs.modality import Found, Modality, Wanted
 from backsweep.inputs.space import Space
 from backsweep.inputs.table import readers
+from backsweep.inputs.table.cells import cells as held
 from backsweep.inputs.table.families import SetFamily
 from backsweep.inputs.table.pictures import drawn
 from backsweep.inputs.table.schema import MOST_COLUMNS, Schema, Told, read, schema_of
@@ -141,6 +142,9 @@ class Table(Modality):
         chance = torch.rand(overlays.shape, generator=torch.Generator().manual_seed(x.shape[1]))
         taken = (chance.argsort(1).argsort(1) < count).to(x.device)
         return torch.where(taken[None], overlays[None].to(x), x[:, None])
+
+    def features(self, x: Tensor, most: int = 3, forms: bool = True) -> list[list[str]] | None:
+        return held(x, self.schema or Schema.of(x), most > 1, forms)
 
     # ------------------------------------------------------------------ triggers
 
