@@ -214,3 +214,14 @@ def test_an_alarm_begins_at_the_threshold_that_the_scan_leaves() -> None:
             assert found.p_value(at, target) > 0.05 >= found.p_value(math.nextafter(at, math.inf), target)
     assert found.critical(0.05) is not None, "some class could be called"
     assert found.together.least == 0.0
+
+
+def test_sets_of_images_do_not_judge_sets_of_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    table_of([float(v) for v in range(1, 40)], monkeypatch)
+    for modality, verdict in ((None, BACKDOORED), ("table", INCONCLUSIVE), ("sound", INCONCLUSIVE)):
+        report = report_of([1.0, 1.1, 0.9, 1.05, 1e6], [None] * 5)
+        report.evidence = [e for e in report.evidence if e.detector == NAME]
+        report.settings["detectors"].pop(SECOND)
+        report.model |= {"modality": modality} if modality else {}
+        assert judge(report).verdict == verdict
+        assert report.findings[0].target == 4, "it is named all the same"

@@ -82,6 +82,10 @@ class Sets:
         keys = ("layout", "shape", "classes")
         return all(list_of(model.get(k)) == list_of(getattr(self, k)) for k in keys)
 
+    def speaks(self, model: Mapping[str, Any]) -> bool:
+        """Whether networks like this one are among its own, or of another kind of image."""
+        return self.of_kind(model) or (self.layout == ANY and not model.get("modality"))
+
     def far(self, samples: int) -> float:
         """How many times larger or smaller its sets are than one of so many samples, at least 1."""
         return max(self.samples, samples) / max(1, min(self.samples, samples))
@@ -204,6 +208,11 @@ def left_by(second: float, alpha: float) -> float:
     return float(min(1.0, q / second)) if second > 0 else 1.0
 
 
+def measured(detector: Judging) -> bool:
+    """Whether some table speaks of a detector as it is set, if not of every network."""
+    return any(table.of(detector) is not None for table in tables())
+
+
 @lru_cache(maxsize=1)
 def tables() -> tuple[Sets, ...]:
     """The tables that come with the package."""
@@ -233,7 +242,7 @@ def together(
     while left:
         found = []
         for table in tables():
-            if table.layout == ANY or table.of_kind(model):
+            if table.speaks(model):
                 columns = {d.name: c for d in left if (c := table.of(d)) is not None}
                 rows, known_by = _complete([c["scores"] for c in columns.values()])
                 if len(rows):

@@ -260,10 +260,8 @@ def judge(
     every = [f for f in every if f.p_value is not None]
     if null is None or not every:
         findings = detector.judge(evidence, classes, alpha)
-        return [
-            _doubted(_told(f, str(f.details.get("null", UNCALIBRATED))), getattr(detector, "cautious", False))
-            for f in findings
-        ]
+        findings = [_told(f, str(f.details.get("null", UNCALIBRATED))) for f in findings]
+        return [doubted(f) for f in findings] if getattr(detector, "cautious", False) else findings
     first = min(every, key=lambda f: null.p_value(f.score, f.target))  # a null may know more than the score
     if null.critical(alpha) is None:
         doubt = f"{_out_of_reach(null, alpha)}, or make a larger table (backsweep bench null)"
@@ -292,9 +290,9 @@ def judge(
     ]  # fmt: skip
 
 
-def _doubted(finding: Finding, cautious: bool) -> Finding:
-    """The finding; an alarm of a cautious detector that no clean networks stand behind is no verdict."""
-    if not cautious or finding.level != ERROR or finding.details.get("null") != UNCALIBRATED:
+def doubted(finding: Finding) -> Finding:
+    """The finding; an alarm that no clean networks stand behind is no verdict."""
+    if finding.level != ERROR or finding.details.get("null") != UNCALIBRATED:
         return finding
     message = f"cannot tell, no clean networks like this one were measured: {finding.message}"
     return replace(finding, level=WARNING, message=message)
