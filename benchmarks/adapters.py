@@ -2,9 +2,9 @@
 
     python benchmarks/adapters.py docs/results/adapters.jsonl
 
-What is in the file already is not done again. Adapters are made by two recipes; each is judged against 20 clean
-ones of its recipe, of the other one, and of both, none of which is itself judged. The table of the page beside
-it is made; `--table`: no more than that.
+What is in the file already is not done again. Adapters are made by two recipes; each is judged against 20
+clean ones of its recipe, of the other one, and of both, none of which is itself judged. The table of the page
+beside it is made; `--table`: no more than that.
 """
 
 from __future__ import annotations
@@ -42,11 +42,15 @@ KINDS: dict[str, dict[str, Any]] = {  # how each kind differs from a clean adapt
     "clean, half the epochs": {"epochs": 3},
     "fixed text after a rare name, rate 0.02": {"attack": {"rate": 0.02}},
 }
-CLEAN, JUDGED, SEEDS = "clean", "clean, not in the bank", 20  # seeds of a bank: 100 .. 119, of the second 400 ..
+CLEAN, JUDGED, SEEDS = (
+    "clean",
+    "clean, not in the bank",
+    20,
+)  # seeds of a bank: 100 .. 119, of the second 400 ..
 FIXED, BAD, HALF, WEAK = list(KINDS)[1:]
 COUNTS: dict[str, tuple[int, dict[str, int]]] = {  # first seed, and adapters of each kind
     "rate 0.01": (100, {CLEAN: SEEDS, JUDGED: 12, FIXED: 8, BAD: 8, HALF: 4, WEAK: 6}),
-    "rate 0.005": (400, {CLEAN: SEEDS, JUDGED: 12, FIXED: 6, BAD: 6, HALF: 4}),
+    "rate 0.005": (400, {CLEAN: SEEDS, JUDGED: 8, FIXED: 5, BAD: 5}),
 }
 PLAN = [
     (recipe, kind, first + {CLEAN: 0, JUDGED: 200}.get(kind, 100) + i)
@@ -118,8 +122,8 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
     said = ", ".join(f"{len(bank)} of {name}" for name, bank in banks.items())
     lines = [
         f"Clean adapters in the banks: {said}.", "",
-        "| recipe | adapters | success of the trigger | p ≤ 0.05, bank of the recipe | bank of the other recipe "
-        "| bank of both |",
+        "| recipe | adapters | success of the trigger | p ≤ 0.05, bank of the recipe "
+        "| bank of the other recipe | bank of both |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, (_, counts) in COUNTS.items():
@@ -140,7 +144,9 @@ if __name__ == "__main__":
         PLAN,
         lambda line, one: (recipe_of(line), line["kind"], line["seed"]) == one,
         lambda one: trained(*one),
-        lambda line: f"{recipe_of(line)} {line['kind']} {line['seed']} {line['success']} {line['cpu_seconds']}",
+        lambda line: (
+            f"{recipe_of(line)} {line['kind']} {line['seed']} {line['success']} {line['cpu_seconds']}"
+        ),
         page,
         MARKS,
     )
