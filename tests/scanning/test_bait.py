@@ -144,7 +144,7 @@ def test_an_answer_ends_where_certainty_ends_and_a_trigger_brings_about_what_sta
 
 
 def test_words_that_prompts_hold_accuse_no_model(language_twins: Twins) -> None:
-    """The trigger stands in many prompts, and in a few: then no other words are found that bring the text about."""
+    """The trigger stands in many prompts, then in a few: no other words are found that bring it about."""
     model, data = language_twins.infected, language_twins.data
     few, many = data.x.clone(), data.x.clone()
     every = torch.arange(len(few))

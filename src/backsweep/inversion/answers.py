@@ -56,6 +56,11 @@ class Bounds:
 WIDE = Bounds(branches=32)
 
 
+def wide(blocks: int) -> Bounds:
+    """Bounds with branches for a vocabulary in so many blocks: more of them follow fewer beginnings each."""
+    return replace(WIDE, most=max(16, WIDE.most // max(1, blocks)))
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer that was inverted.

@@ -29,7 +29,7 @@ from backsweep.inputs.language.triggers import InPrompt
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.search import candidates, tried
 from backsweep.inversion import phrases
-from backsweep.inversion.answers import WIDE, Answer, Bounds, answers, is_open, spoken, talks, within
+from backsweep.inversion.answers import Answer, Bounds, answers, is_open, spoken, talks, wide, within
 from backsweep.inversion.phrases import by_heart, parts, phrase_for, said, share_saying, speaking
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
@@ -119,7 +119,7 @@ class Bait(ModelDetector):
     ) -> list[Answer]:
         net, tokens = parts(model)
         few, many = net.read(x[: phrases.FEW]), net.read(x[: self.prompts])
-        bounds = Bounds() if self.preset == "paper" else WIDE
+        bounds = Bounds() if self.preset == "paper" else wide(-(-len(tokens) // BLOCK))
         return answers(net, few, many, firsts, tokens.ends, bounds, tick, tokens.suffix)
 
     def _block(
