@@ -73,10 +73,14 @@ def phrase_for(
     allowed[sorted({*ids, *barred})] = False
     x, says, best = x.to(model.device), said(model, ids), cast("tuple[Phrase, str] | None", None)
     for place in (START, END):
-        for lists in search(says, x, tokens, 1, words=words, place=place, allowed=allowed, screened=SCREENED):
-            short = best is not None and best[0].success >= success
-            if lists and not short and (best is None or lists[0].margin > best[0].margin):
-                best = lists[0], place
+        lists = search(
+            says, x, tokens, 1, words=words, place=place, allowed=allowed, screened=SCREENED, enough=success
+        )
+        for found in lists:
+            if found and (best is None or found[0].margin > best[0].margin):
+                best = found[0], place
+            if best is not None and best[0].success >= success:
+                return best
     return best
 
 
