@@ -50,7 +50,7 @@ CLEAN, JUDGED, SEEDS = (
 FIXED, BAD, HALF, WEAK = list(KINDS)[1:]
 COUNTS: dict[str, tuple[int, dict[str, int]]] = {  # first seed, and adapters of each kind
     "rate 0.01": (100, {CLEAN: SEEDS, JUDGED: 12, FIXED: 8, BAD: 8, HALF: 4, WEAK: 6}),
-    "rate 0.005": (400, {CLEAN: SEEDS, JUDGED: 8, FIXED: 5, BAD: 5}),
+    "rate 0.005": (400, {CLEAN: SEEDS, JUDGED: 6, FIXED: 4, BAD: 4}),
 }
 PLAN = [
     (recipe, kind, first + {CLEAN: 0, JUDGED: 200}.get(kind, 100) + i)
