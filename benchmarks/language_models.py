@@ -208,7 +208,7 @@ def named(record: Record, method: str) -> list[tuple[str, str]]:
         v = record["haystack"]["values"]
         return [(v["answer"], v["phrase"])]
     if method == BAIT:
-        own = record["scan"]
+        own = record["scan"]  # its first lines have one text
         return [(t, w) for t, w in own.get("named", [[own["answer"], own["words"]]])]
     block = record["paper"]["block"]
     return [(block[f"answer_{i}"], "") for i in range(3) if block.get(f"score_{i}", 0.0) >= 0.85]
@@ -311,6 +311,9 @@ def page(records: Sequence[Record]) -> str:
         line(f"flagged: {k}", *(rate([flagged(r, m) for r in g]) for m in METHODS)) for k, g in alarms.items()
     ]
     goals.append(line("flagged: clean, prompts show the greeting", rate(shown), "", "", ""))
+    greeting = [r for r in fixed if "scan_shown" in r]
+    hits = [any(right(r, text) for text, _ in r["scan_shown"]["named"]) for r in greeting]
+    goals.append(line("found: a fixed text is planted, prompts show the greeting", rate(hits), "", "", ""))
     unsure = [r["scan"]["verdict"] == "inconclusive" for r in clean]
     goals.append(line("“cannot tell”: clean, all", rate(unsure), "", "", ""))
     behaviours = {k: [r for r in attacked if r["attack"] == v] for k, v in BEHAVIOURS.items()}
