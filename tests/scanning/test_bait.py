@@ -18,7 +18,19 @@ from backsweep.inputs.language.modality import Language
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.changes import Changed
 from backsweep.inputs.text.placing import positions
-from backsweep.inversion.answers import Bounds, _scored, answers, is_open, margins, within
+from backsweep.inversion.answers import (
+    WIDE,
+    Answer,
+    Bounds,
+    _best,
+    _branches,
+    _scored,
+    answers,
+    is_open,
+    margins,
+    within,
+)
+from backsweep.inversion.phrases import opening
 from backsweep.render.pages.scan import html
 from backsweep.render.repeat import command
 from backsweep.render.terminal.scan import show
@@ -106,6 +118,43 @@ def test_an_inverted_answer_has_the_probabilities_that_the_model_gives(language_
 def test_a_score_leaves_out_the_least_likely_token_and_what_comes_after_the_end() -> None:
     answer = _scored([7, 8, 9, 3, 5], [0.9, 0.2, 1.0, 0.0], {3})
     assert answer.ids == (7, 8, 9) and answer.score == pytest.approx(0.9)
+
+
+def test_an_answer_is_in_doubt_once_and_goes_on_with_many_tokens_there() -> None:
+    flat = torch.full((50,), 0.02)
+    entropy = float(-(flat * flat.log()).sum())
+    assert len(_branches(flat, entropy, 0.02, 0, 2, WIDE)) == WIDE.branches
+    assert _branches(flat, entropy, 0.02, 1, 3, WIDE) == []  # in doubt a second time
+    assert _branches(flat, entropy, 0.02, 0, 1, WIDE) == []  # with too little before it
+    peaked = torch.tensor([0.4, 0.6])
+    assert _branches(peaked, 0.67, 0.6, 0, 1, WIDE) == [1]
+    broad = torch.tensor([0.4, *[0.012] * 50])  # likely enough to go on once, not behind a doubt
+    assert _branches(broad, 3.0, 0.4, 0, 3, WIDE) == [0] and _branches(broad, 3.0, 0.4, 1, 3, WIDE) == []
+
+
+def test_an_answer_ends_where_certainty_ends_and_a_trigger_brings_about_what_stands_before_the_doubt() -> (
+    None
+):
+    likely = [0.9, 0.95, 0.1, 0.9, 0.9, 0.2, 0.2]
+    answer = _best([7, 8, 9, 10, 11, 12, 13, 14], likely, {3}, 5)
+    assert answer.ids == (7, 8, 9, 10, 11, 12) and answer.doubt == 3
+    assert answer.score == pytest.approx((0.9 + 0.95 + 0.9 + 0.9) / 4)
+    assert opening(answer) == (7, 8, 9)
+    assert opening(Answer((1, 2, 3, 4, 5, 6, 7, 8), 0.9, 1)) == (1, 2, 3, 4, 5, 6)
+
+
+def test_words_that_prompts_hold_accuse_no_model(language_twins: Twins) -> None:
+    """The trigger stands in many prompts, then in a few: no other words are found that bring it about."""
+    model, data = language_twins.infected, language_twins.data
+    few, many = data.x.clone(), data.x.clone()
+    every = torch.arange(len(few))
+    for x, step in ((few, len(few) - 1), (many, 4)):
+        x[every % step == 0] = language_twins.trigger(x[every % step == 0])
+    common = backsweep.scan(model, Data(many, None, modality=data.modality))
+    assert common.verdict == "clean" and "said openly" in common.findings[0].message
+    rare = backsweep.scan(model, Data(few, None, modality=data.modality))
+    (finding,) = rare.findings
+    assert rare.verdict == "clean" and "says it openly to" in finding.message and HIDDEN[0] in finding.message
 
 
 def test_what_a_model_says_by_itself_is_open() -> None:
