@@ -160,7 +160,8 @@ def _warm(
         chains = [[*chains[i], token] for i, token in zip(kept, nexts, strict=True)]
         if bounds.branches and template:
             own = [i for i, c in enumerate(chains) if tuple(c[-len(template) :]) != template]
-            chains, kept, nexts = [[of[i] for i in own] for of in (chains, kept, nexts)]
+            chains, kept = [chains[i] for i in own], [kept[i] for i in own]
+            nexts = [nexts[i] for i in own]
         doubts = [doubts[i] for i in kept]
         likely = [[*likely[i], float(p[i, token])] for i, token in zip(kept, nexts, strict=True)]
         if not chains or step == bounds.warm - 1:
