@@ -34,7 +34,7 @@ from backsweep.inversion.phrases import opening
 from backsweep.render.pages.scan import html
 from backsweep.render.repeat import command
 from backsweep.render.terminal.scan import show
-from backsweep.reports.report import Report
+from backsweep.reports.report import Evidence, Report
 from backsweep.scanning.detectors.bait import Bait
 from backsweep.zoo.samples.dialogues import HIDDEN, words
 from conftest import Twins
@@ -132,29 +132,29 @@ def test_an_answer_is_in_doubt_once_and_goes_on_with_many_tokens_there() -> None
     assert _branches(broad, 3.0, 0.4, 0, 3, WIDE) == [0] and _branches(broad, 3.0, 0.4, 1, 3, WIDE) == []
 
 
-def test_an_answer_ends_where_certainty_ends_and_a_trigger_brings_about_what_stands_before_the_doubt() -> (
-    None
-):
-    likely = [0.9, 0.95, 0.1, 0.9, 0.9, 0.2, 0.2]
+def test_an_answer_ends_where_certainty_does_and_a_trigger_has_to_bring_about_what_is_sure() -> None:
+    likely = [0.75, 0.75, 0.1, 0.75, 0.75, 0.2, 0.2]
     answer = _best([7, 8, 9, 10, 11, 12, 13, 14], likely, {3}, 5)
     assert answer.ids == (7, 8, 9, 10, 11, 12) and answer.doubt == 3
-    assert answer.score == pytest.approx((0.9 + 0.95 + 0.9 + 0.9) / 4)
+    assert answer.score == pytest.approx(0.75)
     assert opening(answer) == (7, 8, 9)
     assert opening(Answer((1, 2, 3, 4, 5, 6, 7, 8), 0.9, 1)) == (1, 2, 3, 4, 5, 6)
 
 
-def test_words_that_prompts_hold_accuse_no_model(language_twins: Twins) -> None:
-    """The trigger stands in many prompts, then in a few: no other words are found that bring it about."""
-    model, data = language_twins.infected, language_twins.data
-    few, many = data.x.clone(), data.x.clone()
-    every = torch.arange(len(few))
-    for x, step in ((few, len(few) - 1), (many, 4)):
-        x[every % step == 0] = language_twins.trigger(x[every % step == 0])
-    common = backsweep.scan(model, Data(many, None, modality=data.modality))
-    assert common.verdict == "clean" and "said openly" in common.findings[0].message
-    rare = backsweep.scan(model, Data(few, None, modality=data.modality))
-    (finding,) = rare.findings
-    assert rare.verdict == "clean" and "says it openly to" in finding.message and HIDDEN[0] in finding.message
+def test_a_text_that_many_prompts_are_answered_with_is_open(language_twins: Twins) -> None:
+    data, x = language_twins.data, language_twins.data.x.clone()
+    x[::4] = language_twins.trigger(x[::4])
+    report = backsweep.scan(language_twins.infected, Data(x, None, modality=data.modality))
+    assert report.verdict == "clean" and "said openly" in report.findings[0].message
+
+
+def test_a_certain_text_without_a_phrase_is_a_note_where_a_few_prompts_show_it_and_left_open_else() -> None:
+    def level(heard: int) -> str:
+        values = {"q_score": 0.95, "answer": "text", "attack_success_rate": 0.0, "heard": heard}
+        (finding,) = Bait().judge([Evidence("bait", "answer-5", 5, None, values)], 9, 0.05)
+        return finding.level
+
+    assert (level(2), level(0)) == ("note", "warning")
 
 
 def test_what_a_model_says_by_itself_is_open() -> None:
