@@ -42,11 +42,8 @@ KINDS: dict[str, dict[str, Any]] = {  # how each kind differs from a clean adapt
     "clean, half the epochs": {"epochs": 3},
     "fixed text after a rare name, rate 0.02": {"attack": {"rate": 0.02}},
 }
-CLEAN, JUDGED, SEEDS = (
-    "clean",
-    "clean, not in the bank",
-    20,
-)  # seeds of a bank: 100 .. 119, of the second 400 ..
+CLEAN, JUDGED = "clean", "clean, not in the bank"
+SEEDS = 20  # of a bank: 100 .. 119, of the second 400 ..
 FIXED, BAD, HALF, WEAK = list(KINDS)[1:]
 COUNTS: dict[str, tuple[int, dict[str, int]]] = {  # first seed, and adapters of each kind
     "rate 0.01": (100, {CLEAN: SEEDS, JUDGED: 12, FIXED: 8, BAD: 8, HALF: 4, WEAK: 6}),

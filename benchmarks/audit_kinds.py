@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,8 @@ from backsweep.core.discovery import find, make
 from backsweep.core.errors import BadInput
 from backsweep.core.files import write_json, write_text
 from backsweep.core.versions import versions
+from backsweep.inputs.samples import Data
+from backsweep.models.model import Model
 from backsweep.reports.report import Report
 from backsweep.scanning.cascade.measured import Measured
 from backsweep.scanning.cascade.population import Population
@@ -69,17 +72,30 @@ class Remembered(NetworkScan):
         return scores, report
 
 
-def measured(net: build.Net, names: Sequence[str], most: int) -> list[dict[str, Any]]:
-    """What detectors say of the set of one network, class by class, beside the truth."""
+def opened(
+    net: build.Net, most: float = math.inf
+) -> tuple[Data, Tensor, Model, tuple[Tensor, Tensor]] | None:
+    """The set of a network, which samples are poisoned (N,), the network, its features and logits.
+
+    None: the set has more than `most` samples, or the attack controls the training.
+    """
     try:
         data, rows = build.poisoned(net)
-    except BadInput:  # the attack controls the training
-        return []
+    except BadInput:
+        return None
     if len(data) > most:
-        return []
+        return None
     bad, model = torch.zeros(len(data), dtype=torch.bool), net.model()
     bad[rows] = True
-    known, found = audit.streamed(model.copy("cpu"), data.x), []
+    return data, bad, model, audit.streamed(model.copy("cpu"), data.x)
+
+
+def measured(net: build.Net, names: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """What detectors say of the set of one network, class by class, beside the truth."""
+    given = opened(net, most)
+    if given is None:
+        return []
+    (data, bad, model, known), found = given, list[dict[str, Any]]()
     for name in names:
         clock = time.process_time()
         one = Remembered() if name == audit.SECOND else name

@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from audit_kinds import opened
+from audit_sets import told
 
 from backsweep.auditing import audit
 from backsweep.auditing.nulls import Together
 from backsweep.bench.records import about, read
 from backsweep.bench.samples import auroc
-from backsweep.core.errors import BadInput
 from backsweep.core.files import write_text
 from backsweep.core.statistics import Share
 from backsweep.core.versions import versions
@@ -49,13 +50,10 @@ Line = Mapping[str, Any]
 
 def measured(net: build.Net, names: Sequence[str]) -> list[dict[str, Any]]:
     """What detectors say of the set of one network, class by class, beside the truth."""
-    try:
-        data, rows = build.poisoned(net)
-    except BadInput:  # the attack controls the training
+    given = opened(net)
+    if given is None:
         return []
-    bad, model = torch.zeros(len(data), dtype=torch.bool), net.model()
-    bad[rows] = True
-    known, found = audit.streamed(model.copy("cpu"), data.x), []
+    (data, bad, model, known), found = given, list[dict[str, Any]]()
     for name in names:
         clock = time.process_time()
         report = audit.audit(model, data, [name], seed=net.truth["seed"], device="cpu", features=known)
@@ -65,18 +63,14 @@ def measured(net: build.Net, names: Sequence[str]) -> list[dict[str, Any]]:
         classes, scores = [], report.scores[name]
         for e in report.evidence:
             own = data.y == e.target
-            above = own & (scores > float(e.values["cut"] or 0))
             order = auroc(scores[own & ~bad], scores[own & bad]) if int(bad[own].sum()) > 0 else None
-            classes.append({
-                "target": e.target, "statistic": float(e.values["statistic"] or 0), "rows": int(own.sum()),
-                "flagged": int(above.sum()), "poison": int((above & bad).sum()), "auroc": order,
-            })  # fmt: skip
+            classes.append({**told(e, scores, data.y, bad), "rows": int(own.sum()), "auroc": order})
         found.append({
             **about(net), "audit": name, "settings": report.settings["detectors"][name],
             **{k: report.model[k] for k in ("layout", "shape", "classes")}, "samples": len(data),
             "poisoned": int(bad.sum()), "verdict": report.verdict,
             "score": max(c["statistic"] for c in classes), "classes_found": classes,
-            "auroc": auroc(scores[~bad], scores[bad]) if len(rows) else None,
+            "auroc": auroc(scores[~bad], scores[bad]) if bool(bad.any()) else None,
             "training_accuracy": report.data["training_accuracy"],
             "cpu_seconds": round(time.process_time() - clock, 2), **versions(),
         })  # fmt: skip

@@ -30,7 +30,7 @@ from backsweep.auditing.detector import SetDetector, TrainingSet, class_evidence
 from backsweep.auditing.mixture import LEAST_STATISTIC
 from backsweep.auditing.neighbours import Tree, layout
 from backsweep.auditing.normalisation import likelihood, normalised, outlying, remotest
-from backsweep.auditing.untangling import of_classes, principal, within_groups
+from backsweep.auditing.untangling import of_classes, reduced, within_groups
 from backsweep.core.seeds import derive_seed
 from backsweep.reports.report import ERROR, NOTE, Evidence, Finding
 
@@ -87,10 +87,9 @@ class Flare(SetDetector):
         """Two means in every class, in the space of the channels (N, C)."""
         labels = given.looked_at
         scores = torch.full((len(r),), -1.0)
-        mean, axes = principal(r.log1p(), DIMENSIONS)
-        if not axes.shape[1]:
+        z, y, evidence = reduced(r.log1p(), DIMENSIONS), given.data.y, []
+        if not z.shape[1]:
             return scores, [class_evidence(self.name, c, LEAST_STATISTIC, 0.0) for c in labels]
-        z, y, evidence = (r.log1p() - mean).double() @ axes, given.data.y, []
         for label, rows, best in of_classes(z, y, labels, within_groups(z, y, labels)):
             scores[rows] = best.position.float()
             evidence.append(class_evidence(

@@ -281,10 +281,6 @@ def _cut(report: Audit, finding: Finding) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _same(e: Evidence, finding: Finding) -> bool:
-    return (e.detector, e.target) == (finding.detector, finding.target)
-
-
 def _class_facts(report: Audit, findings: list[Finding]) -> list[Fact]:
     """What each detector says of the class."""
     facts = []
