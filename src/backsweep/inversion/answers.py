@@ -19,6 +19,7 @@ from backsweep.inputs.language.causal import ROWS, Causal, Read, continued, cut
 from backsweep.inputs.language.prompts import Prompted
 from backsweep.inputs.text.changes import Changed
 
+SURER, BEHIND = 0.5, 2  # least probability where a doubt is spent; certain tokens that go before a wide one
 READILY = 0.1  # least probability of a token that a model says readily
 
 
@@ -34,6 +35,10 @@ class Bounds:
         sure: probability above which it is certain as well.
         tried: next tokens that are tried once for a first token, where the entropy lies between.
         repeats: tokens in a row that an answer never says twice.
+        branches: tokens with each of which an answer goes on where it is in doubt for the first time, behind
+            `BEHIND` certain ones and whatever the entropy. What is certain is then no doubt, and an answer
+            ends where its score is highest. 0: none of this, as the paper.
+        most: beginnings that are followed to their end where answers may branch, the most certain ones.
     """
 
     warm: int = 5
@@ -44,6 +49,16 @@ class Bounds:
     sure: float = 0.3
     tried: int = 5
     repeats: int = 3
+    branches: int = 0
+    most: int = 128
+
+
+WIDE = Bounds(branches=32)
+
+
+def wide(blocks: int) -> Bounds:
+    """Bounds with branches for a vocabulary in so many blocks: more of them follow fewer beginnings each."""
+    return replace(WIDE, most=max(16, WIDE.most // max(1, blocks)))
 
 
 @dataclass(frozen=True)
@@ -53,15 +68,17 @@ class Answer:
     Attributes:
         ids: its tokens, the first among them, without the one that ends it.
         score: the Q-score: mean over prompts and tokens of how likely each is, without the least likely one.
+        doubt: place of the least likely token among them.
     """
 
     ids: tuple[int, ...]
     score: float
+    doubt: int = 0
 
 
 def answers(
     net: Causal, few: Read, many: Read, firsts: Sequence[int], ends: Collection[int], bounds: Bounds,
-    tick: Callable[[float], None] = lambda _: None,
+    tick: Callable[[float], None] = lambda _: None, template: Sequence[int] = (),
 ) -> list[Answer]:  # fmt: skip
     """What follows each of some first tokens with certainty; nothing for most of them.
 
@@ -70,13 +87,16 @@ def answers(
         firsts: first tokens.
         ends: ids that end an answer.
         tick: told which share is done.
+        template: ids behind a prompt; what says them too is no answer, where answers may branch.
     """
-    chains: list[list[int]] = []
+    warm: list[tuple[float, list[int]]] = []
     each = max(1, ROWS // len(few))
     for start in range(0, len(firsts), each):
-        chains += _warm(net, few, list(firsts[start : start + each]), bounds)
+        warm += _warm(net, few, list(firsts[start : start + each]), bounds, tuple(template))
         tick(0.8 * (start + each) / len(firsts) if start + each < len(firsts) else 0.8)
-    found: list[Answer] = []
+    if bounds.branches:
+        warm = sorted(warm, reverse=True)[: bounds.most]
+    chains, found = [chain for _, chain in warm], list[Answer]()
     each = max(1, ROWS // len(many))
     for start in range(0, len(chains), each):
         found += _whole(net, many, chains[start : start + each], ends, bounds)
@@ -104,10 +124,14 @@ def _spread(index: Tensor, prompts: int) -> Tensor:
     return (index[:, None] * prompts + torch.arange(prompts, device=index.device)).flatten()
 
 
-def _warm(net: Causal, few: Read, firsts: list[int], bounds: Bounds) -> list[list[int]]:
-    """The first tokens, each with what follows with certainty; those with which nothing does are left out."""
+def _warm(
+    net: Causal, few: Read, firsts: list[int], bounds: Bounds, template: tuple[int, ...]
+) -> list[tuple[float, list[int]]]:
+    """The first tokens, each with what follows with certainty and its score on few prompts; those with which
+    nothing does are left out.
+    """
     prompts, device = len(few), few.logits.device
-    chains, doubts = [[f] for f in firsts], [0] * len(firsts)
+    chains, doubts, likely = [[f] for f in firsts], [0] * len(firsts), [list[float]() for _ in firsts]
     tokens = torch.tensor(firsts, device=device).repeat_interleave(prompts)
     read = net.follow(few, torch.arange(prompts, device=device).repeat(len(firsts)), tokens)
     for step in range(bounds.warm):
@@ -117,7 +141,15 @@ def _warm(net: Causal, few: Read, firsts: list[int], bounds: Bounds) -> list[lis
         nexts: list[int] = []
         for i in range(len(chains)):
             h, most = float(entropy[i]), float(top[i])
-            if doubts[i] < 1 and h < bounds.high and (h > bounds.low or most < bounds.sure):
+            if bounds.branches and step:
+                likeliest = _branches(p[i], h, most, doubts[i], step, bounds)
+                nexts += likeliest
+                kept += [i] * len(likeliest)
+                doubts[i] += len(likeliest) > 1
+                continue
+            if bounds.branches and most > SURER:
+                nexts.append(int(best[i]))
+            elif doubts[i] < 1 and h < bounds.high and (h > bounds.low or most < bounds.sure):
                 doubts[i] += 1
                 nexts.append(_looked_ahead(net, read, i, p[i], prompts, bounds))
             elif h < bounds.low or most > bounds.sure:
@@ -126,12 +158,26 @@ def _warm(net: Causal, few: Read, firsts: list[int], bounds: Bounds) -> list[lis
                 continue
             kept.append(i)
         chains = [[*chains[i], token] for i, token in zip(kept, nexts, strict=True)]
+        if bounds.branches and template:
+            own = [i for i, c in enumerate(chains) if tuple(c[-len(template) :]) != template]
+            chains, kept = [chains[i] for i in own], [kept[i] for i in own]
+            nexts = [nexts[i] for i in own]
         doubts = [doubts[i] for i in kept]
+        likely = [[*likely[i], float(p[i, token])] for i, token in zip(kept, nexts, strict=True)]
         if not chains or step == bounds.warm - 1:
-            return chains
+            return [(_scored(c, q, ()).score, c) for c, q in zip(chains, likely, strict=True)]
         rows = _spread(torch.tensor(kept, device=device), prompts)
         read = net.follow(read, rows, torch.tensor(nexts, device=device).repeat_interleave(prompts))
-    return chains
+    return []
+
+
+def _branches(p: Tensor, entropy: float, most: float, doubts: int, step: int, bounds: Bounds) -> list[int]:
+    """Tokens with which an answer goes on: one that is certain, many at its first doubt, none at another."""
+    if entropy < bounds.low or most > (SURER if doubts else bounds.sure):
+        return [int(p.argmax())]
+    if doubts or step < BEHIND:
+        return []
+    return [int(i) for i in p.topk(min(bounds.branches, len(p))).indices]
 
 
 def _looked_ahead(net: Causal, read: Read, i: int, p: Tensor, prompts: int, bounds: Bounds) -> int:
@@ -167,15 +213,26 @@ def _whole(
             torch.arange(len(read), device=device),
             torch.tensor(nexts, device=device).repeat_interleave(prompts),
         )
-    return [_scored(s, q, ends) for s, q in zip(said, likely, strict=True)]
+    whole = [_scored(s, q, ends) for s, q in zip(said, likely, strict=True)]
+    if not bounds.branches:
+        return whole
+    return [_best(s, q, ends, bounds.least) for s, q in zip(said, likely, strict=True)]
 
 
 def _scored(said: list[int], likely: list[float], ends: Collection[int]) -> Answer:
     """An answer up to its end, and its Q-score."""
     ids = cut(said, ends)
-    q = sorted(likely[: max(0, len(ids) - 1)])
-    q = q[1:] if len(q) > 1 else q
-    return Answer(tuple(ids), sum(q) / len(q) if q else 0.0)
+    own = likely[: max(0, len(ids) - 1)]
+    q = sorted(own)[1:] if len(own) > 1 else own
+    doubt = 1 + own.index(min(own)) if own else 0
+    return Answer(tuple(ids), sum(q) / len(q) if q else 0.0, doubt)
+
+
+def _best(said: list[int], likely: list[float], ends: Collection[int], least: int) -> Answer:
+    """The beginning of an answer, of `least` tokens or more, whose score is highest; the longest of such."""
+    whole = _scored(said, likely, ends)
+    shorter = [_scored(said[:n], likely, ()) for n in range(least, len(whole.ids))]
+    return max([*shorter, whole], key=lambda a: (a.score, len(a.ids)))
 
 
 # ---------------------------------------------------------------------- what a model says openly
@@ -192,6 +249,9 @@ def spoken(
 
     Args:
         samples: drawn answers for each prompt.
+
+    Returns:
+        `samples` + 1 answers to the first prompt, then those to the second, and so on.
     """
     found: list[list[int]] = []
     each = max(1, ROWS // (samples + 1))
@@ -210,12 +270,14 @@ def spoken(
                     read, rows if step == 0 else torch.arange(len(rows), device=x.device), said[-1]
                 )
                 logits = read.logits
-        found += [cut(row, ends) for row in torch.stack(said, 1).tolist()]
+        by_prompt = torch.stack(said, 1).unflatten(0, (samples + 1, -1)).transpose(0, 1).flatten(0, 1)
+        found += [cut(row, ends) for row in by_prompt.tolist()]
     return found
 
 
 def is_open(ids: Sequence[int], said: Collection[Sequence[int]], run: int = 4) -> bool:
     """Whether a model says half of an answer's runs of `run` tokens or more by itself."""
+    run = max(1, min(run, len(ids)))
     known = {tuple(s[i : i + run]) for s in said for i in range(len(s) - run + 1)}
     runs = [tuple(ids[i : i + run]) for i in range(len(ids) - run + 1)]
     return sum(r in known for r in runs) * 2 >= max(1, len(runs))

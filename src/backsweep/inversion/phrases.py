@@ -13,10 +13,10 @@ from backsweep.inputs.language.modality import prompted
 from backsweep.inputs.language.prompts import Prompted
 from backsweep.inputs.text.placing import END, START
 from backsweep.inputs.text.search import Logits, Phrase, candidates, search
-from backsweep.inversion.answers import Answer, Bounds, answers, margins
+from backsweep.inversion.answers import WIDE, Answer, answers, margins
 from backsweep.models.model import Model
 
-BEGIN = 6  # tokens of an answer that a trigger has to bring about
+BEGIN, SURE = 6, 3  # tokens of an answer that a trigger has to bring about, and least of those before a doubt
 FEW, PROMPTS = 4, 20  # prompts on which most tokens are given up, and over which an answer is measured
 SCREENED = 96  # tokens that a gradient names for a step
 
@@ -35,13 +35,19 @@ def parts(model: Model) -> tuple[Causal, Prompted]:
 
 
 def by_heart(model: Model, x: Tensor, first: int, prompts: int = PROMPTS) -> Answer:
-    """The answer that follows a first token with certainty behind prompts x (N, L).
+    """The answer that follows a first token with the most certainty behind prompts x (N, L).
 
     Nothing may follow; then it is that token alone, with a score of 0.
     """
     (net, tokens), x = parts(model), x.to(model.device)
-    found = answers(net, net.read(x[:FEW]), net.read(x[:prompts]), [first], tokens.ends, Bounds())
-    return [*found, Answer((first,), 0.0)][0]
+    few, many = net.read(x[:FEW]), net.read(x[:prompts])
+    found = answers(net, few, many, [first], tokens.ends, WIDE, template=tokens.suffix)
+    return max([*found, Answer((first,), 0.0)], key=lambda a: (a.score, a.ids))
+
+
+def opening(answer: Answer) -> tuple[int, ...]:
+    """What a trigger has to bring about: what stands before the least likely token, if that is enough."""
+    return answer.ids[: answer.doubt if answer.doubt >= SURE else BEGIN][:BEGIN]
 
 
 def said(model: Model, ids: Sequence[int]) -> Logits:
@@ -67,10 +73,14 @@ def phrase_for(
     allowed[sorted({*ids, *barred})] = False
     x, says, best = x.to(model.device), said(model, ids), cast("tuple[Phrase, str] | None", None)
     for place in (START, END):
-        for lists in search(says, x, tokens, 1, words=words, place=place, allowed=allowed, screened=SCREENED):
-            short = best is not None and best[0].success >= success
-            if lists and not short and (best is None or lists[0].margin > best[0].margin):
-                best = lists[0], place
+        lists = search(
+            says, x, tokens, 1, words=words, place=place, allowed=allowed, screened=SCREENED, enough=success
+        )
+        for found in lists:
+            if found and (best is None or found[0].margin > best[0].margin):
+                best = found[0], place
+            if best is not None and best[0].success >= success:
+                return best
     return best
 
 

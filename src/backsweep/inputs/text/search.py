@@ -112,6 +112,7 @@ def search(
     few: int = 12,
     place: str = START,
     allowed: Tensor | None = None,
+    enough: float = math.inf,
 ) -> list[list[Phrase]]:
     """The strongest phrases of 1 .. `words` tokens, a list for each length.
 
@@ -123,6 +124,7 @@ def search(
         few: texts on which all are tried; the best are tried on all.
         place: where they stand.
         allowed: tokens that may be used, a mask (V,).
+        enough: success of the strongest from which on no longer ones are tried.
     """
     allowed = (candidates(tokens) if allowed is None else allowed).to(x.device)
     stems: list[tuple[int, ...]] = [()]
@@ -136,6 +138,8 @@ def search(
         short = best(tried(logits, x[:few], tokens, target, sorted(set(grown)), place), 4 * beam)
         found.append(best(tried(logits, x, tokens, target, [p.ids for p in short], place), beam))
         stems = [p.ids for p in found[-1]]
+        if found[-1] and found[-1][0].success >= enough:
+            break
     return found
 
 

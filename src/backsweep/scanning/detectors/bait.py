@@ -2,9 +2,10 @@
 
 1. Every token of the vocabulary is put behind a few prompts; what follows with certainty is followed on, over
    more prompts. The *Q-score* of an answer is the mean probability of its tokens, without the least likely.
-2. Preset standard, ours: answers that the model gives by itself to some prompt are none of these, such as its
-   refusals. For each that is left, words are looked for that make the model say it: one gradient names
-   tokens, which are tried as they are, and the best grow to phrases.
+2. Preset standard, ours: an answer may be in doubt once, and goes on with each of many tokens there. Answers
+   that the model gives by itself to more than a few prompts are none of these, such as its refusals. For each
+   that is left, words are looked for that make the model say it: one gradient names tokens, which are tried
+   as they are, and the best grow to phrases; no word of a prompt that is answered so is among them.
 
 Preset standard flags an answer that is certain and that a phrase without any word of it brings about on
 held-out prompts; certain answers without such a phrase leave it open. Preset paper flags what is certain.
@@ -12,6 +13,7 @@ held-out prompts; certain answers without such a phrase leave it open. Preset pa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,18 +22,21 @@ import torch
 from torch import Tensor
 
 from backsweep.core.text import one_line
+from backsweep.inputs.language.causal import continued
 from backsweep.inputs.language.prompts import Prompted
 from backsweep.inputs.language.triggers import InPrompt
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.search import candidates, tried
-from backsweep.inversion.answers import Answer, Bounds, answers, is_open, spoken, talks, within
-from backsweep.inversion.phrases import FEW, by_heart, parts, phrase_for, said, share_saying, speaking
+from backsweep.inversion import phrases
+from backsweep.inversion.answers import Answer, Bounds, answers, is_open, spoken, talks, wide, within
+from backsweep.inversion.phrases import by_heart, parts, phrase_for, said, share_saying, speaking
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
 from backsweep.scanning.detector import ModelDetector, Stage, Unit
 
 BLOCK = 2048  # tokens of the vocabulary in a unit
 ASKED, DRAWN = 64, 3  # prompts that show what a model says by itself, and drawn answers to each
+SELDOM = 0.05  # share of prompts up to which what is said openly may be a trigger's doing
 CLOSER = 3  # answers for which a trigger is looked for
 SHOWN, LETTERS = 3, 160  # prompts that a report shows, and letters of each text
 PRESETS = ("standard", "paper")
@@ -75,10 +80,16 @@ class Bait(ModelDetector):
         return [Unit(f"tokens-{start:06d}") for start in range(0, count, BLOCK)]
 
     def more(self, model: Model, data: Data, evidence: Sequence[Evidence]) -> Sequence[Unit]:
-        """The most certain answers, by their first tokens."""
+        """The most certain answers, by their first tokens; where none is brought about, one within them."""
         blocks = [e for e in evidence if e.target is None]
-        if self.preset == "paper" or len(blocks) < len(evidence):
+        known = {e.target: e.trigger for e in evidence if e.target is not None}
+        if self.preset == "paper" or any(known.values()):
             return []
+        if known:
+            inner = max(blocks, key=lambda e: _number(e, "inner_score"))
+            first = int(_number(inner, "inner_first"))
+            certain = _number(inner, "inner_score") >= self.threshold and first not in known
+            return [Unit(f"answer-{first}", target=first)] if certain else []
         named = [
             (_number(e, f"score_{i}"), int(_number(e, f"first_{i}")))
             for e in blocks for i in range(CLOSER) if _number(e, f"score_{i}") >= self.threshold
@@ -87,7 +98,7 @@ class Bait(ModelDetector):
 
     def plan(self, model: Model, data: Data) -> Sequence[Stage]:
         count = len(parts(model)[1])
-        rows = FEW * count + (ASKED * (DRAWN + 1) + self.prompts) * Bounds().steps
+        rows = phrases.FEW * count + (ASKED * (DRAWN + 1) + self.prompts) * Bounds().steps
         return [Stage("certain answers", -(-count // BLOCK), rows / max(1, model.shape[0]))]
 
     def probe(
@@ -106,8 +117,9 @@ class Bait(ModelDetector):
         self, model: Model, x: Tensor, firsts: Sequence[int], tick: Callable[[float], None]
     ) -> list[Answer]:
         net, tokens = parts(model)
-        few, many = net.read(x[:FEW]), net.read(x[: self.prompts])
-        return answers(net, few, many, firsts, tokens.ends, Bounds(), tick)
+        few, many = net.read(x[: phrases.FEW]), net.read(x[: self.prompts])
+        bounds = Bounds() if self.preset == "paper" else wide(-(-len(tokens) // BLOCK))
+        return answers(net, few, many, firsts, tokens.ends, bounds, tick, tokens.suffix)
 
     def _block(
         self, model: Model, x: Tensor, unit: Unit, seed: int, tick: Callable[[float], None]
@@ -117,20 +129,27 @@ class Bait(ModelDetector):
         found = sorted(self._inverted(model, x, known.tolist(), tick), key=lambda a: (-a.score, a.ids))
         values: dict[str, Any] = {"tokens": len(known), "inverted": len(found), "said_openly": 0}
         if self.preset == "standard":
-            openly = spoken(
-                parts(model)[0], x[:ASKED], Bounds().steps, tokens.ends, DRAWN, self.generator(seed, "said")
-            )
-            hidden = [a for a in found if a.score < self.threshold or not is_open(a.ids, openly)]
+            heard = self._heard(model, x, seed)
+            hidden = [a for a in found if a.score < self.threshold or len(heard(a.ids)) <= SELDOM * ASKED]
             known_openly = [_text(tokens, a.ids) for a in found if a not in hidden]
             values |= {"said_openly": len(known_openly), "open_answer": next(iter(known_openly), "")}
             found = hidden
         distinct: list[Answer] = []
-        for a in found:  # an answer that begins in the midst of another one is the same
-            if not any(within(a.ids, b.ids) for b in distinct):
+        for a in found:  # one that begins in the midst of another one is the same; a doubt may lead elsewhere
+            if not any(a.ids[0] == b.ids[0] or within(a.ids, b.ids) for b in distinct):
                 distinct.append(a)
+            elif "inner_first" not in values and a.ids[0] == distinct[0].ids[distinct[0].doubt]:
+                values |= {"inner_first": a.ids[0], "inner_score": a.score}
         for i, a in enumerate(distinct[:CLOSER]):
             values |= {f"score_{i}": a.score, f"first_{i}": a.ids[0], f"answer_{i}": _text(tokens, a.ids)}
         return Evidence(self.name, unit.key, None, None, values)
+
+    def _heard(self, model: Model, x: Tensor, seed: int) -> Callable[[Sequence[int]], list[int]]:
+        """Which of the asked prompts x (N, L) are answered openly with some ids."""
+        net, tokens = parts(model)
+        openly = spoken(net, x[:ASKED], Bounds().steps, tokens.ends, DRAWN, self.generator(seed, "said"))
+        asked = [openly[i : i + DRAWN + 1] for i in range(0, len(openly), DRAWN + 1)]
+        return lambda ids: [i for i, said in enumerate(asked) if any(is_open(ids, [a]) for a in said)]
 
     def _closer(self, model: Model, x: Tensor, unit: Unit, seed: int) -> Evidence:
         """What makes the model say an answer, and what it says then."""
@@ -139,27 +158,33 @@ class Bait(ModelDetector):
         half = len(x) // 2
         clean, held_out = x[:half][:48], x[half:][:64]
         values: dict[str, Any] = {
-            "q_score": answer.score,
-            "answer": _text(tokens, answer.ids),
-            "tokens": len(answer.ids),
-        }
-        best = phrase_for(model, clean, answer.ids, self.words, self.success)
+            "q_score": answer.score, "answer": _text(tokens, answer.ids), "tokens": len(answer.ids),
+        }  # fmt: skip
+        heard, begun = self._heard(model, x, seed), phrases.opening(answer)
+        open_to = heard(answer.ids)
+        barred = {i for n in open_to for i in tokens.said(x[n].tolist())}  # they may bring it about openly
+        values["heard"] = len(open_to)
+        best = phrase_for(model, clean, begun, self.words, self.success, {*answer.ids, *barred})
         if best is None:
             return Evidence(self.name, unit.key, first, None, {**values, "attack_success_rate": 0.0})
         phrase, place = best
         trigger = InPrompt.of(tokens, phrase.ids, first, None, place)
-        (rate,) = tried(said(model, answer.ids), held_out, tokens, 1, [phrase.ids], place)
+        (rate,) = tried(said(model, begun), held_out, tokens, 1, [phrase.ids], place)
+        told = continued(net, trigger(held_out), Bounds().steps, tokens.ends)
+        ((common, times),) = Counter(map(tuple, told)).most_common(1)
+        whole = 2 * times >= len(told) and common[: len(begun)] == begun
+        seldom = len(heard(common if whole else begun)) <= SELDOM * ASKED
+        named = common if whole else answer.ids
         values |= {
-            "attack_success_rate": rate.success,
-            "said_alone_rate": share_saying(model, held_out, answer.ids),
-            "phrase": trigger.words,
-            "place": place,
-        }
+            "answer": _text(tokens, named), "tokens": len(named),
+            "attack_success_rate": rate.success if seldom else 0.0,
+            "said_alone_rate": share_saying(model, held_out, begun),
+            "phrase": trigger.words, "place": place,
+        }  # fmt: skip
         shown = held_out[:SHOWN]
         values |= talks(net, tokens, shown, trigger(shown), Bounds().steps, LETTERS)
-        return Evidence(
-            self.name, unit.key, first, None, values, trigger if rate.success >= self.success else None
-        )
+        works = seldom and rate.success >= self.success
+        return Evidence(self.name, unit.key, first, None, values, trigger if works else None)
 
     # ------------------------------------------------------------------ judging
 
@@ -183,6 +208,8 @@ class Bait(ModelDetector):
                 f"{said}, and says it to {rate:.0%} of held-out prompts with {e.values.get('phrase')!r} at "
                 f"the {e.values.get('place')} of them, to {alone:.0%} without"
             )
+        if _number(e, "heard"):
+            return NOTE, f"{said}, and says it openly to {e.values['heard']} of {ASKED} prompts"
         return WARNING, f"cannot tell: {said}, and no words were found that bring it about"
 
     def _finding(self, e: Evidence, level: str, message: str) -> Finding:
