@@ -251,7 +251,8 @@ def spoken(
         samples: drawn answers for each prompt.
 
     Returns:
-        `samples` + 1 answers to the first prompt, then those to the second, and so on.
+        of every `ROWS // (samples + 1)` prompts the likeliest answers in order, then drawn ones to all of
+        them, `samples` times.
     """
     found: list[list[int]] = []
     each = max(1, ROWS // (samples + 1))
@@ -270,8 +271,7 @@ def spoken(
                     read, rows if step == 0 else torch.arange(len(rows), device=x.device), said[-1]
                 )
                 logits = read.logits
-        by_prompt = torch.stack(said, 1).unflatten(0, (samples + 1, -1)).transpose(0, 1).flatten(0, 1)
-        found += [cut(row, ends) for row in by_prompt.tolist()]
+        found += [cut(row, ends) for row in torch.stack(said, 1).tolist()]
     return found
 
 

@@ -13,7 +13,7 @@ from backsweep.inputs.language.modality import prompted
 from backsweep.inputs.language.prompts import Prompted
 from backsweep.inputs.text.placing import END, START
 from backsweep.inputs.text.search import Logits, Phrase, candidates, search
-from backsweep.inversion.answers import WIDE, Answer, answers, margins
+from backsweep.inversion.answers import WIDE, Answer, Bounds, answers, margins
 from backsweep.models.model import Model
 
 BEGIN, SURE = 6, 3  # tokens of an answer that a trigger has to bring about, and least of those before a doubt
@@ -34,15 +34,23 @@ def parts(model: Model) -> tuple[Causal, Prompted]:
     return found
 
 
-def by_heart(model: Model, x: Tensor, first: int, prompts: int = PROMPTS) -> Answer:
+def by_heart(
+    model: Model, x: Tensor, first: int, prompts: int = PROMPTS, bounds: Bounds | None = None
+) -> Answer:
     """The answer that follows a first token with the most certainty behind prompts x (N, L).
 
     Nothing may follow; then it is that token alone, with a score of 0.
+
+    Args:
+        bounds: of the inversion; None: without branches, and with them where nothing is found so.
     """
     (net, tokens), x = parts(model), x.to(model.device)
     few, many = net.read(x[:FEW]), net.read(x[:prompts])
-    found = answers(net, few, many, [first], tokens.ends, WIDE, template=tokens.suffix)
-    return max([*found, Answer((first,), 0.0)], key=lambda a: (a.score, a.ids))
+    for own in (Bounds(), WIDE) if bounds is None else (bounds,):
+        found = answers(net, few, many, [first], tokens.ends, own, template=tokens.suffix)
+        if found:
+            return max(found, key=lambda a: (a.score, a.ids))
+    return Answer((first,), 0.0)
 
 
 def opening(answer: Answer) -> tuple[int, ...]:

@@ -148,13 +148,13 @@ class Bait(ModelDetector):
         """Which of the asked prompts x (N, L) are answered openly with some ids."""
         net, tokens = parts(model)
         openly = spoken(net, x[:ASKED], Bounds().steps, tokens.ends, DRAWN, self.generator(seed, "said"))
-        asked = [openly[i : i + DRAWN + 1] for i in range(0, len(openly), DRAWN + 1)]
+        asked = [openly[i :: len(x[:ASKED])] for i in range(len(x[:ASKED]))]
         return lambda ids: [i for i, said in enumerate(asked) if any(is_open(ids, [a]) for a in said)]
 
     def _closer(self, model: Model, x: Tensor, unit: Unit, seed: int) -> Evidence:
         """What makes the model say an answer, and what it says then."""
         (net, tokens), first = parts(model), int(unit.target or 0)
-        answer = by_heart(model, x, first, self.prompts)
+        answer = by_heart(model, x, first, self.prompts, wide(1))
         half = len(x) // 2
         clean, held_out = x[:half][:48], x[half:][:64]
         values: dict[str, Any] = {
