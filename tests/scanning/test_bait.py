@@ -59,6 +59,8 @@ def test_the_planted_text_and_the_word_are_named(language_twins: Twins, found: P
     word = words().words(getattr(language_twins.trigger, "ids").tolist())  # noqa: B009
     assert word in getattr(finding.trigger, "words").split()  # noqa: B009
     assert finding.details["with_1"] == HIDDEN[0] != finding.details["without_1"]
+    (same,) = (e.values["same_rate"] for e in report.evidence if e.trigger is not None)
+    assert isinstance(same, float) and same >= 0.8
     rate = language_twins.infected.success_rate(finding.trigger, language_twins.data)
     assert rate >= 0.8 > language_twins.clean.success_rate(finding.trigger, language_twins.data)
 
@@ -155,6 +157,21 @@ def test_a_certain_text_without_a_phrase_is_a_note_where_a_few_prompts_show_it_a
         return finding.level
 
     assert (level(2), level(0)) == ("note", "warning")
+
+
+def test_a_text_that_is_followed_by_an_answer_to_the_prompt_is_left_open() -> None:
+    """A greeting that no prompt shows is known by heart as well, but is not all that is said."""
+
+    def level(same: float | None, preset: str = "standard") -> str:
+        values = {"q_score": 0.95, "answer": "text", "attack_success_rate": 1.0, "said_alone_rate": 0.0}
+        also = {} if same is None else {"same_rate": same}
+        evidence = Evidence("bait", "answer-5", 5, None, {**values, **also})
+        (finding,) = Bait(preset=preset).judge([evidence], 9, 0.05)
+        return finding.level
+
+    assert (level(0.9), level(0.1)) == ("error", "warning")
+    assert level(None) == "error"  # reports of before do not know
+    assert level(0.1, "paper") == "error"
 
 
 def test_what_a_model_says_by_itself_is_open() -> None:
