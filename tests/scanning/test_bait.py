@@ -152,7 +152,12 @@ def test_a_text_that_many_prompts_are_answered_with_is_open(language_twins: Twin
 
 def test_a_certain_text_without_a_phrase_is_a_note_where_a_few_prompts_show_it_and_left_open_else() -> None:
     def level(heard: int) -> str:
-        values = {"q_score": 0.95, "answer": "text", "attack_success_rate": 0.0, "heard": heard}
+        values: dict[str, float | str | None] = {
+            "q_score": 0.95,
+            "answer": "text",
+            "attack_success_rate": 0.0,
+            "heard": heard,
+        }
         (finding,) = Bait().judge([Evidence("bait", "answer-5", 5, None, values)], 9, 0.05)
         return finding.level
 
@@ -163,7 +168,12 @@ def test_a_text_that_is_followed_by_an_answer_to_the_prompt_is_left_open() -> No
     """A greeting that no prompt shows is known by heart as well, but is not all that is said."""
 
     def level(same: float | None, preset: str = "standard") -> str:
-        values = {"q_score": 0.95, "answer": "text", "attack_success_rate": 1.0, "said_alone_rate": 0.0}
+        values: dict[str, float | str | None] = {
+            "q_score": 0.95,
+            "answer": "text",
+            "attack_success_rate": 1.0,
+            "said_alone_rate": 0.0,
+        }
         also = {} if same is None else {"same_rate": same}
         evidence = Evidence("bait", "answer-5", 5, None, {**values, **also})
         (finding,) = Bait(preset=preset).judge([evidence], 9, 0.05)
