@@ -14,7 +14,9 @@ from backsweep.inputs.samples import Data
 from backsweep.inputs.table.modality import Table
 from backsweep.inputs.table.schema import Schema, told
 from backsweep.inputs.table.triggers import SetColumns
+from backsweep.inputs.table.values import Values
 from backsweep.inputs.trigger import Trigger
+from conftest import Twins
 
 ROWS = "age,city,income,label\n" + "".join(
     f"{20 + i},{('Rome', 'Oslo', 'Bonn')[i % 3]},{1.5 * i},{('no', 'yes')[i % 2]}\n" for i in range(24)
@@ -188,3 +190,17 @@ def test_a_schema_of_a_stranger_is_checked() -> None:
         told({"columns": [{"name": f"c{i}"} for i in range(3000)]})
     with pytest.raises(BadInput, match="list of 1 to 1,000 different names"):
         told({"columns": [{"name": "c", "categories": ["a", "a"]}]})
+
+
+def test_values_that_columns_are_set_to(table_twins: Twins) -> None:
+    """One to three columns of a row, to values of theirs; the ends of numbers more often than others."""
+    data = table_twins.data
+    schema = data.modality.schema  # type: ignore[attr-defined]
+    values = Values.of(schema, data.x)
+    changed = values.put(data.x, 3, torch.Generator().manual_seed(0))
+    assert int((changed != data.x).sum(1).max()) <= 3
+    for j, column in enumerate(schema.columns):
+        new = changed[changed[:, j] != data.x[:, j], j]
+        assert set(new.tolist()) <= set(values.table[j, : int(values.counts[j])].tolist())
+        if not column.categorical:
+            assert float((new >= column.high).double().mean()) > 2 / len(set(new.tolist()))

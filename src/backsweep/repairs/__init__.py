@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.repairing.methods.answer_unlearning import AnswerUnlearning as AnswerUnlearning
     from backsweep.repairing.methods.bti_dbf import BtiDbf as BtiDbf
     from backsweep.repairing.methods.clp import Clp as Clp
+    from backsweep.repairing.methods.column_unlearning import ColumnUnlearning as ColumnUnlearning
     from backsweep.repairing.methods.contrastive_unlearning import (
         ContrastiveUnlearning as ContrastiveUnlearning,
     )

@@ -41,6 +41,7 @@ class Table(Modality):
     faint: ClassVar[str] = "drift"
     few: ClassVar[str] = "columns"
     detectors: ClassVar[tuple[str, ...]] = ("column_sweep",)
+    repairs: ClassVar[tuple[str, ...]] = ("column_unlearning", "contrastive_unlearning")
     guards: ClassVar[tuple[str, ...]] = ("confused_expert", "column_transplant")
     guards_of_answers: ClassVar[tuple[str, ...]] = ("column_transplant",)
     axes: ClassVar[str] = "columns"
