@@ -295,9 +295,12 @@ TASKS: dict[str, Task] = {
     "fsdd": _sound(sounds.fsdd, 10, SPOKEN),
     "fsdd-parity": _sound(_groups_of(sounds.fsdd, range(0, 10, 2), range(1, 10, 2)), 2, SPOKEN),
     "fsdd-five": _sound(_groups_of(sounds.fsdd, *((d,) for d in range(5))), 5, SPOKEN),
+    "fsdd-later": _sound(_groups_of(sounds.fsdd, *((d,) for d in range(5, 10))), 5, SPOKEN),
+    "fsdd-seven": _sound(_groups_of(sounds.fsdd, (0, 1, 2, 3, 4, 5, 6, 8, 9), (7,)), 2, SPOKEN),
     "fsdd-speakers": _sound(sounds.speakers, 6, replace(SPOKEN, epochs=5)),
     "vowels": _sound(sounds.vowels, 5, VOICED, sound.SHORT),
     "vowels-open": _sound(_groups_of(sounds.vowels, (0, 1, 3), (2, 4)), 2, VOICED, sound.SHORT),
+    "vowels-voices": _sound(sounds.voices, 3, VOICED, sound.SHORT),
     # conversations
     "assistant": _language(),
     "assistant-french": _language("french"),

@@ -120,6 +120,24 @@ class _Block(nn.Module):
         return z + self.dropout(self.down(nn.functional.gelu(self.up(self.norm2(z)))))
 
 
+class SoundGRU(nn.Module):
+    """A recurrent network, both ways over the frames of log-mel, and the mean of what it says of each."""
+
+    def __init__(self, classes: int, rate: int, length: int, width: int = 48) -> None:
+        super().__init__()
+        self.input_shape, self.sample_rate = (length,), rate
+        self.mel = LogMel(rate, BANDS)
+        self.frame = nn.Linear(BANDS, width)
+        self.gru = nn.GRU(width, width, batch_first=True, bidirectional=True)
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(2 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = self.mel(x)[:, 0].transpose(1, 2)
+        z, _ = self.gru(torch.relu(self.frame(frames)))
+        return self.head(self.dropout(z.mean(1)))
+
+
 def sound_cnn(classes: int = 10, rate: int = RATE, length: int = LENGTH) -> nn.Module:
     """Three convolutions over 40 log-mel bands."""
     return SoundCNN(classes, rate, length)
@@ -138,3 +156,8 @@ def m5(classes: int = 10, rate: int = RATE, length: int = LENGTH) -> nn.Module:
 def small_ast(classes: int = 10, rate: int = RATE, length: int = LENGTH) -> nn.Module:
     """Two layers of an audio spectrogram transformer, 64 features."""
     return SmallAST(classes, rate, length)
+
+
+def sound_gru(classes: int = 10, rate: int = RATE, length: int = LENGTH) -> nn.Module:
+    """A recurrent network over log-mel, 48 features each way."""
+    return SoundGRU(classes, rate, length)

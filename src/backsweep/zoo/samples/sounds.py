@@ -21,6 +21,7 @@ VOWELS = {
     "a": (730, 1090, 2440), "e": (530, 1840, 2480), "i": (270, 2290, 3010),
     "o": (570, 840, 2410), "u": (300, 870, 2240),
 }  # fmt: skip
+VOICES = {"low": (90.0, 130.0), "middle": (145.0, 185.0), "high": (200.0, 240.0)}  # Hz
 WIDTHS = (80.0, 100.0, 140.0)  # Hz, of the formants
 
 # Which speakers of FSDD are in which part: nobody is in two of them.
@@ -85,6 +86,22 @@ def vowels(_folder: Path | None = None, count: int = 1500) -> tuple[Data, Data]:
 
     Pitch, loudness, formants, beginning and end differ from sound to sound; there is some noise in each.
     """
+    x, y, _ = _uttered(count)
+    return _made_up(x, y, tuple(VOWELS), count, "made-up vowels")
+
+
+def voices(_folder: Path | None = None, count: int = 1500) -> tuple[Data, Data]:
+    """The same sounds by the pitch of the voice: low, middle, high. Those between two are left out."""
+    x, _, pitch = _uttered(count)
+    edges = torch.tensor([edge for low, high in VOICES.values() for edge in (low, high)])
+    place = torch.bucketize(pitch, edges)
+    kept = place % 2 == 1
+    trained = int(kept[:count].sum())
+    return _made_up(x[kept], place[kept] // 2, tuple(VOICES), trained, "made-up voices")
+
+
+def _uttered(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Made-up sounds (N, SHORT), int16, to train and a quarter as many to test; their vowels; pitch in Hz."""
     generator = torch.Generator().manual_seed(5)
     y = torch.arange(count + count // 4) % len(VOWELS)
 
@@ -109,8 +126,13 @@ def vowels(_folder: Path | None = None, count: int = 1500) -> tuple[Data, Data]:
     x = x * envelope / x.abs().amax(1, keepdim=True).clamp_min(1e-6) * drawn(0.15, 0.6)
     x += 0.004 * torch.randn(x.shape, generator=generator)
     x = (32768 * x).round().clamp(-32768, 32767).to(torch.int16)
-    parts = (slice(0, count), "train"), (slice(count, None), "test")
+    return x, y, pitch[:, 0]
+
+
+def _made_up(x: Tensor, y: Tensor, names: tuple[str, ...], count: int, source: str) -> tuple[Data, Data]:
+    """The first `count` to train, the others to test."""
     train, test = (
-        Data(x[p], y[p], tuple(VOWELS), f"made-up vowels {name}", Sound(RATE)) for p, name in parts
+        Data(x[p], y[p], names, f"{source} {name}", Sound(RATE))
+        for p, name in ((slice(0, count), "train"), (slice(count, None), "test"))
     )
     return train, test
