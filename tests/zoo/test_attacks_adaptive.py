@@ -10,12 +10,14 @@ import torch
 from backsweep.core.discovery import make
 from backsweep.inputs.image.triggers import Patch
 from backsweep.inputs.samples import Data
+from backsweep.inversion.budget import Aim, follow, spaces_of
 from backsweep.models.layers import dense_of, entering
 from backsweep.models.model import Model
 from backsweep.models.training import Recipe
 from backsweep.zoo.attack import Attack, Setup
 from backsweep.zoo.attacks.adap_blend import AdapBlend
 from backsweep.zoo.attacks.adap_patch import ALPHAS, AdapPatch
+from backsweep.zoo.attacks.evade_cascade import EvadeCascade
 from backsweep.zoo.attacks.evade_inversion import EvadeInversion
 from backsweep.zoo.attacks.margin_capped import margins
 from backsweep.zoo.attacks.twin_pull import TwinPull
@@ -95,6 +97,23 @@ def test_the_masks_of_the_running_inversion_keep_their_budget() -> None:
     assert torch.allclose(mask.sum((2, 3, 4)), torch.full((8, 3), 20.0), atol=1e-2)
 
 
+def test_what_evades_the_cascade_needs_larger_changes(twins: Twins) -> None:
+    """The training against it, and it alone, makes the target's sizes larger in most spaces."""
+    task = TASKS["digits"]
+    train, test = task.load()
+    setup = task.setup(train, 1, clean=lambda: twins.clean.copy().net)
+    sizes: dict[str, list[float]] = {}
+    for weight in (0.0, 0.2):
+        net = task.net(1)
+        (trigger,) = EvadeCascade(weight=weight).plant(net, setup)
+        model = Model(net, task.shape, task.classes).copy()
+        for name, space in spaces_of(model).items():
+            (path,) = follow(model, test.x, test.y, [Aim(trigger.target, None, 0)], space, steps=20, batch=32)
+            sizes.setdefault(name, []).append(path.log_size)
+    larger = [name for name, (before, after) in sizes.items() if after > before]
+    assert {"dense", "early", "late"} <= set(larger)
+
+
 def test_features_are_the_input_of_the_last_linear_layer() -> None:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     x = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -124,6 +143,7 @@ def test_a_strong_pull_keeps_the_clean_twin(twins: Twins) -> None:
         ("twin_pull", {"size": 2, "margin": 0}),
         ("margin_capped", {"size": 2, "margin": 0}),
         ("evade_inversion", {"margin": 0, "budget": 0.5, "rate": 0.2}),
+        ("evade_cascade", {}),
     ],
 )
 def test_it_works_on_digits(name: str, options: Mapping[str, object], twins: Twins) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for type checkers alone; methods are found, not listed
     from backsweep.zoo.attacks.chessboard import Chessboard as Chessboard
     from backsweep.zoo.attacks.ep import EP as EP
     from backsweep.zoo.attacks.equaliser import Equaliser as Equaliser
+    from backsweep.zoo.attacks.evade_cascade import EvadeCascade as EvadeCascade
     from backsweep.zoo.attacks.evade_inversion import EvadeInversion as EvadeInversion
     from backsweep.zoo.attacks.evade_mntd import EvadeMNTD as EvadeMNTD
     from backsweep.zoo.attacks.ftrojan import FTrojan as FTrojan
