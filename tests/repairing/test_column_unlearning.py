@@ -73,7 +73,7 @@ def test_what_it_needs(twins: Twins, case: Case) -> None:
     assert "at least 5 for each class" in QUICK.applies(replace(case, clean=case.clean[:8]))
     for wrong in ({"updates": 0}, {"columns": 0}, {"rows": 0}, {"batch": 1}, {"rate": 0.0}):
         with pytest.raises(ValueError):
-            ColumnUnlearning(**wrong)  # type: ignore[arg-type]
+            ColumnUnlearning(**wrong)
 
 
 def test_it_is_what_tables_are_repaired_with(table_twins: Twins) -> None:
