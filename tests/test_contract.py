@@ -192,24 +192,29 @@ def test_poison_changes_the_labels_of_its_rows_alone(name: str) -> None:
     assert not torch.equal(poisoned.x[rows], data.x[rows])
 
 
+def _case(twins: Twins, repair: Repair, seen: list[float]) -> Case:
+    """An attacked network to repair, with the planted trigger and the clean twin's weights."""
+    model = twins.infected.copy("cpu")
+    held_out, clean = twins.data.parted(0.25, 0)
+    if not repair.of_classes:
+        held_out, clean = (part.labelled_by(model.predict(part.x)) for part in (held_out, clean))
+    origin = {k: p.detach() for k, p in twins.clean.copy("cpu").net.named_parameters()}
+    return Case(
+        model, clean, held_out, [twins.trigger], [(None, twins.trigger.target)], seed=1, tick=seen.append,
+        origin=origin,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", REPAIRS)
 def test_a_repair_gives_a_network_of_the_same_kind_and_leaves_the_suspect(
     name: str, request: pytest.FixtureRequest
 ) -> None:
-    twins: Twins = request.getfixturevalue("twins" if REPAIRS[name].of_classes else "language_twins")
-    model = twins.infected.copy("cpu")
-    held_out, clean = twins.data.parted(0.25, 0)
-    if not REPAIRS[name].of_classes:
-        held_out, clean = (part.labelled_by(model.predict(part.x)) for part in (held_out, clean))
+    repair, seen = make(Repair, name), list[float]()
+    kinds = ("twins", "table_twins") if repair.of_classes else ("language_twins",)
+    cases = (_case(request.getfixturevalue(kind), repair, seen) for kind in kinds)
+    case = next(c for c in cases if repair.applies(c) == "")
+    model, clean = case.model, case.clean
     before = {k: v.clone() for k, v in model.net.state_dict().items()}
-    seen: list[float] = []
-    origin = {k: p.detach() for k, p in twins.clean.copy("cpu").net.named_parameters()}
-    case = Case(
-        model, clean, held_out, [twins.trigger], [(None, twins.trigger.target)], seed=1, tick=seen.append,
-        origin=origin,
-    )  # fmt: skip
-    repair = make(Repair, name)
-    assert repair.applies(case) == ""
     repaired = repair.apply(case)
     state = repaired.net.state_dict()
     assert [(k, v.shape, v.dtype) for k, v in state.items()] == [
