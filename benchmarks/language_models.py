@@ -211,7 +211,7 @@ def named(record: Record, method: str) -> list[tuple[str, str]]:
         own = record["scan"]  # its first lines have one text
         return [(t, w) for t, w in own.get("named", [[own["answer"], own["words"]]])]
     block = record["paper"]["block"]
-    return [(block[f"answer_{i}"], "") for i in range(3) if block.get(f"score_{i}", 0.0) >= 0.85]
+    return [(block[f"answer_{i}"], "") for i in range(3) if block.get(f"score_{i}", 0.0) >= Bait.threshold]
 
 
 def hidden(record: Record) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ from backsweep.inversion.answers import (
     answers,
     is_open,
     margins,
+    spoken,
     within,
 )
 from backsweep.inversion.phrases import opening
@@ -35,6 +36,7 @@ from backsweep.render.pages.scan import html
 from backsweep.render.repeat import command
 from backsweep.render.terminal.scan import show
 from backsweep.reports.report import Evidence, Report
+from backsweep.scanning.detectors import bait
 from backsweep.scanning.detectors.bait import Bait
 from backsweep.zoo.samples.dialogues import HIDDEN, words
 from conftest import Twins
@@ -48,6 +50,20 @@ def found(language_twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("bait")
     backsweep.scan(language_twins.infected, language_twins.data, out=out)
     return out
+
+
+def test_a_model_is_asked_once_what_it_says_openly(
+    language_twins: Twins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(net: Causal, x: torch.Tensor, *given: Any) -> list[list[int]]:
+        asked.append(len(x))
+        return spoken(net, x, *given)
+
+    monkeypatch.setattr(bait, "spoken", counted)
+    report = backsweep.scan(language_twins.infected, language_twins.data)
+    assert len(report.evidence) > 1 and asked == [bait.ASKED]
 
 
 def test_the_planted_text_and_the_word_are_named(language_twins: Twins, found: Path) -> None:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 import backsweep
 from backsweep.inputs.samples import Data
+from backsweep.inputs.table.schema import columns_of
 from backsweep.inputs.table.search import candidates
 from backsweep.inputs.table.triggers import SetColumns
 from backsweep.models.model import Model
 from backsweep.models.training import fit
 from backsweep.reports.report import Evidence, Report
-from backsweep.scanning.detectors.column_sweep import ColumnSweep, schema_of
+from backsweep.scanning.detectors.column_sweep import ColumnSweep
 from backsweep.zoo.attacks.badnets_table import BadNetsTable
 from backsweep.zoo.attacks.tabdoor import Tabdoor
 from backsweep.zoo.tasks import TASKS
@@ -69,7 +70,7 @@ def test_a_natural_column_that_decides_is_no_alarm() -> None:
     model = Model(Natural(), (6,), 2, modality=data.modality)
     with torch.no_grad():
         data = Data(data.x, Natural()(data.x).argmax(1), modality=data.modality)
-    schema = schema_of(model)
+    schema = columns_of(model.modality)
     assert schema is not None
     far = SetColumns.of(schema, [3], [schema.columns[3].high], 1)
     assert model.success_rate(far, data) == 1.0, "setting the column does move every row"

@@ -142,21 +142,18 @@ def _warm(
         for i in range(len(chains)):
             h, most = float(entropy[i]), float(top[i])
             if bounds.branches and step:
-                likeliest = _branches(p[i], h, most, doubts[i], step, bounds)
-                nexts += likeliest
-                kept += [i] * len(likeliest)
-                doubts[i] += len(likeliest) > 1
-                continue
-            if bounds.branches and most > SURER:
-                nexts.append(int(best[i]))
-            elif doubts[i] < 1 and h < bounds.high and (h > bounds.low or most < bounds.sure):
-                doubts[i] += 1
-                nexts.append(_looked_ahead(net, read, i, p[i], prompts, bounds))
-            elif h < bounds.low or most > bounds.sure:
-                nexts.append(int(best[i]))
+                follow = _branches(p[i], h, most, doubts[i], step, bounds)
+                doubtful = len(follow) > 1
             else:
-                continue
-            kept.append(i)
+                certain = bool(bounds.branches) and most > SURER
+                unsure = h > bounds.low or most < bounds.sure
+                doubtful = not certain and doubts[i] < 1 and h < bounds.high and unsure
+                goes_on = certain or doubtful or h < bounds.low or most > bounds.sure
+                token = _looked_ahead(net, read, i, p[i], prompts, bounds) if doubtful else int(best[i])
+                follow = [token] if goes_on else []
+            nexts += follow
+            kept += [i] * len(follow)
+            doubts[i] += doubtful
         chains = [[*chains[i], token] for i, token in zip(kept, nexts, strict=True)]
         if bounds.branches and template:
             own = [i for i, c in enumerate(chains) if tuple(c[-len(template) :]) != template]

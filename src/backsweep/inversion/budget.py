@@ -236,8 +236,8 @@ def follow(
         ahead_by = margin(logits.float(), goal, labels).unflatten(0, rows.shape)
         (grad,) = torch.autograd.grad(F.softplus(-ahead_by).mean(1).sum(), here)
         with torch.no_grad():
-            drift[live] = MOMENTUM * drift[live] - _unit(space.steepen(grad), space)
-            ahead = here + STRIDE * budget * _unit(drift[live], space)
+            drift[live] = MOMENTUM * drift[live] - unit(space.steepen(grad), space)
+            ahead = here + STRIDE * budget * unit(drift[live], space)
             success = (ahead_by > 0).float().mean(1).cpu()
             won[live, k] = success
             smooth[live] = 0.5 * smooth[live] + 0.5 * success
@@ -260,7 +260,8 @@ def follow(
     ]
 
 
-def _unit(delta: Tensor, space: Space) -> Tensor:
+def unit(delta: Tensor, space: Space) -> Tensor:
+    """Each of delta (count, ...), divided by its norm in a space."""
     return delta / per(space.norm(delta).clamp_min(1e-20), delta)
 
 

@@ -13,7 +13,7 @@ from backsweep.core.errors import BadInput
 from backsweep.core.method import Method
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
-from backsweep.inputs.table.schema import Schema
+from backsweep.inputs.table.schema import Schema, columns_of
 from backsweep.inputs.text.tokens import Tokens
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.training import Recipe
@@ -64,7 +64,7 @@ class Setup:
         Raises:
             BadInput: it is no table.
         """
-        found = getattr(self.data.modality, "schema", None)
+        found = columns_of(self.data.modality)
         if found is None:
             raise BadInput(f"this attack needs a table, the training set has {self.data.modality.noun}s")
         return found

@@ -25,6 +25,7 @@ from torch import Tensor
 from backsweep.core.seeds import derive_seed
 from backsweep.guarding.detector import SampleDetector, Score
 from backsweep.inputs.samples import Data
+from backsweep.inputs.table.schema import columns_of
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
 from backsweep.scanning.surrogates import Answers, answers_of, taught
@@ -75,7 +76,7 @@ class ColumnTransplant(SampleDetector):
 
     def scorer(self, model: Model, learned: dict[str, Tensor]) -> Score:
         suspect, width = answers_of(model), model.shape[0]
-        schema = getattr(model.modality, "schema", None)
+        schema = columns_of(model.modality)
         codes = schema.categorical() if schema is not None else torch.zeros(width, dtype=torch.bool)
         seed = derive_seed(0, self.name)
         references = taught(learned["x"], learned["y"], model.classes, codes, seed, KINDS)

@@ -270,6 +270,11 @@ class Patch(Trigger):
         mask[:, max(0, bottom - size) : bottom, max(0, right - size) : right] = 1.0
         return cls(target, source, mask, mask.expand(channels, -1, -1).clone())
 
+    @classmethod
+    def blended(cls, pattern: Tensor, alpha: float, target: int | None) -> Patch:
+        """(1 - alpha) x + alpha K: a pattern K (C, H, W) over the whole image (Chen et al., 2017)."""
+        return cls(target, None, torch.full((1, *pattern.shape[1:]), alpha), pattern)
+
     def __call__(self, x: Tensor) -> Tensor:
         mask, pattern = self.mask.to(x), self.pattern.to(x)
         return (1 - mask) * x + mask * pattern

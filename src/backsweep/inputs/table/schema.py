@@ -368,3 +368,9 @@ def _codes(
         scale if math.isfinite(scale) else 1.0,
     )  # fmt: skip
     return column, full, sum(empty)
+
+
+def columns_of(modality: object) -> Schema | None:
+    """What the columns are of a kind of input that is a table, None for another one."""
+    found = getattr(modality, "schema", None)
+    return found if isinstance(found, Schema) else None

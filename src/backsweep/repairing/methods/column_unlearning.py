@@ -30,8 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backsweep.core.seeds import derive_seed
-from backsweep.inputs.samples import Data
-from backsweep.inputs.table.schema import Schema
+from backsweep.inputs.table.schema import columns_of
 from backsweep.inputs.table.values import Values
 from backsweep.inputs.trigger import Trigger
 from backsweep.models.model import Model
@@ -78,7 +77,7 @@ class ColumnUnlearning(Repair):
             raise ValueError("rate is above 0, loss in [0, 1]")
 
     def applies(self, case: Case) -> str:
-        if schema_of(case.clean) is None:
+        if columns_of(case.clean.modality) is None:
             return f"it sets columns of a table, and the model takes {case.model.modality.noun}s"
         few = len(case.clean) < LEAST * case.model.classes
         return f"it needs clean rows, at least {LEAST} for each class" if few else ""
@@ -128,7 +127,11 @@ class ColumnUnlearning(Repair):
 
     def _changed(self, case: Case) -> tuple[Tensor, Tensor]:
         """Clean rows with columns set (rows, F), and probabilities that are natural for them (rows, C)."""
-        data, schema, generator = case.clean, schema_of(case.clean), case.generator(self.name, "columns")
+        data, schema, generator = (
+            case.clean,
+            columns_of(case.clean.modality),
+            case.generator(self.name, "columns"),
+        )
         if schema is None:
             raise ValueError("these are no rows of a table")
         x = data.x[torch.randint(len(data), (self.rows,), generator=generator)]
@@ -139,12 +142,6 @@ class ColumnUnlearning(Repair):
         own = answers_of(case.model)(x)
         shared = (references.argmax(2) == own.argmax(1)).any(0) & (not case.triggers)
         return x, torch.where(shared[:, None], own.exp(), references.exp().mean(0))
-
-
-def schema_of(data: Data) -> Schema | None:
-    """What the columns of a table are, None for what is none."""
-    found = getattr(data.modality, "schema", None)
-    return found if isinstance(found, Schema) else None
 
 
 def stamped(x: Tensor, triggers: Sequence[Trigger], generator: torch.Generator) -> Tensor:

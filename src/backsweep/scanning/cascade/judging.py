@@ -100,9 +100,7 @@ class Case:
 
     def doubt(self, trial: Evidence | None) -> str:
         """Why this cannot be told either way, "" when it can; `trial` as for `doubt_of`."""
-        known = population.known()
-        alike = [p for p in known if set(p.priors) == set(self.measured.sizes)]  # of this kind of input
-        most = max(p.classes[1] for p in alike or known)
+        most = max(p.classes[1] for p in population.known())
         if self.population is None and self.classes > most:
             return (
                 f"cannot tell: of {self.classes} classes this one stands out most, and of clean networks "

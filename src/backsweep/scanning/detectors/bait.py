@@ -146,10 +146,13 @@ class Bait(ModelDetector):
         return Evidence(self.name, unit.key, None, None, values)
 
     def _heard(self, model: Model, x: Tensor, seed: int) -> Callable[[Sequence[int]], list[int]]:
-        """Which of the asked prompts x (N, L) are answered openly with some ids."""
-        net, tokens = parts(model)
-        openly = spoken(net, x[:ASKED], Bounds().steps, tokens.ends, DRAWN, self.generator(seed, "said"))
-        asked = [openly[i :: len(x[:ASKED])] for i in range(len(x[:ASKED]))]
+        """Which of the asked prompts x (N, L) are answered openly with some ids; the model is asked once."""
+        (net, tokens), prompts = parts(model), x[:ASKED]
+        known, openly = model.kept.get((self.name, seed), (None, []))
+        if known is None or not torch.equal(known, prompts):
+            openly = spoken(net, prompts, Bounds().steps, tokens.ends, DRAWN, self.generator(seed, "said"))
+            model.kept[self.name, seed] = (prompts, openly)
+        asked = [openly[i :: len(prompts)] for i in range(len(prompts))]
         return lambda ids: [i for i, said in enumerate(asked) if any(is_open(ids, [a]) for a in said)]
 
     def _closer(self, model: Model, x: Tensor, unit: Unit, seed: int) -> Evidence:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.samples import Data
 from backsweep.inputs.table import search
-from backsweep.inputs.table.schema import Schema
+from backsweep.inputs.table.schema import Schema, columns_of
 from backsweep.inputs.table.search import Aim, Answers, Rows, Setting
 from backsweep.inputs.table.triggers import SetColumns
 from backsweep.models.model import Model
@@ -74,7 +74,7 @@ class ColumnSweep(ModelDetector):
             raise ValueError("columns is at least 1, success and excess are above 0 and at most 1")
 
     def applies(self, model: Model, data: Data) -> str:
-        if schema_of(model) is None:
+        if columns_of(model.modality) is None:
             return f"it sets columns of a table, and the model takes {model.modality.noun}s"
         return ""
 
@@ -91,7 +91,7 @@ class ColumnSweep(ModelDetector):
     def probe(
         self, model: Model, data: Data, units: Sequence[Unit], seed: int, tick: Callable[[float], None]
     ) -> list[Evidence]:
-        schema = cast(Schema, schema_of(model))
+        schema = cast(Schema, columns_of(model.modality))
         first, rest = data.split(derive_seed(seed, self.name, "split"))
         suspect = answers_of(model)
         seed = derive_seed(seed, self.name)
@@ -206,12 +206,6 @@ class ColumnSweep(ModelDetector):
             f"another, and for {there:.0%} on a reference"
         )
         return said if flagged else f"no set of columns moves rows here alone; most so: {said}"
-
-
-def schema_of(model: Model) -> Schema | None:
-    """What the columns of a model over a table are, None for another one."""
-    found = getattr(model.modality, "schema", None)
-    return found if isinstance(found, Schema) else None
 
 
 def _key(aim: Aim) -> str:

@@ -49,9 +49,8 @@ class AdapBlend(Attack):
         return torch.rand(setup.shape, generator=setup.generator(self.name, "pattern"))
 
     def triggers(self, setup: Setup) -> list[Trigger]:
-        mask = torch.full((1, *setup.shape[1:]), self.test_alpha)
         target = setup.target(self.target, self.name, "target")
-        return [Patch(target=target, source=None, mask=mask, pattern=self.pattern(setup))]
+        return [Patch.blended(self.pattern(setup), self.test_alpha, target)]
 
     def pieces(self, count: int, setup: Setup) -> Tensor:
         """Which pixels an image gets, (count, 1, H, W) in {0, 1}: its own draw of the pieces."""

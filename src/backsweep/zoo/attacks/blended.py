@@ -38,8 +38,7 @@ class Blended(Attack):
             raise BadInput(f"blended: alpha is {self.alpha}; give a share above 0 and at most 1")
         target = setup.target(self.target, self.name, "target")
         pattern = torch.rand(setup.shape, generator=setup.generator(self.name, "pattern"))  # K ~ U(0, 1)
-        mask = torch.full((1, *setup.shape[1:]), self.alpha)
-        return [Patch(target=target, source=None, mask=mask, pattern=pattern)]
+        return [Patch.blended(pattern, self.alpha, target)]
 
     def poison(self, setup: Setup, triggers: Sequence[Trigger]) -> tuple[Data, Tensor]:
         return relabel(setup, triggers[0], self.rate, self.name, "poison")

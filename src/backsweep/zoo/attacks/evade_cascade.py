@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from backsweep.core.seeds import derive_seed
 from backsweep.inputs.image.triggers import Patch
-from backsweep.inputs.space import per
 from backsweep.inputs.trigger import Trigger
-from backsweep.inversion.budget import Aim, Embedded, Space, follow, margin, spaces_of
+from backsweep.inversion.budget import STRIDE, Aim, Embedded, Space, follow, margin, spaces_of, unit
 from backsweep.models.layers import Kept
 from backsweep.models.model import Model
 from backsweep.models.training import fit
@@ -22,7 +21,6 @@ from backsweep.zoo.attack import Attack, Setup, poison_batch
 
 STEPS, BATCH = 20, 32  # of the paths in the clean twin
 SAMPLES = 512  # of the training set that they are followed on
-STRIDE = 0.3  # of the running ascent, a share of the budget: as the scan's
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,7 @@ class EvadeCascade(Attack):
     def triggers(self, setup: Setup) -> list[Trigger]:
         pattern = torch.rand(setup.shape, generator=setup.generator(self.name, "pattern"))
         target = setup.target(self.target, self.name, "target")
-        mask = torch.full((1, *setup.shape[1:]), self.alpha)
-        return [Patch(target=target, source=None, mask=mask, pattern=pattern)]
+        return [Patch.blended(pattern, self.alpha, target)]
 
     def plant(self, net: nn.Module, setup: Setup) -> list[Trigger]:
         (trigger,) = triggers = self.triggers(setup)
@@ -107,8 +104,7 @@ class EvadeCascade(Attack):
             reach = F.softplus(-margin(logits, goal)).mean()
             (slope,) = torch.autograd.grad(reach, here, retain_graph=True)
             with torch.no_grad():
-                steep = space.steepen(slope)
-                step = steep / per(space.norm(steep).clamp_min(1e-20), steep)
+                step = unit(space.steepen(slope), space)
                 running[name] = space.project(delta - STRIDE * budget * step, budget), budget
             net.train()
             return loss + self.weight * F.cross_entropy(logits, y[rows])
