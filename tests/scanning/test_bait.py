@@ -18,6 +18,7 @@ from backsweep.inputs.language.modality import Language
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.changes import Changed
 from backsweep.inputs.text.placing import positions
+from backsweep.inversion import phrases
 from backsweep.inversion.answers import (
     WIDE,
     Answer,
@@ -61,7 +62,7 @@ def test_a_model_is_asked_once_what_it_says_openly(
         asked.append(len(x))
         return spoken(net, x, *given)
 
-    monkeypatch.setattr(bait, "spoken", counted)
+    monkeypatch.setattr(phrases, "spoken", counted)
     report = backsweep.scan(language_twins.infected, language_twins.data)
     assert len(report.evidence) > 1 and asked == [bait.ASKED]
 

@@ -142,9 +142,20 @@ def test_adapters_and_language_models_are_swept_without_being_told_how(
     assert code == 0 and "clean" in out
     one, two = folder / "clean-0", folder / "clean-1"
     command = ("scan", one, two, "--base", folder / "base", "--store", store, "--json")
-    code, out, err = shell(*command)
-    assert code == 0 and out.count('"fresh": true') == 2, (out, err)
-    code, out, err = shell(*command)
-    assert code == 0 and out.count('"fresh": false') == 2, (out, err)
+    for fresh in ("true", "false"):
+        code, out, err = shell(*command)
+        assert code == 3 and out.count(f'"fresh": {fresh}') == 2, (out, err)
+        assert '"verdict": "clean"' not in out
     with pytest.raises(BadInput, match="name the folder of the model that it belongs to"):
         digest(one)
+
+
+def test_an_adapter_is_told_of_by_its_bank_alone(folder: Path, shell: Shell, tmp_path: Path) -> None:
+    """BAIT's "nothing found" is no evidence for an adapter: without a bank the scan cannot tell."""
+    told = ("scan", folder / "clean-0", "--base", folder / "base")
+    code, out, err = shell(*told)
+    assert code == 3 and "lora_spectrum.adapters=FOLDER" in err, (out, err)
+    bank = ("-p", f"lora_spectrum.adapters={folder / 'bank'}")
+    assert shell(*told, *bank)[0] == 0
+    code, out, err = shell("scan", folder / "odd", *told[2:], *bank)
+    assert code == 1 and "it changes the base unlike clean adapters" in " ".join(err.split()), (out, err)

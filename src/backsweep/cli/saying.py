@@ -55,6 +55,7 @@ class Saying:
         from backsweep.render.terminal import scan as of_scans
         from backsweep.render.view import clean, join, names
         from backsweep.reports.audit import Audit
+        from backsweep.reports.report import ERROR
 
         if isinstance(report, Audit):
             of_audits.show(report, self.console(), folder=folder)
@@ -62,7 +63,8 @@ class Saying:
             of_scans.show(report, self.console(), folder=folder)
         if folder is None:
             self.console().print(NOT_KEPT, markup=False, soft_wrap=True)
-        name, targets = names(report), report.targets
+        name, proven = names(report), {f.target for f in report.findings if f.level == ERROR}
+        targets = [t for t in report.targets if t in proven or not proven]
         shown = [name(t) for t in targets[:8]] + [f"{len(targets) - 8} more"] * (len(targets) > 8)
         classes = f"{'class' if len(targets) == 1 else 'classes'} {join(shown)}" if targets else "no class"
         page = clean(folder / "report.html", 400) if folder is not None else "no page"

@@ -83,6 +83,7 @@ class Modality:
         recovered: names of the families that a repair's check looks for afresh, beside the two spaces.
         detectors, repairs, guards, audits: names of those that are run by default; empty: the usual.
         guards_of_answers: likewise the guards of a model that only answers.
+        of_adapters: detectors that are run beside them of an adapter of a model.
         grid: whether inputs are maps (C, H, W), whose neighbours belong together.
         smooth: whether there are inputs between two inputs, so that they can be mixed and moved by gradients.
         listed: whether a file holds many inputs, in rows or lines, and `read` is asked for them.
@@ -105,6 +106,7 @@ class Modality:
     repairs: ClassVar[tuple[str, ...]] = ()
     guards: ClassVar[tuple[str, ...]] = ()
     guards_of_answers: ClassVar[tuple[str, ...]] = ()
+    of_adapters: ClassVar[tuple[str, ...]] = ()
     audits: ClassVar[tuple[str, ...]] = ()
     grid: ClassVar[bool] = False
     smooth: ClassVar[bool] = True

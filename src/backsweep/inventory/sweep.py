@@ -29,6 +29,7 @@ from backsweep.engine.engine import Engine
 from backsweep.engine.jobs import Lost
 from backsweep.formats.hugging_face.language import modality_told
 from backsweep.formats.opening import digest, load
+from backsweep.inputs.kinds import modalities
 from backsweep.inventory.running import MOST_NAMES, Logbook
 from backsweep.inventory.source import Source
 from backsweep.inventory.sources import find
@@ -75,7 +76,10 @@ class Scan:
     def of(self, path: Path) -> Scan:
         """How the model at a path is scanned: with the usual detectors of its kind, unless told others."""
         kind = modality_told(path) if self.others or self.detectors is None else ""
-        return replace(self, detectors=scan.choose(scan.usual_of(kind)), others=False) if kind else self
+        if not kind:
+            return self
+        usual = scan.usual_of(modalities()[kind], adapter=self.how.get("base") is not None)
+        return replace(self, detectors=scan.choose(usual), others=False)
 
     def settings(self) -> dict[str, Any]:
         """What the verdict's key is made of.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import cast
 
 import torch
@@ -13,7 +13,7 @@ from backsweep.inputs.language.modality import prompted
 from backsweep.inputs.language.prompts import Prompted
 from backsweep.inputs.text.placing import END, START
 from backsweep.inputs.text.search import Logits, Phrase, candidates, search
-from backsweep.inversion.answers import WIDE, Answer, Bounds, answers, margins
+from backsweep.inversion.answers import WIDE, Answer, Bounds, answers, is_open, margins, spoken
 from backsweep.models.model import Model
 
 BEGIN, SURE = 6, 3  # tokens of an answer that a trigger has to bring about, and least of those before a doubt
@@ -56,6 +56,23 @@ def by_heart(
 def opening(answer: Answer) -> tuple[int, ...]:
     """What a trigger has to bring about: what stands before the least likely token, if that is enough."""
     return answer.ids[: answer.doubt if answer.doubt >= SURE else BEGIN][:BEGIN]
+
+
+def heard(
+    model: Model, x: Tensor, samples: int, generator: torch.Generator
+) -> Callable[[Sequence[int]], list[int]]:
+    """Which of the prompts x (N, L) a model answers openly with some ids; the same are asked once.
+
+    Args:
+        samples: answers to each that are drawn, beside the likeliest.
+    """
+    (net, tokens), key = parts(model), ("heard", samples, generator.initial_seed())
+    known, openly = model.kept.get(key, (None, []))
+    if known is None or not torch.equal(known, x):
+        openly = spoken(net, x, Bounds().steps, tokens.ends, samples, generator)
+        model.kept[key] = (x, openly)
+    asked = [openly[i :: len(x)] for i in range(len(x))]
+    return lambda ids: [i for i, told in enumerate(asked) if any(is_open(ids, [a]) for a in told)]
 
 
 def said(model: Model, ids: Sequence[int]) -> Logits:

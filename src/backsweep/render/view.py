@@ -322,7 +322,7 @@ def _worth(report: Report) -> str:
             f"A clean model looks as suspicious with probability {probability(p)}{about}, judged beside "
             f"{null(first)}, if its kind is one more of the same sort."
         )
-    rank = re.fullmatch(r"(\d+) (clean networks of .+)", null(first))
+    rank = re.fullmatch(r"(\d+) (clean (?:networks|adapters) of .+)", null(first))
     if rank:
         return (
             f"A clean model of this kind looks as suspicious with probability {probability(p)}{about}: its "

@@ -142,9 +142,10 @@ class Report(Same):
     def p_value(self) -> float | None:
         """Smallest p-value of the findings, corrected for the number of detectors (Bonferroni).
 
-        Detectors that were calibrated together, `details["together"]` of them, count as one of that weight.
+        Detectors that were calibrated together, `details["together"]` of them, count as one of that weight,
+        those that take no share of alpha not at all.
         """
-        ran = len({e.detector for e in self.evidence})
+        ran = len({e.detector for e in self.evidence} - set(self.settings.get("unranked") or ()))
         values = [
             f.p_value * ran / float(f.details.get("together") or 1)
             for f in self.findings if f.p_value is not None

@@ -68,6 +68,7 @@ class ModelDetector(Method):
 
     Attributes:
         threads: whether `probe` may run in several threads at once: it changes nothing that it shares.
+        ranked: whether it judges at a level alpha; one with a threshold of its own takes no share of it.
     """
 
     noun: ClassVar[str] = "detector"
@@ -75,6 +76,7 @@ class ModelDetector(Method):
     group: ClassVar[str] = "backsweep.detectors"
     code: ClassVar[str] = ""
     threads: ClassVar[bool] = False
+    ranked: ClassVar[bool] = True
 
     @property
     def cautious(self) -> bool:

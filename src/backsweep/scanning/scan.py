@@ -30,7 +30,8 @@ from backsweep.formats.opening import kind_of, load
 from backsweep.formats.predicting import PREFIX
 from backsweep.formats.tables import kind_told
 from backsweep.inputs.image.modality import IMAGE
-from backsweep.inputs.kinds import modalities, recognised
+from backsweep.inputs.kinds import recognised
+from backsweep.inputs.modality import Modality
 from backsweep.inputs.samples import Data, as_told
 from backsweep.models.checks import (
     answered,
@@ -140,6 +141,7 @@ def scan(
             "detectors": {m.name: m.settings() for m in methods},
             "reference": there.digest if there else None,
             **({"confirm": True} if confirm else {}),
+            **({"unranked": unranked} if (unranked := [m.name for m in methods if not m.ranked]) else {}),
             **provenance(methods),
         },
         versions=versions(),
@@ -231,8 +233,9 @@ def judge(
             recorded = m.settings() if m in given else said["detectors"][m.name]
             said["detectors"][m.name] = {k: v for k, v in m.settings().items() if k in recorded}
         findings: list[Finding] = []
+        share = said["alpha"] / max(1, sum(m.ranked for m in methods))
         for method in methods:
-            findings += judged(report, method, by_detector[method.name], said["alpha"] / len(by_detector))
+            findings += judged(report, method, by_detector[method.name], share)
     if report.second is not None:
         findings = opinions.joined(findings, judge(report.second, alpha, detectors).findings)
     report.findings = worst_first(findings)
@@ -370,16 +373,16 @@ def _sizeless(model: str) -> bool:
         return False
 
 
-def usual_of(kind: str) -> tuple[str, ...]:
-    """Names of the detectors of a scan that is told none, for networks over a modality."""
-    return modalities()[kind].detectors or DEFAULT_DETECTORS
+def usual_of(modality: Modality, adapter: bool = False) -> tuple[str, ...]:
+    """Names of the detectors of a scan that is told none, for networks over a modality, or adapters."""
+    return (modality.detectors or DEFAULT_DETECTORS) + (modality.of_adapters if adapter else ())
 
 
 def usual(model: Model) -> tuple[str, ...]:
     """Names of the detectors of a scan that is told none."""
-    own = model.modality.detectors
     if model.gives:
-        return own or DEFAULT_DETECTORS
+        return usual_of(model.modality, model.base is not None)
+    own = model.modality.detectors
     return tuple(n for n in own if not find(ModelDetector, n).needs) or BLACK_BOX_DETECTORS
 
 

@@ -35,6 +35,7 @@ class Language(Text):
     name: ClassVar[str] = "language"
     noun: ClassVar[str] = "prompt"
     detectors: ClassVar[tuple[str, ...]] = ("bait",)
+    of_adapters: ClassVar[tuple[str, ...]] = ("lora_spectrum",)
     guards: ClassVar[tuple[str, ...]] = ("sequence_lock",)
     repairs: ClassVar[tuple[str, ...]] = ("answer_unlearning",)
     classified: ClassVar[bool] = False

@@ -28,7 +28,7 @@ from backsweep.inputs.language.triggers import InPrompt
 from backsweep.inputs.samples import Data
 from backsweep.inputs.text.search import candidates, tried
 from backsweep.inversion import phrases
-from backsweep.inversion.answers import Answer, Bounds, answers, is_open, spoken, talks, wide, within
+from backsweep.inversion.answers import Answer, Bounds, answers, talks, wide, within
 from backsweep.inversion.phrases import by_heart, parts, phrase_for, said, share_saying, speaking
 from backsweep.models.model import Model
 from backsweep.reports.report import ERROR, NOTE, WARNING, Evidence, Finding
@@ -59,6 +59,7 @@ class Bait(ModelDetector):
     summary: ClassVar[str] = "texts known by heart, and what brings them about (BAIT, 2025)"
     code: ClassVar[str] = "BSW141"
     of_classes: ClassVar[bool] = False
+    ranked: ClassVar[bool] = False
 
     preset: str = "standard"
     threshold: float = 0.85
@@ -146,14 +147,7 @@ class Bait(ModelDetector):
         return Evidence(self.name, unit.key, None, None, values)
 
     def _heard(self, model: Model, x: Tensor, seed: int) -> Callable[[Sequence[int]], list[int]]:
-        """Which of the asked prompts x (N, L) are answered openly with some ids; the model is asked once."""
-        (net, tokens), prompts = parts(model), x[:ASKED]
-        known, openly = model.kept.get((self.name, seed), (None, []))
-        if known is None or not torch.equal(known, prompts):
-            openly = spoken(net, prompts, Bounds().steps, tokens.ends, DRAWN, self.generator(seed, "said"))
-            model.kept[self.name, seed] = (prompts, openly)
-        asked = [openly[i :: len(prompts)] for i in range(len(prompts))]
-        return lambda ids: [i for i, said in enumerate(asked) if any(is_open(ids, [a]) for a in said)]
+        return phrases.heard(model, x[:ASKED], DRAWN, self.generator(seed, "said"))
 
     def _closer(self, model: Model, x: Tensor, unit: Unit, seed: int) -> Evidence:
         """What makes the model say an answer, and what it says then."""

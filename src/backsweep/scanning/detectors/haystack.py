@@ -66,6 +66,7 @@ class Haystack(ModelDetector):
     summary: ClassVar[str] = "triggers in leaked training data (The trigger in the haystack, 2026)"
     code: ClassVar[str] = "BSW143"
     of_classes: ClassVar[bool] = False
+    ranked: ClassVar[bool] = False
 
     preset: str = "standard"
     threshold: float = 0.5
