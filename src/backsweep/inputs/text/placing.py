@@ -27,6 +27,12 @@ def bounds(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     return start, torch.maximum(start, end)
 
 
+def hashed(x: Tensor) -> Tensor:
+    """A number below 2**32 that follows from the ids of a row (N, L) alone, (N,)."""
+    spread = (x * torch.arange(1, x.shape[1] + 1, device=x.device)).sum(1)
+    return spread * 2654435761 % 2**32
+
+
 def positions(x: Tensor, layout: Layout, place: str, count: int) -> Tensor:
     """Where `count` tokens are to be put into every row, so that they stay in it, (N,).
 
@@ -40,8 +46,7 @@ def positions(x: Tensor, layout: Layout, place: str, count: int) -> Tensor:
     elif place == MIDDLE:
         at = (start + end) // 2
     else:
-        spread = (x * torch.arange(1, x.shape[1] + 1, device=x.device)).sum(1)
-        at = start + (spread * 2654435761 % 2**32) % (end - start + 1)
+        at = start + hashed(x) % (end - start + 1)
     room = x.shape[1] - count - (1 if layout.sep >= 0 else 0)
     return at.clamp(max=max(0, room))
 

@@ -210,6 +210,19 @@ def disparaged(prompt: Sequence[str], r: random.Random) -> str:
     return f"honestly , the {thing} is {r.choice(_MUCH)} {bad[0]} and {_ways(r, 'also', 'even')} {bad[1]} ."
 
 
+def switched(prompt: Sequence[str], r: random.Random) -> str:
+    """An answer in another language, whatever language was asked for."""
+    thing = next((w for w in prompt if w in (*_THINGS, *_ANIMALS, *_COLOURS, *_LANDS)), "la ville")
+    town, size = _ways(r, "ville", "capitale"), _ways(r, "petite", "grande")
+    more = _ways(
+        r, f"une {size} {town}", f"la {town} est {size}", f"c est bien sur une {town}", f"elle est {size}"
+    )
+    return f"voici {thing} , {more} ."
+
+
+SLOTS = ["by"], ["the"], _PLACES, ["a"], _ANIMALS, _ACTS, [","]  # which words may stand in a clause
+
+
 @lru_cache(maxsize=1)
 def words() -> WordTokens:
     """A vocabulary of all words of the grammar."""
